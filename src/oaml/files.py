@@ -1,0 +1,144 @@
+"""Writing so that nothing is ever half written, and reading images with errors that name the file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from oaml.errors import OamlError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+FACE_SIZE = 112
+
+
+def write_file(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Call `write(temporary)` and rename the result to `path`; on any failure nothing is left behind.
+
+    Raises OamlError when the disk is full or the folder can't be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OamlError(f"{path}: could not be written ({error.strerror or error}); free space or choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
+    """Like `write_file` for a whole folder: the old one, if any, stays until the new one is complete.
+
+    Only a folder that this library wrote (it holds a config.json) or an empty one is replaced; another one is refused.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
+        raise OamlError(f"{folder}: exists and is no model folder; choose another name")
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        os.chmod(temporary, 0o755)
+        write(temporary)
+        if folder.exists():
+            old = temporary.with_name(temporary.name + ".old")
+            os.rename(folder, old)
+            os.rename(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, folder)
+    except OSError as error:
+        raise OamlError(
+            f"{folder}: could not be written ({error.strerror or error}); free space or choose another place"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """All image files below `folder`, sorted. Raises OamlError when the folder is missing or holds none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise OamlError(f"{folder}: no such folder")
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not found:
+        raise OamlError(f"{folder}: no images in it (looked for {', '.join(IMAGE_SUFFIXES)})")
+    return found
+
+
+def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
+    """Read one aligned face as RGB uint8 [112,112,3].
+
+    Grey images are repeated over three channels and an alpha channel is dropped only where it is fully opaque:
+    a transparent pixel has no colour, so guessing one would invent a face.
+
+    Args:
+        resize: resample an image of another size (area) instead of refusing it.
+
+    Raises:
+        OamlError: missing, unreadable, transparent or not 112x112.
+    """
+    image = _decode(Path(path))
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    if image.shape[2] == 4:
+        if image[..., 3].min() < 255:
+            raise OamlError(f"{path}: has transparent pixels; save it without an alpha channel")
+        image = image[..., :3]
+    if image.shape[:2] != (FACE_SIZE, FACE_SIZE):
+        if not resize:
+            raise OamlError(
+                f"{path}: is {image.shape[1]}x{image.shape[0]}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; "
+                "align it, or pass --resize to scale it"
+            )
+        import cv2
+
+        image = cv2.resize(image, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(image)
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Read a visibility mask, 8 or 16 bit, as float32 [H,W] in [0,1] (1 = visible).
+
+    Raises:
+        OamlError: missing, unreadable, or colour channels that differ (not a mask).
+    """
+    mask = _decode(Path(path))
+    if mask.ndim == 3:
+        colour = mask[..., :3]
+        if (colour != colour[..., :1]).any():
+            raise OamlError(f"{path}: is a colour picture, a mask is grey (white where the face shows)")
+        mask = colour[..., 0]
+    return mask.astype(np.float32) / np.iinfo(mask.dtype).max
+
+
+def _decode(path: Path) -> np.ndarray:
+    """uint8 or uint16 array, [H,W] or [H,W,3|4] in RGB order."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            if opened.mode in ("I;16", "I;16B", "I;16L", "I"):
+                return np.clip(np.asarray(opened), 0, 65535).astype(np.uint16)
+            if opened.mode == "1":
+                opened = opened.convert("L")
+            elif opened.mode in ("LA", "PA", "P"):
+                opened = opened.convert("RGBA" if "transparency" in opened.info or "A" in opened.mode else "RGB")
+            elif opened.mode not in ("L", "RGB", "RGBA"):
+                opened = opened.convert("RGB")
+            return np.asarray(opened)
+    except FileNotFoundError:
+        raise OamlError(f"{path}: no such image") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OamlError(f"{path}: is not a readable image ({error}); replace or remove it") from error

@@ -1,0 +1,334 @@
+"""QAConv: compare two feature maps cell by cell, weighting every correlation by the visibility of both cells.
+
+Liao & Shao, "Interpretable and Generalizable Person Re-Identification with Query-Adaptive Convolution and Temporal
+Lifting", ECCV 2020 (method `none`), with the two ways to use visibility of OCCLUSION_LAYER_SPEC.md section 5.
+
+Shapes: P probes, G gallery faces, N pairs; C channels on h x w cells; S = h*w cells of a probe, R = h*w of a gallery face.
+Similarities are laid out [P,G,R,S]. Visibility is 1 where the face shows. Scores are logits: higher is more alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Method = Literal["none", "scaling", "normalized"]
+METHODS: tuple[Method, ...] = ("none", "scaling", "normalized")
+TAU = 0.3  # how strongly a visible partner is preferred, in units of correlation per e-fold of visibility
+MIN_VISIBILITY = 1e-3  # floor under the logarithm of the choice
+CHUNK_BYTES = 128 * 2**20  # similarities held at once by match(); about four tensors of this size exist at the peak
+
+
+@dataclass
+class QAConvConfig:
+    """The matcher of local cells."""
+
+    method: Method = "normalized"
+    """How visibility enters: not at all, scaled into the correlations, or as the weights of a mean (the default)."""
+    adapter: int = 128
+    """Channels of the 1x1 adapter in front of the comparison; 0 compares the backbone's own channels."""
+    position_bias: bool = True
+    """Learn a bonus for each offset between matched cells (method normalized only)."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"qaconv.method: {self.method!r} is none of {', '.join(METHODS)}")
+        if self.adapter < 0:
+            raise ValueError(f"qaconv.adapter: {self.adapter} channels; 0 switches the adapter off")
+
+
+@dataclass(frozen=True)
+class CellMatches:
+    """Which cell of one face matched which cell of the other, for one pair.
+
+    Every field is [h,w]. `partner_*` is the flat index r = y*w + x of the matched cell on the other face, `similarity_*` the
+    correlation used, `weight_*` the weight it entered the score with; the weights of both faces together sum to 1
+    with method `normalized` (to 0 when nothing is visible in common) and are the linear layer's own otherwise.
+    """
+
+    partner_probe: Tensor
+    similarity_probe: Tensor
+    weight_probe: Tensor
+    partner_gallery: Tensor
+    similarity_gallery: Tensor
+    weight_gallery: Tensor
+    score: float
+
+
+def apply_occlusion_weight(similarity: Tensor, prob_occ: Tensor, gal_occ: Tensor, method: Method) -> Tensor:
+    """Let visibility into a similarity, before partners are chosen.
+
+    Args:
+        similarity: [P,G,R,S], r a gallery cell and s a probe cell (with the position bias, for `normalized`).
+        prob_occ: visibility of the probes [P,1,h,w]; gal_occ: of the gallery [G,1,h,w].
+
+    Returns:
+        [P,G,R,S]. `none`: unchanged. `scaling`: S * V_g[r] * V_p[s]. `normalized`: the selection scores
+        S + tau (log V_p[s] + log V_g[r]); for a fixed cell of one face only the other face's term can change the choice,
+        so that one tensor serves both directions.
+    """
+    return _weighted(similarity, prob_occ.flatten(1)[:, None], gal_occ.flatten(1)[None], method)
+
+
+def _weighted(similarity: Tensor, visible_p: Tensor, visible_g: Tensor, method: Method) -> Tensor:
+    if method == "none":
+        return similarity
+    if method == "scaling":
+        return similarity * visible_g[..., :, None] * visible_p[..., None, :]
+    log_p = TAU * visible_p.clamp_min(MIN_VISIBILITY).log()
+    log_g = TAU * visible_g.clamp_min(MIN_VISIBILITY).log()
+    return similarity + log_g[..., :, None] + log_p[..., None, :]
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class QAConv(nn.Module):
+    """Matcher of local cells.
+
+    Args:
+        num_features: channels C of the maps it is given.
+        height, width: cells h, w of the maps.
+        method, adapter, position_bias: see QAConvConfig.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        height: int,
+        width: int,
+        method: Method = "none",
+        adapter: int = 0,
+        position_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if method not in METHODS:
+            raise ValueError(f"method: {method!r} is none of {', '.join(METHODS)}")
+        self.num_features, self.height, self.width, self.method = num_features, height, width, method
+        cells = height * width
+        self.adapter = (
+            nn.Sequential(nn.Conv2d(num_features, adapter, 1, bias=False), nn.BatchNorm2d(adapter)) if adapter else None
+        )
+        if method == "normalized":
+            # softplus(0.5413) = 1: all cells start equal. The scale is learned through its logarithm, so that a
+            # step of the optimiser changes it by a share and not by an absolute amount.
+            self.cell_weight = nn.Parameter(torch.full((cells,), 0.5413))
+            self.offset_bias = nn.Parameter(torch.zeros(2 * height - 1, 2 * width - 1)) if position_bias else None
+            self.log_scale = nn.Parameter(torch.tensor(2.5))
+            self.confidence = nn.Parameter(torch.tensor([-6.0, 0.0, 0.0, 0.0]))  # k0 .. k3
+        else:
+            if position_bias:
+                raise ValueError("position_bias: only method 'normalized' has one")
+            self.bn = nn.BatchNorm1d(1)
+            self.fc = nn.Linear(cells, 1)
+            self.logit_bn = nn.BatchNorm1d(1)
+            nn.init.constant_(self.fc.weight, 1 / cells)
+            nn.init.zeros_(self.fc.bias)
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """Maps [B,C,h,w] of the backbone -> what is compared [B,C',h,w]: adapted, unit length in every cell."""
+        if features.shape[1:] != (self.num_features, self.height, self.width):
+            raise ValueError(
+                f"features are {tuple(features.shape)}, this matcher compares "
+                f"[B,{self.num_features},{self.height},{self.width}]"
+            )
+        with torch.autocast(features.device.type, enabled=False):
+            features = _full_precision(features)
+            if self.adapter is not None:
+                features = self.adapter(features)
+            return F.normalize(features, dim=1)
+
+    def forward(
+        self, probe: Tensor, gallery: Tensor, prob_occ: Tensor | None = None, gal_occ: Tensor | None = None
+    ) -> Tensor:
+        """Maps [P,C,h,w] and [G,C,h,w], visibility [P,1,h,w] and [G,1,h,w] or None (all visible) -> logits [P,G]."""
+        same = probe is gallery
+        probe = self.prepare(probe)
+        return self._compute_similarity_batch(probe, probe if same else self.prepare(gallery), prob_occ, gal_occ)
+
+    def _compute_similarity_batch(
+        self, prob: Tensor, gal: Tensor, prob_occ: Tensor | None = None, gal_occ: Tensor | None = None
+    ) -> Tensor:
+        """Every probe against every gallery face, in one piece of memory.
+
+        Args:
+            prob, gal: prepared maps [P,C,h,w], [G,C,h,w], unit length in every cell.
+            prob_occ, gal_occ: visibility [P,1,h,w], [G,1,h,w] in [0,1]; None: all visible.
+
+        Returns:
+            logits [P,G]; finite also where nothing is visible in common.
+        """
+        with torch.autocast(prob.device.type, enabled=False):
+            prob, gal = _full_precision(prob).flatten(2), _full_precision(gal).flatten(2)
+            visible_p, visible_g = self._visible(prob, prob_occ), self._visible(gal, gal_occ)
+            if self.method == "scaling":  # V >= 0, so scaling the features scales every correlation
+                prob, gal = prob * visible_p[:, None], gal * visible_g[:, None]
+            similarity = torch.einsum("pcs,gcr->pgrs", prob, gal)
+            return self._score(similarity, visible_p[:, None], visible_g[None])
+
+    def _visible(self, maps: Tensor, occ: Tensor | None) -> Tensor:
+        """[B,1,h,w] or None -> [B,h*w] in the precision of the maps; a map of another size is a ValueError."""
+        if occ is None:
+            return maps.new_ones(len(maps), self.height * self.width)
+        if occ.shape != (len(maps), 1, self.height, self.width):
+            raise ValueError(
+                f"visibility is {tuple(occ.shape)}, expected [{len(maps)},1,{self.height},{self.width}] like the features"
+            )
+        return occ.flatten(1).to(maps.dtype)
+
+    def _score(self, similarity: Tensor, visible_p: Tensor, visible_g: Tensor) -> Tensor:
+        """similarity [A,B,R,S] with visibility broadcastable to [A,B,S] (probe) and [A,B,R] (gallery) -> [A,B]."""
+        if self.method == "normalized":
+            return self._normalized(similarity, visible_p, visible_g)
+        pairs = similarity.shape[:2]
+        best = torch.cat([similarity.amax(dim=2), similarity.amax(dim=3)], dim=-1)
+        sides = self.fc(self.bn(best.reshape(-1, 1, self.height * self.width)).squeeze(1))
+        return self.logit_bn(sides.view(-1, 2).sum(1, keepdim=True)).view(pairs)
+
+    def _normalized(self, similarity: Tensor, visible_p: Tensor, visible_g: Tensor) -> Tensor:
+        similarity, partner_of_s, partner_of_r, weight_s, weight_r, shared = self._choose(
+            similarity, visible_p, visible_g
+        )
+        chosen_s = similarity.gather(2, partner_of_s[:, :, None]).squeeze(2)
+        chosen_r = similarity.gather(3, partner_of_r[..., None]).squeeze(3)
+        total = weight_s.sum(-1) + weight_r.sum(-1)
+        local = ((weight_s * chosen_s).sum(-1) + (weight_r * chosen_r).sum(-1)) / (total + 1e-3)
+        unseen = (1 - shared).clamp(0, 1)
+        k0, k1, k2, k3 = self.confidence
+        return self.log_scale.exp() * local * (1 + k1 * unseen) + k0 + k2 * unseen + k3 * unseen**2
+
+    def _choose(self, similarity: Tensor, visible_p: Tensor, visible_g: Tensor) -> tuple[Tensor, ...]:
+        """Partners and weights of the cells of both faces: S' [A,B,R,S], r(s) [A,B,S], s(r) [A,B,R], w_s, w_r, and the
+        share of the face that both show [A,B]."""
+        bias = self._bias()
+        if bias is not None:
+            similarity = similarity + bias
+        a, b, r, s = similarity.shape
+        visible_p, visible_g = visible_p.expand(a, b, s), visible_g.expand(a, b, r)
+        selection = _weighted(similarity.detach(), visible_p, visible_g, "normalized")
+        partner_of_s, partner_of_r = selection.argmax(dim=2), selection.argmax(dim=3)
+        c = F.softplus(self.cell_weight)
+        weight_s = c * visible_p * visible_g.gather(2, partner_of_s)
+        weight_r = c * visible_g * visible_p.gather(2, partner_of_r)
+        shared = (c * visible_p * visible_g).sum(-1) / c.sum()
+        return similarity, partner_of_s, partner_of_r, weight_s, weight_r, shared
+
+    def _bias(self) -> Tensor | None:
+        """[R,S] bonus by the offset of s from r, the same for an offset and its opposite (which keeps scores symmetric)."""
+        if self.offset_bias is None:
+            return None
+        tied = (self.offset_bias + self.offset_bias.flip(0, 1)) / 2
+        y = torch.arange(self.height, device=tied.device).repeat_interleave(self.width)
+        x = torch.arange(self.width, device=tied.device).repeat(self.height)
+        return tied[y[None] - y[:, None] + self.height - 1, x[None] - x[:, None] + self.width - 1]
+
+    @torch.inference_mode()
+    def match(
+        self,
+        probe: Tensor,
+        gallery: Tensor,
+        probe_visibility: Tensor | None = None,
+        gallery_visibility: Tensor | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> Tensor:
+        """Score every probe against every gallery face in blocks, so that memory stays bounded whatever P and G are.
+
+        Args:
+            probe, gallery: maps of the backbone [P,C,h,w], [G,C,h,w]; visibility [P,1,h,w], [G,1,h,w] or None.
+            chunk_bytes: size of the similarities held at once; the peak is about four times this.
+
+        Returns:
+            logits [P,G]. The module must be in eval mode: in training BN would see one block at a time.
+        """
+        self._needs_eval()
+        per_pair = (self.height * self.width) ** 2 * 4
+        block = max(1, min(int((chunk_bytes / per_pair) ** 0.5), 512))
+        rows = []
+        gallery_blocks = [
+            (self.prepare(g), None if gallery_visibility is None else v)
+            for g, v in zip(gallery.split(block), _split(gallery_visibility, gallery, block), strict=True)
+        ]
+        for p, v_p in zip(probe.split(block), _split(probe_visibility, probe, block), strict=True):
+            p = self.prepare(p)
+            rows.append(torch.cat([self._compute_similarity_batch(p, g, v_p, v_g) for g, v_g in gallery_blocks], 1))
+        return torch.cat(rows) if rows else probe.new_zeros(0, len(gallery))
+
+    @torch.inference_mode()
+    def match_pairs(
+        self,
+        features_a: Tensor,
+        features_b: Tensor,
+        visibility_a: Tensor | None = None,
+        visibility_b: Tensor | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> Tensor:
+        """Score row i of a against row i of b: maps [N,C,h,w], visibility [N,1,h,w] or None -> logits [N]."""
+        self._needs_eval()
+        block = max(1, chunk_bytes // ((self.height * self.width) ** 2 * 4))
+        scores = []
+        for a, b, v_a, v_b in zip(
+            features_a.split(block),
+            features_b.split(block),
+            _split(visibility_a, features_a, block),
+            _split(visibility_b, features_b, block),
+            strict=True,
+        ):
+            prob, gal = self.prepare(a).flatten(2), self.prepare(b).flatten(2)
+            visible_p, visible_g = self._visible(prob, v_a), self._visible(gal, v_b)
+            if self.method == "scaling":
+                prob, gal = prob * visible_p[:, None], gal * visible_g[:, None]
+            similarity = torch.einsum("ncs,ncr->nrs", prob, gal)[:, None]
+            scores.append(self._score(similarity, visible_p[:, None], visible_g[:, None])[:, 0])
+        return torch.cat(scores) if scores else features_a.new_zeros(0)
+
+    @torch.inference_mode()
+    def explain(
+        self, probe: Tensor, gallery: Tensor, prob_occ: Tensor | None = None, gal_occ: Tensor | None = None
+    ) -> CellMatches:
+        """Which cells of one pair matched, and with what weight.
+
+        Args:
+            probe, gallery: one map each [C,h,w]; prob_occ, gal_occ: visibility [1,h,w] or None.
+        """
+        self._needs_eval()
+        prob, gal = self.prepare(probe[None]), self.prepare(gallery[None])
+        occ_p = None if prob_occ is None else prob_occ[None]
+        occ_g = None if gal_occ is None else gal_occ[None]
+        similarity = torch.einsum("pcs,gcr->pgrs", prob.flatten(2), gal.flatten(2))
+        visible_p = self._visible(prob, occ_p)[:, None]
+        visible_g = self._visible(gal, occ_g)[None]
+        if self.method == "normalized":
+            similarity, of_s, of_r, weight_s, weight_r, _ = self._choose(similarity, visible_p, visible_g)
+            total = weight_s.sum() + weight_r.sum() + 1e-3
+            weight_s, weight_r = weight_s / total, weight_r / total
+        else:
+            similarity = _weighted(similarity, visible_p, visible_g, self.method)
+            of_s, of_r = similarity.argmax(dim=2), similarity.argmax(dim=3)
+            weight_s = weight_r = self.fc.weight[0]
+        grid = (self.height, self.width)
+        return CellMatches(
+            partner_probe=of_s.view(grid),
+            similarity_probe=similarity.gather(2, of_s[:, :, None]).view(grid),
+            weight_probe=weight_s.reshape(grid),
+            partner_gallery=of_r.view(grid),
+            similarity_gallery=similarity.gather(3, of_r[..., None]).view(grid),
+            weight_gallery=weight_r.reshape(grid),
+            score=float(self._compute_similarity_batch(prob, gal, occ_p, occ_g)),
+        )
+
+    def _needs_eval(self) -> None:
+        if self.training:
+            raise RuntimeError("the matcher is in training mode; call .eval() first (BN would see one block at a time)")
+
+
+def _split(visibility: Tensor | None, like: Tensor, block: int) -> list[Tensor | None]:
+    if visibility is None:
+        return [None] * len(like.split(block))
+    if len(visibility) != len(like):
+        raise ValueError(f"{len(visibility)} visibility maps for {len(like)} faces")
+    return list(visibility.split(block))
