@@ -1,0 +1,325 @@
+"""What one training step sees: recognition images and occlusion images, drawn from two streams, augmented with their masks.
+
+Every choice is a function of (seed, step, process): samplers carry no state, so that a run resumed at a step sees what
+the uninterrupted one saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from oaml.datasets.masked import MaskedFolder
+from oaml.datasets.people import DrawnFolder, People, PeopleFolder, Split, split_name
+from oaml.errors import OamlError
+from oaml.files import list_images, read_image
+from oaml.occluders import KINDS, load_templates, occlude
+
+Item = tuple[int, int]  # index into a dataset, seed of its random choices
+
+
+@dataclass
+class DataConfig:
+    """The two streams of a training step."""
+
+    people: Path | None = None
+    """Folder per person with aligned 112x112 faces."""
+    drawn_people: int = 0
+    """Draw this many people instead of reading a folder (a test pattern)."""
+    drawn_shots: int = 20
+    """Pictures of every drawn person."""
+    use: Literal["all", "train"] = "all"
+    """all: every person trains. train: only the training split (by the hash of the person's name, 7 of 10)
+    trains, one of 10 validates, two of 10 are left for the report."""
+    resize: bool = False
+    """Scale images that are not 112x112 instead of refusing them."""
+    identities: int = 16
+    """Identities in a recognition batch (P)."""
+    images: int = 4
+    """Images of every identity in a recognition batch (K)."""
+    sampler: Literal["pk", "graph"] = "pk"
+    """pk: identities at random. graph: an identity with its nearest ones (they are looked up again every
+    graph_every steps)."""
+    graph_every: int = 1000
+    """Steps between look-ups of the nearest identities (sampler graph)."""
+    cover_probability: float = 0.5
+    """Share of recognition images that are covered by a drawn occluder."""
+    kinds: list[str] = field(default_factory=lambda: list(KINDS))
+    """Drawn occluders in use."""
+    templates: Path | None = None
+    """Folder of RGBA pictures of masks, used for the kind `mask` beside the drawn ones."""
+    masks: list[Path] = field(default_factory=list)
+    """Folders of covered faces with masks (images/ + masks/, or kept_faces/ + masks/)."""
+    clean: list[Path] = field(default_factory=list)
+    """Folders of bare faces, used with masks of ones; empty: the recognition images serve."""
+    occlusion_batch: int = 16
+    """Images of the occlusion stream in a step; 0 switches it off."""
+    clean_share: float = 0.2
+    """Share of bare faces in the occlusion stream."""
+    drawn_share: float = 0.0
+    """Share of the covered faces of the occlusion stream that are drawn on recognition images; 1 if there are no masks."""
+    workers: int = 2
+    """Processes that read images."""
+
+    def __post_init__(self) -> None:
+        if (self.people is None) == (self.drawn_people == 0):
+            raise ValueError("data.people or data.drawn_people: give one of the two")
+        for name in ("cover_probability", "clean_share", "drawn_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name}: {getattr(self, name)} is not in [0, 1]")
+        if self.identities < 2 or self.images < 2:
+            raise ValueError("data.identities and data.images: a batch needs at least 2 people with 2 images")
+        if unknown := set(self.kinds) - set(KINDS):
+            raise ValueError(f"data.kinds: unknown {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
+        if not self.kinds and (self.cover_probability or self.drawn_share):
+            raise ValueError("data.kinds: empty; set cover_probability and drawn_share to 0 to draw nothing")
+
+    def load_people(self, split: Split) -> People:
+        """The people of a split; with `use: all` the training split is everybody."""
+        keep: Callable[[str], bool] | None = lambda name: split_name(name) == split  # noqa: E731
+        if split == "train" and self.use == "all":
+            keep = None
+        if self.people is not None:
+            return PeopleFolder(self.people, keep, self.resize)
+        return DrawnFolder(self.drawn_people, self.drawn_shots, use=keep)
+
+
+class RecognitionStream(Dataset[dict[str, Any]]):
+    """People, each image covered with `cover_probability` by a drawn occluder."""
+
+    def __init__(self, people: People, config: DataConfig) -> None:
+        self.people = people
+        self.cover_probability, self.kinds = config.cover_probability, config.kinds
+        self.templates = load_templates(config.templates) if config.templates else []
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def __getitem__(self, item: Item) -> dict[str, Any]:
+        index, seed = item
+        rng = np.random.default_rng(seed)
+        image, mask = self.people.image(index), np.ones((112, 112), np.float32)
+        if rng.random() < self.cover_probability:
+            image, mask = _cover(image, self.kinds, rng, self.templates)
+        return _sample(image, mask, self.people.names[index], label=int(self.people.labels[index]))
+
+
+class OcclusionStream(Dataset[dict[str, Any]]):
+    """Covered faces with real masks, covered faces with drawn covers, bare faces with masks of ones: three groups,
+    one after the other, which MixSampler draws from by their shares."""
+
+    def __init__(self, people: People, config: DataConfig) -> None:
+        self.people, self.kinds = people, config.kinds
+        self.templates = load_templates(config.templates) if config.templates else []
+        self.masked = [MaskedFolder(folder, config.resize) for folder in config.masks]
+        self.clean = [path for folder in config.clean for path in list_images(folder)]
+        self.resize = config.resize
+        sizes = [sum(map(len, self.masked)), len(people), len(self.clean) or len(people)]
+        ends = np.cumsum([0, *sizes])
+        self.groups = [range(ends[i], ends[i + 1]) for i in range(3)]
+        covered, drawn = 1 - config.clean_share, config.drawn_share if self.masked else 1.0
+        self.shares = [covered * (1 - drawn), covered * drawn, config.clean_share]
+
+    def __len__(self) -> int:
+        return self.groups[-1].stop
+
+    def __getitem__(self, item: Item) -> dict[str, Any]:
+        index, seed = item
+        if index < self.groups[0].stop:
+            for folder in self.masked:
+                if index < len(folder):
+                    return _sample(*folder.pair(index), folder.names[index])
+                index -= len(folder)
+        if index < self.groups[1].stop:
+            person = index - self.groups[1].start
+            rng = np.random.default_rng(seed)
+            return _sample(*_cover(self.people.image(person), self.kinds, rng, self.templates), self.people.names[person])
+        index -= self.groups[2].start
+        ones = np.ones((112, 112), np.float32)
+        if self.clean:
+            return _sample(read_image(self.clean[index], resize=self.resize), ones, str(self.clean[index]))
+        return _sample(self.people.image(index), ones, self.people.names[index])
+
+
+def _cover(
+    image: np.ndarray, kinds: Sequence[str], rng: np.random.Generator, templates: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    kind = kinds[rng.integers(len(kinds))]
+    # a user's pictures of masks stand beside the drawn masks, half and half
+    covered = occlude(image, kind, rng, templates if kind == "mask" and rng.random() < 0.5 else ())
+    return covered.image, covered.mask
+
+
+def _sample(image: np.ndarray, mask: np.ndarray, path: str, **more: int) -> dict[str, Any]:
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1),
+        "mask": torch.from_numpy(np.ascontiguousarray(mask))[None],
+        "path": path,
+        **more,
+    }
+
+
+class PKSampler(Sampler[list[Item]]):
+    """P identities x K images a batch, for steps start, start+1, ... without end.
+
+    A quarter of the identities come from people with a single image, if there are any: they are classes and
+    negatives. The others have at least two; images repeat only where a person has fewer than K.
+
+    Args:
+        labels: identity of every image [N].
+        identities, images: P and K.
+        seed, start, rank: batches are a function of (seed, step, rank).
+
+    Raises:
+        OamlError: fewer than two people have two images.
+    """
+
+    def __init__(
+        self, labels: np.ndarray, identities: int, images: int, seed: int = 0, start: int = 0, rank: int = 0
+    ) -> None:
+        self.members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
+        self.several = np.array([i for i, m in enumerate(self.members) if len(m) >= 2], dtype=int)
+        self.single = np.array([i for i, m in enumerate(self.members) if len(m) == 1], dtype=int)
+        if len(self.several) < 2:
+            raise OamlError(
+                f"{len(self.several)} of {len(self.members)} people have two images; training needs two people with two "
+                "images each, add images"
+            )
+        self.identities, self.images = identities, images
+        self.seed, self.start, self.rank = seed, start, rank
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        step = self.start
+        while True:
+            yield self.batch(step)
+            step += 1
+
+    def batch(self, step: int) -> list[Item]:
+        """(image, seed) of one step."""
+        rng = np.random.default_rng([self.seed, step, self.rank])
+        return self._items(self.choose(rng, step), rng)
+
+    def choose(self, rng: np.random.Generator, step: int) -> np.ndarray:
+        """The P identities of a step that have at least two images, fewer if there are fewer."""
+        count = self.identities - (self.identities // 4 if len(self.single) else 0)
+        return rng.choice(self.several, min(count, len(self.several)), replace=False)
+
+    def _items(self, chosen: np.ndarray, rng: np.random.Generator) -> list[Item]:
+        picked: list[int] = []
+        for identity in chosen:
+            members = self.members[identity]
+            distinct = rng.permutation(members)[: self.images]
+            picked += [*distinct, *rng.choice(members, self.images - len(distinct))]
+        rest = (self.identities - len(chosen)) * self.images
+        if len(self.single):
+            alone = rng.choice(self.single, min(rest, len(self.single)), replace=False)
+            picked += [self.members[i][0] for i in alone]
+        return [(int(index), int(seed)) for index, seed in zip(picked, rng.integers(2**62, size=len(picked)), strict=True)]
+
+
+class GraphSampler(PKSampler):
+    """PK batches of an identity and its nearest ones, so that negatives are hard (Liao & Shao, CVPR 2022).
+
+    `tables` lists (first step, nearest identities [I, n]); a step uses the last table that has begun. Until the first one,
+    identities are drawn at random. A new table begins some steps after it was made, because loaders read ahead.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tables: list[tuple[int, np.ndarray]] = []
+
+    def update(self, first_step: int, embeddings: np.ndarray) -> None:
+        """Add the table made from one unit embedding an identity [I,E]; only the last two are kept."""
+        similarity = embeddings @ embeddings.T
+        np.fill_diagonal(similarity, -np.inf)
+        similarity[:, self.single] = -np.inf  # only people with two images give positives
+        wanted = min(self.identities - 1, len(self.several) - 1)
+        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :wanted]
+        self.tables = [*self.tables, (first_step, nearest)][-2:]
+
+    def choose(self, rng: np.random.Generator, step: int) -> np.ndarray:
+        begun = [table for first, table in self.tables if first <= step]
+        if not begun:
+            return super().choose(rng, step)
+        count = self.identities - (self.identities // 4 if len(self.single) else 0)
+        identity = rng.choice(self.several)
+        return np.concatenate([[identity], begun[-1][identity][: count - 1]])
+
+
+class MixSampler(Sampler[list[Item]]):
+    """Batches from several groups of a dataset, each by its share; a share of a batch that is no whole number of images is
+    rounded at random, so that the mean over steps is exact."""
+
+    def __init__(
+        self, groups: Sequence[range], shares: Sequence[float], size: int, seed: int = 0, start: int = 0, rank: int = 0
+    ) -> None:
+        self.groups, self.bounds = groups, np.cumsum(shares)
+        if abs(self.bounds[-1] - 1) > 1e-6:
+            raise ValueError(f"shares {list(shares)} do not sum to 1")
+        if any(share > 0 and len(group) == 0 for group, share in zip(groups, shares, strict=True)):
+            raise ValueError("a group with a share is empty")
+        self.size, self.seed, self.start, self.rank = size, seed, start, rank
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        step = self.start
+        while True:
+            yield self.batch(step)
+            step += 1
+
+    def batch(self, step: int) -> list[Item]:
+        """(image, seed) of one step."""
+        rng = np.random.default_rng([self.seed, step, self.rank, 1])
+        # systematic sampling: one random offset, then equal steps through the shares
+        group_of = np.searchsorted(self.bounds, (np.arange(self.size) + rng.random()) / self.size, side="right")
+        items = []
+        for g in group_of:
+            group = self.groups[min(int(g), len(self.groups) - 1)]
+            items.append((int(rng.integers(group.start, group.stop)), int(rng.integers(2**62))))
+        return items
+
+
+def loader(dataset: Dataset[dict[str, Any]], sampler: Sampler[list[Item]], workers: int) -> DataLoader[dict[str, Any]]:
+    """Batches {image uint8 [B,3,112,112], mask float [B,1,112,112], path list, label [B]} without end."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(_: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)  # workers are the parallelism
+    torch.set_num_threads(1)
+
+
+class Augment:
+    """Random flip, small affine, colour, blur and resolution loss; the mask moves with its image (kornia)."""
+
+    def __init__(self) -> None:
+        import kornia.augmentation as K
+        from kornia.constants import DataKey, Resample
+
+        self.run = K.AugmentationSequential(
+            K.RandomHorizontalFlip(p=0.5),
+            K.RandomAffine(5.0, translate=(0.03, 0.03), scale=(0.95, 1.05), padding_mode="border", p=0.5),
+            K.ColorJiggle(0.2, 0.2, 0.2, 0.02, p=0.5),
+            K.RandomGaussianBlur((5, 5), (0.3, 1.5), p=0.1),
+            data_keys=[DataKey.INPUT, DataKey.MASK],
+            extra_args={DataKey.MASK: {"resample": Resample.BILINEAR, "align_corners": False}},
+        )
+
+    def __call__(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """RGB [B,3,112,112] in [0,1] and visibility [B,1,112,112] -> the same, moved together; random by torch's generator."""
+        images, masks = self.run(images, masks)
+        return images.clamp(0, 1), masks.clamp(0, 1)

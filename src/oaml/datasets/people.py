@@ -1,0 +1,91 @@
+"""Recognition images: a folder per person, or drawn people."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from oaml.errors import OamlError
+from oaml.files import IMAGE_SUFFIXES, read_image
+
+
+Split = Literal["train", "calibrate", "report"]
+
+
+def split_name(person: str) -> Split:
+    """The fixed split by person, a function of the folder's name: sha1 mod 10, 0-6 train, 7 calibrate, 8-9 report."""
+    digit = int(hashlib.sha1(person.encode()).hexdigest(), 16) % 10
+    return "train" if digit <= 6 else "calibrate" if digit == 7 else "report"
+
+
+class PeopleFolder:
+    """Images of people, `ROOT/PERSON/*.jpg`. A person with one image is a class and a negative like any other.
+
+    Args:
+        root: folder that holds a folder per person.
+        use: which people, by folder name; None takes all.
+        resize: scale images that are not 112x112 instead of refusing them.
+
+    Raises:
+        OamlError: no such folder, or no person left in it.
+    """
+
+    def __init__(self, root: str | Path, use: Callable[[str], bool] | None = None, resize: bool = False) -> None:
+        root = Path(root)
+        if not root.is_dir():
+            raise OamlError(f"{root}: no such folder; people are expected as {root}/PERSON/*.jpg")
+        self.resize = resize
+        self.people: list[str] = []
+        self.paths: list[Path] = []
+        labels: list[int] = []
+        for person in sorted(p for p in root.iterdir() if p.is_dir()):
+            if use is not None and not use(person.name):
+                continue
+            images = sorted(p for p in person.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            if images:
+                self.paths += images
+                labels += [len(self.people)] * len(images)
+                self.people.append(person.name)
+        if not self.people:
+            raise OamlError(f"{root}: no people in it; expected {root}/PERSON/*.jpg (folders without images do not count)")
+        self.labels = np.array(labels)
+        self.names = [str(path) for path in self.paths]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image(self, index: int) -> np.ndarray:
+        """RGB uint8 [112,112,3]; OamlError names an unreadable file."""
+        return read_image(self.paths[index], resize=self.resize)
+
+
+class DrawnFolder:
+    """Drawn people with the interface of PeopleFolder, rendered once and held in memory (37 kB an image)."""
+
+    def __init__(self, people: int, shots: int, seed: int = 0, use: Callable[[str], bool] | None = None) -> None:
+        from oaml.datasets.drawn import draw_face
+
+        self.people = [n for n in (f"drawn_{i:04d}" for i in range(people)) if use is None or use(n)]
+        if not self.people:
+            raise OamlError(f"{people} drawn people leave none in this split; draw more")
+        chosen = [int(name.removeprefix("drawn_")) for name in self.people]
+        self.labels = np.repeat(np.arange(len(chosen)), shots)
+        self.names = [f"{name}/shot_{shot:03d}" for name in self.people for shot in range(shots)]
+        self._draw = lambda index: draw_face(chosen[index // shots], index % shots, seed)
+        self._images: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, index: int) -> np.ndarray:
+        """RGB uint8 [112,112,3]."""
+        if index not in self._images:
+            self._images[index] = self._draw(index)
+        return self._images[index]
+
+
+People = PeopleFolder | DrawnFolder

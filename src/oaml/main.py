@@ -1,0 +1,150 @@
+"""The command line: one table of commands, their arguments read from typed signatures, heavy imports inside commands.
+
+Exit codes: 0 success, 1 bad input (one line says what is wrong and what to do), 2 a wrong call.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from oaml import __version__
+from oaml.errors import OamlError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command lives and what `oaml --help` says of it."""
+
+    function: str
+    summary: str
+    example: str
+
+
+COMMANDS = {
+    "demo": Command(
+        "oaml.demo:demo",
+        "train, evaluate and draw on drawn people, in minutes on a CPU",
+        "oaml demo --out out/demo",
+    ),
+    "train": Command(
+        "oaml.train_val:train",
+        "train a network with its occlusion head and matcher",
+        "oaml train --config configs/default.yaml --data.people faces/ --out runs/first",
+    ),
+    "evaluate": Command(
+        "oaml.evaluation.report:evaluate",
+        "all scores side by side on the same pairs, bare and covered: table, report.json, pictures",
+        "oaml evaluate runs/first/best --images faces/ --pairs pairs.csv --out report --occlude all",
+    ),
+    "score": Command(
+        "oaml.evaluation.scoring:score",
+        "one line of scores a pair, no judgement",
+        "oaml score runs/first/best --images faces/ --pairs pairs.csv --out scores.csv",
+    ),
+    "occlude": Command(
+        "oaml.occluders:occlude_folder",
+        "cover faces with a drawn niqab, mask, sunglasses, scarf, hand or patch, with exact masks",
+        "oaml occlude faces/ --kind niqab --out covered --seed 1",
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"oaml {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        print(f"oaml: no command {name!r}; there are {', '.join(COMMANDS)} (oaml --help)", file=sys.stderr)
+        return 2
+    try:
+        _run(name, arguments[1:])
+    except OamlError as error:
+        print(f"oaml {name}: {error}", file=sys.stderr)
+        return 1
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == "oaml" or not missing:
+            raise
+        print(f"oaml {name}: needs the package {missing}; pip install 'oaml[train]'", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"oaml {name}: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as stop:  # of the argument parser
+        return stop.code if isinstance(stop.code, int) else 2
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"oaml {__version__}: occlusion-aware face recognition. Compares what both faces show.",
+            "",
+            "usage: oaml COMMAND [options]      oaml COMMAND --help",
+            "",
+            *lines,
+            "",
+            f"example: {COMMANDS['demo'].example}",
+        ]
+    )
+
+
+def _run(name: str, arguments: list[str]) -> None:
+    from jsonargparse import ArgumentParser
+
+    command = COMMANDS[name]
+    module, _, attribute = command.function.partition(":")
+    function = getattr(importlib.import_module(module), attribute)
+    parser = ArgumentParser(
+        prog=f"oaml {name}", description=f"{command.summary}. Example: {command.example}", exit_on_error=True
+    )
+    if name == "train":
+        from oaml.train_val import TrainConfig
+
+        parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+        parser.add_class_arguments(TrainConfig)
+        values = parser.instantiate_classes(parser.parse_args(arguments))
+        values.pop("config", None)
+        try:
+            config = TrainConfig(**vars(values))
+        except ValueError as error:
+            parser.error(str(error))
+        function(config)
+        return
+    positional = _positional(function)
+    for parameter in positional:
+        parser.add_argument(parameter.name, type=_type(function, parameter.name))
+    parser.add_function_arguments(function, as_positional=False, skip={p.name for p in positional})
+    values = vars(parser.instantiate_classes(parser.parse_args(arguments)))
+    function(*(values.pop(p.name) for p in positional), **values)
+
+
+def _positional(function: Any) -> list[inspect.Parameter]:
+    """The arguments written without a flag: those that a caller must give and may give by position."""
+    return [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
+    ]
+
+
+def _type(function: Any, name: str) -> Any:
+    from typing import get_type_hints
+
+    return get_type_hints(function)[name]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

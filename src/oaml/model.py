@@ -1,0 +1,194 @@
+"""A model: network, matcher and how to feed them, in a folder of config.json + model.safetensors (or a hub repository)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelHubMixin
+from torch import Tensor, nn
+
+from oaml.errors import OamlError
+from oaml.files import write_folder
+from oaml.net import FaceOutput, Net, NetConfig
+from oaml.qaconv import QAConv, QAConvConfig
+from oaml.weights import Preprocessing, load_backbone
+
+FORMAT = 1  # of config.json; raised when an older reader would misread it
+
+
+@dataclass
+class ModelConfig:
+    """Everything that has to be known to build and feed a model; config.json is this, field by field."""
+
+    net: NetConfig = field(default_factory=NetConfig)
+    qaconv: QAConvConfig = field(default_factory=QAConvConfig)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    training: dict[str, Any] = field(default_factory=dict)
+    """What the weights were trained on and how: data, steps, source of the backbone."""
+    thresholds: dict[str, float] = field(default_factory=dict)
+    """Thresholds at stated false-accept rates; empty until they have been fitted."""
+    licence: str = "unstated"
+
+
+class Model(nn.Module, ModelHubMixin):
+    """Network, occlusion head and matcher. Takes RGB in [0,1]; the colour order of the weights is its own affair."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.net = Net(config.net)
+        qa = config.qaconv
+        self.matcher = QAConv(
+            self.net.channels, *self.net.grid, qa.method, qa.adapter, qa.position_bias and qa.method == "normalized"
+        )
+        self.register_buffer("mean", torch.tensor(config.preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.preprocessing.std).view(1, 3, 1, 1), persistent=False)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """RGB [B,3,112,112] in [0,1] -> network input in the order, mean and deviation that belong to the weights."""
+        if self.config.preprocessing.channels == "BGR":
+            images = images.flip(1)
+        return (images - self.mean) / self.std
+
+    def forward(self, images: Tensor, detach_occlusion: bool = False) -> FaceOutput:
+        """RGB images [B,3,112,112] in [0,1] -> embedding [B,E], norm [B,1], visibility [B,1,h,w], features [B,C,h,w]."""
+        return self.net(self.preprocess(images), detach_occlusion)
+
+    @classmethod
+    def from_backbone(
+        cls, path: str | Path, stage: int = 4, qaconv: QAConvConfig | None = None, preprocessing: Preprocessing | None = None
+    ) -> Model:
+        """A model around published weights; occlusion head and matcher start untrained.
+
+        Args:
+            path: a file that `oaml.weights.load_backbone` reads.
+            preprocessing: override what is known of that kind of file.
+
+        Raises:
+            OamlError: the file is missing, unreadable or of no known kind.
+        """
+        loaded = load_backbone(path)
+        loaded.config.stage = stage  # type: ignore[assignment]
+        model = cls(
+            ModelConfig(
+                net=loaded.config,
+                qaconv=qaconv or QAConvConfig(),
+                preprocessing=preprocessing or loaded.preprocessing,
+                training={"backbone": loaded.source},
+            )
+        )
+        model.net.backbone.load_state_dict(loaded.backbone.state_dict())
+        return model
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model folder; an older model there is replaced only when the new one is complete.
+
+        Raises:
+            OamlError: the disk is full, or the folder exists and holds something else.
+        """
+        return write_folder(folder, self._save_pretrained)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        import oaml
+
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        try:
+            save_file(state, save_directory / "model.safetensors")
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        config = {"format": FORMAT, "oaml": oaml.__version__, **asdict(self.config)}
+        (save_directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Model:
+        """Read a model folder, in eval mode on the CPU. Nothing is downloaded; `from_pretrained` reads a hub repository.
+
+        Raises:
+            OamlError: folder or file missing, damaged, or of another network.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        weights = folder / "model.safetensors"
+        for needed in (folder, folder / "config.json", weights):
+            if not needed.exists():
+                raise OamlError(
+                    f"{needed}: no such {'folder' if needed == folder else 'file'}; a model is a folder with config.json and "
+                    "model.safetensors, as `oaml train` and `oaml import` write it"
+                )
+        model = cls(_read_config(folder / "config.json"))
+        try:
+            state = load_file(weights)
+        except (SafetensorError, OSError) as error:
+            raise OamlError(f"{weights}: is damaged ({error}); train or copy the model again") from error
+        missing, unknown = model.state_dict().keys() - state.keys(), state.keys() - model.state_dict().keys()
+        if missing or unknown:
+            raise OamlError(
+                f"{weights}: does not belong to config.json beside it; missing: {_few(missing)}; unknown: {_few(unknown)}"
+            )
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise OamlError(
+                f"{weights}: does not belong to config.json beside it ({' '.join(str(error).split())})"
+            ) from error
+        return model.eval()
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **_: Any,
+    ) -> Model:
+        if Path(model_id).is_dir():
+            return cls.load(model_id)
+        from huggingface_hub import snapshot_download
+
+        return cls.load(
+            snapshot_download(
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+                allow_patterns=["config.json", "model.safetensors"],
+            )
+        )
+
+
+def _read_config(path: Path) -> ModelConfig:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw.pop("format") != FORMAT:
+            raise OamlError(f"{path}: another format of model folder; use the version of OAML that wrote it ({raw.get('oaml')})")
+        raw.pop("oaml", None)
+        parts = {"net": NetConfig, "qaconv": QAConvConfig, "preprocessing": Preprocessing}
+        unknown = raw.keys() - {f.name for f in fields(ModelConfig)}
+        if unknown:
+            raise OamlError(f"{path}: unknown keys {_few(unknown)}")
+        return ModelConfig(**{name: parts[name](**value) if name in parts else value for name, value in raw.items()})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise OamlError(f"{path}: is no model description ({error!r}); copy the model folder again") from error
+
+
+def _few(names: set[str]) -> str:
+    shown = sorted(names)[:5]
+    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if shown else "none"

@@ -1,0 +1,449 @@
+"""Networks: a backbone that turns a face into an embedding, and a head that says where the face shows.
+
+Shapes: B images, E embedding size, C channels and h x w cells of a feature map.
+F3 is the map after stage 3 (14x14 cells of 8 pixels), F4 the one after stage 4 (7x7 cells of 16 pixels).
+A network input x is float [B,3,112,112], already in the channel order, mean and deviation of the weights.
+
+IR and IR-SE:  Deng et al., ArcFace, CVPR 2019 (https://arxiv.org/abs/1801.07698), with the parameter names of
+               Kim et al., AdaFace, CVPR 2022 (https://arxiv.org/abs/2204.00964)
+IResNet:       the same paper's block as InsightFace publishes it, with InsightFace's parameter names
+SE:            Hu et al., Squeeze-and-Excitation Networks, CVPR 2018 (https://arxiv.org/abs/1709.01507)
+MobileFaceNet: Chen et al., CCBR 2018 (https://arxiv.org/abs/1804.07573)
+OcclusionHead: OCCLUSION_LAYER_SPEC.md
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+Architecture = Literal[
+    "ir_18",
+    "ir_34",
+    "ir_50",
+    "ir_101",
+    "ir_se_50",
+    "iresnet18",
+    "iresnet34",
+    "iresnet50",
+    "iresnet100",
+    "mobilefacenet",
+    "mobilefacenet_relu6",
+    "ir_mini",
+]
+GRIDS: dict[int, tuple[int, int]] = {3: (14, 14), 4: (7, 7)}
+
+# Blocks in each of the four stages. AdaFace's 101 and InsightFace's 100 have the same ones.
+IR_LAYERS: dict[str, list[int]] = {
+    "ir_18": [2, 2, 2, 2],
+    "ir_34": [3, 4, 6, 3],
+    "ir_50": [3, 4, 14, 3],
+    "ir_101": [3, 13, 30, 3],
+    "ir_se_50": [3, 4, 14, 3],
+    "ir_mini": [1, 1, 1, 1],
+}
+IRESNET_LAYERS: dict[str, list[int]] = {
+    "iresnet18": [2, 2, 2, 2],
+    "iresnet34": [3, 4, 6, 3],
+    "iresnet50": [3, 4, 14, 3],
+    "iresnet100": [3, 13, 30, 3],
+}
+
+
+@dataclass
+class NetConfig:
+    """What a network is made of. Raises ValueError that names the field when a value is out of range."""
+
+    architecture: Architecture = "ir_50"
+    """Backbone. `ir_mini` is a small IR for demonstrations and tests."""
+    embedding_size: int = 512
+    """Numbers in an embedding."""
+    stage: Literal[3, 4] = 4
+    """Feature map that is matched and read by the occlusion head: 4 has 7x7 cells, 3 has 14x14."""
+    dropout: float = 0.4
+    """Dropout before the output layer's linear layer; MobileFaceNet has none and ignores it."""
+
+    def __post_init__(self) -> None:
+        if self.architecture not in get_args(Architecture):
+            known = ", ".join(get_args(Architecture))
+            raise ValueError(f"architecture: {self.architecture!r} is not one of {known}")
+        if self.embedding_size < 1:
+            raise ValueError(f"embedding_size: {self.embedding_size} is not positive")
+        if self.stage not in GRIDS:
+            raise ValueError(f"stage: {self.stage!r} is neither 3 nor 4")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
+
+
+class FaceOutput(NamedTuple):
+    """What one pass says about B faces."""
+
+    embedding: Tensor
+    """[B,E] float32 of length 1."""
+    norm: Tensor
+    """[B,1] float32, length of the embedding before normalisation: AdaFace's measure of image quality."""
+    visibility: Tensor
+    """[B,1,h,w] float32 in [0,1], 1 where the face shows."""
+    features: Tensor
+    """[B,C,h,w] feature map of the configured stage."""
+
+
+def _unit_and_norm(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[B,E] -> unit vectors [B,E], lengths [B,1], in float32: a squared length overflows float16 early."""
+    x = x.float()
+    norm = x.norm(dim=1, keepdim=True)
+    return x / norm.clamp_min(1e-12), norm
+
+
+def _initialise(network: nn.Module) -> None:
+    """Kaiming-normal for everything that multiplies. Norms and PReLUs start as PyTorch starts them."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            # fan out counts all output channels, but a channel of a depthwise convolution reaches only one
+            depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
+            mode = "fan_in" if depthwise else "fan_out"
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class Backbone(nn.Module):
+    """What all backbones share: the map and the embedding can be had apart, and in one pass."""
+
+    channels: dict[int, int]
+    """Channels of the maps of stages 3 and 4."""
+    embedding_size: int
+
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B,3,112,112] -> F3 [B,channels[3],14,14], F4 [B,channels[4],7,7]."""
+        raise NotImplementedError
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """x [B,3,112,112] -> F4 [B,channels[4],7,7]."""
+        return self.forward_stages(x)[1]
+
+    def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """F4 [B,channels[4],7,7] -> unit embedding [B,E], its norm before [B,1], both float32.
+
+        Their product is the raw output of the network. In eval mode that output is affine in F4.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B,3,112,112] -> unit embedding [B,E], its norm before [B,1], both float32."""
+        return self.forward_head(self.forward_features(x))
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales every channel by a gate in (0,1) computed from all channels' means."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // reduction, 1, bias=False)
+        self.fc2 = nn.Conv2d(channels // reduction, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C,h,w] -> [B,C,h,w]."""
+        return x * self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
+class IRBlock(nn.Module):
+    """BN - conv3x3 - BN - PReLU - conv3x3 (strided) - BN [- SE], added to a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, se: bool) -> None:
+        super().__init__()
+        if inputs == outputs:
+            self.shortcut_layer: nn.Module = nn.MaxPool2d(1, stride)
+        else:
+            self.shortcut_layer = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+        self.res_layer = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.PReLU(outputs),
+            nn.Conv2d(outputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        if se:
+            self.res_layer.add_module("se_block", SqueezeExcitation(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,inputs,h,w] -> [B,outputs,h/stride,w/stride]."""
+        return self.res_layer(x) + self.shortcut_layer(x)
+
+
+class IR(Backbone):
+    """The improved residual network of ArcFace with AdaFace's parameter names.
+
+    Args:
+        layers: blocks in each of the four stages; the first block of a stage halves the resolution.
+        widths: channels of the four stages; the first is the input layer's too.
+        embedding_size: E.
+        dropout: before the linear layer.
+        se: squeeze-and-excitation at the end of every block.
+    """
+
+    def __init__(
+        self,
+        layers: list[int],
+        widths: tuple[int, int, int, int],
+        embedding_size: int,
+        dropout: float,
+        se: bool,
+    ) -> None:
+        super().__init__()
+        self.channels = {3: widths[2], 4: widths[3]}
+        self.embedding_size = embedding_size
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.PReLU(widths[0])
+        )
+        blocks: list[nn.Module] = []
+        inputs = widths[0]
+        for depth, width in zip(layers, widths, strict=True):
+            for index in range(depth):
+                blocks.append(IRBlock(inputs, width, stride=2 if index == 0 else 1, se=se))
+                inputs = width
+        self.body = nn.Sequential(*blocks)
+        self.stage3_blocks = sum(layers[:3])
+        self.output_layer = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.Dropout(dropout),
+            nn.Flatten(),
+            nn.Linear(inputs * 7 * 7, embedding_size),
+            nn.BatchNorm1d(embedding_size, affine=False),
+        )
+        _initialise(self)
+
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B,3,112,112] -> F3 [B,256,14,14], F4 [B,512,7,7] (fewer channels in a narrow network)."""
+        stage3 = self.body[: self.stage3_blocks](self.input_layer(x))
+        return stage3, self.body[self.stage3_blocks :](stage3)
+
+    def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """F4 [B,512,7,7] -> unit embedding [B,E], its norm before [B,1], both float32."""
+        return _unit_and_norm(self.output_layer(features))
+
+
+class IResNetBlock(nn.Module):
+    """BN - conv3x3 - BN - PReLU - conv3x3 (strided) - BN, added to x or to its 1x1 projection."""
+
+    def __init__(self, inputs: int, outputs: int, first: bool) -> None:
+        super().__init__()
+        stride = 2 if first else 1
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.prelu = nn.PReLU(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, stride, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample: nn.Module = nn.Identity()
+        if first:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,inputs,h,w] -> [B,outputs,h/stride,w/stride]."""
+        residual = self.bn2(self.conv1(self.bn1(x)))
+        return self.bn3(self.conv2(self.prelu(residual))) + self.downsample(x)
+
+
+class IResNet(Backbone):
+    """InsightFace's iresnet. Unlike IR every stage starts with a projection and the last BN is affine.
+
+    Args:
+        layers: blocks in each of the four stages.
+        embedding_size: E.
+        dropout: before the linear layer.
+    """
+
+    def __init__(self, layers: list[int], embedding_size: int, dropout: float) -> None:
+        super().__init__()
+        self.channels = {3: 256, 4: 512}
+        self.embedding_size = embedding_size
+        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.prelu = nn.PReLU(64)
+        self.layer1 = self._stage(64, 64, layers[0])
+        self.layer2 = self._stage(64, 128, layers[1])
+        self.layer3 = self._stage(128, 256, layers[2])
+        self.layer4 = self._stage(256, 512, layers[3])
+        self.bn2 = nn.BatchNorm2d(512)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(512 * 7 * 7, embedding_size)
+        self.features = nn.BatchNorm1d(embedding_size)
+        _initialise(self)
+
+    @staticmethod
+    def _stage(inputs: int, outputs: int, depth: int) -> nn.Sequential:
+        first = IResNetBlock(inputs, outputs, first=True)
+        return nn.Sequential(first, *(IResNetBlock(outputs, outputs, first=False) for _ in range(depth - 1)))
+
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B,3,112,112] -> F3 [B,256,14,14], F4 [B,512,7,7]."""
+        stem = self.prelu(self.bn1(self.conv1(x)))
+        stage3 = self.layer3(self.layer2(self.layer1(stem)))
+        return stage3, self.layer4(stage3)
+
+    def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """F4 [B,512,7,7] -> unit embedding [B,E], its norm before [B,1], both float32."""
+        flat = self.dropout(self.bn2(features)).flatten(1)
+        return _unit_and_norm(self.features(self.fc(flat)))
+
+
+def _conv_bn(
+    inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1, act: nn.Module | None = None
+) -> nn.Sequential:
+    """Convolution - BN [- activation]; padded to keep the resolution, except that 7x7 takes in the map."""
+    padding = 0 if size == 7 else size // 2
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv=nn.Conv2d(inputs, outputs, size, stride, padding, groups=groups, bias=False),
+        bn=nn.BatchNorm2d(outputs),
+    )
+    if act is not None:
+        layers["act"] = act
+    return nn.Sequential(layers)
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion - depthwise 3x3 (strided) - linear 1x1 projection; plus x where shapes allow."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, stride: int, prelu: bool) -> None:
+        super().__init__()
+        self.expand = _conv_bn(inputs, hidden, 1, act=_activation(hidden, prelu))
+        self.depthwise = _conv_bn(hidden, hidden, 3, stride, groups=hidden, act=_activation(hidden, prelu))
+        self.project = _conv_bn(hidden, outputs, 1)
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,inputs,h,w] -> [B,outputs,h/stride,w/stride]."""
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.residual else y
+
+
+def _activation(channels: int, prelu: bool) -> nn.Module:
+    return nn.PReLU(channels) if prelu else nn.ReLU6()
+
+
+class MobileFaceNet(Backbone):
+    """About a million parameters; the output layer is a depthwise 7x7 convolution and a 1x1 convolution.
+
+    Args:
+        embedding_size: E.
+        activation: `prelu` as in the paper. `relu6` is a published variant: ReLU6 instead, but ReLU after the
+            stem's first layer; one more 1x1 convolution in the stem; a bias in the last convolution.
+    """
+
+    def __init__(self, embedding_size: int, activation: Literal["prelu", "relu6"] = "prelu") -> None:
+        super().__init__()
+        prelu = activation == "prelu"
+        self.channels = {3: 128, 4: 512}
+        self.embedding_size = embedding_size
+        self.stem = _conv_bn(3, 64, 3, stride=2, act=_activation(64, prelu))
+        self.stem_depthwise = _conv_bn(64, 64, 3, groups=64, act=nn.PReLU(64) if prelu else nn.ReLU())
+        self.stem_pointwise = nn.Identity() if prelu else _conv_bn(64, 64, 1, act=nn.ReLU())
+        blocks: list[nn.Module] = []
+        inputs = 64
+        # hidden, output channels, stride, times
+        for hidden, outputs, stride, times in (
+            (128, 64, 2, 1),
+            (128, 64, 1, 4),
+            (256, 128, 2, 1),
+            (256, 128, 1, 6),
+            (512, 128, 2, 1),
+            (256, 128, 1, 2),
+        ):
+            for _ in range(times):
+                blocks.append(InvertedResidual(inputs, hidden, outputs, stride, prelu))
+                inputs = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.stage3_blocks = 12
+        self.last = _conv_bn(128, 512, 1, act=_activation(512, prelu))
+        self.pool = _conv_bn(512, 512, 7, groups=512)
+        self.output = nn.Conv2d(512, embedding_size, 1, bias=not prelu)
+        self.output_bn = nn.BatchNorm1d(embedding_size)
+        _initialise(self)
+
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B,3,112,112] -> F3 [B,128,14,14], F4 [B,512,7,7] (after the activation of `last`)."""
+        stem = self.stem_pointwise(self.stem_depthwise(self.stem(x)))
+        stage3 = self.blocks[: self.stage3_blocks](stem)
+        return stage3, self.last(self.blocks[self.stage3_blocks :](stage3))
+
+    def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """F4 [B,512,7,7] -> unit embedding [B,E], its norm before [B,1], both float32."""
+        return _unit_and_norm(self.output_bn(self.output(self.pool(features)).flatten(1)))
+
+
+class OcclusionHead(nn.Module):
+    """How much of every cell shows the face; 590,209 parameters at 512 channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 128, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(128)
+        self.conv2 = nn.Conv2d(128, 1, 1)
+        _initialise(self)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """F [B,C,h,w] -> visibility [B,1,h,w], float32 in [0,1] under autocast too.
+
+        Bfloat16 has 8 bits: near 1, where most cells are, it would resolve visibility in steps of 1/256.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            hidden = self.bn(self.conv1(features.float())).relu()
+            return self.conv2(hidden).sigmoid()
+
+
+def build_backbone(config: NetConfig) -> Backbone:
+    """A freshly initialised backbone of the configured architecture, in train mode."""
+    name, size = config.architecture, config.embedding_size
+    if name in IR_LAYERS:
+        widths = (16, 32, 64, 128) if name == "ir_mini" else (64, 128, 256, 512)
+        return IR(IR_LAYERS[name], widths, size, config.dropout, se=name == "ir_se_50")
+    if name in IRESNET_LAYERS:
+        return IResNet(IRESNET_LAYERS[name], size, config.dropout)
+    return MobileFaceNet(size, "relu6" if name == "mobilefacenet_relu6" else "prelu")
+
+
+class Net(nn.Module):
+    """Backbone and occlusion head on the feature map of the configured stage."""
+
+    def __init__(self, config: NetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config)
+        self.occlusion_head = OcclusionHead(self.backbone.channels[config.stage])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the matched feature map."""
+        return GRIDS[self.config.stage]
+
+    @property
+    def channels(self) -> int:
+        """C of the matched feature map."""
+        return self.backbone.channels[self.config.stage]
+
+    def forward(self, x: Tensor, detach_occlusion: bool = False) -> FaceOutput:
+        """x [B,3,112,112] -> embedding [B,E], norm [B,1], visibility [B,1,h,w], features [B,C,h,w].
+
+        Args:
+            detach_occlusion: keep the visibility's gradient out of the backbone (`occlusion_gradient: head`).
+
+        Raises:
+            ValueError: another shape; the output layer has one weight per cell and takes no other size.
+        """
+        if x.dim() != 4 or tuple(x.shape[1:]) != (3, 112, 112):
+            raise ValueError(f"network input: shape {tuple(x.shape)}, expected [B, 3, 112, 112]")
+        stage3, stage4 = self.backbone.forward_stages(x)
+        features = stage4 if self.config.stage == 4 else stage3
+        embedding, norm = self.backbone.forward_head(stage4)
+        visibility = self.occlusion_head(features.detach() if detach_occlusion else features)
+        return FaceOutput(embedding, norm, visibility, features)

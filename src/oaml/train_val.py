@@ -1,0 +1,501 @@
+"""Training: AdaFace + QAConv + occlusion MSE from two streams, one forward pass a step, validated on covered faces.
+
+`oaml train --config FILE` reads a TrainConfig. Time is counted in optimiser steps. Every random choice is a function of
+(seed, step, process), so a resumed run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from oaml.data import (
+    Augment,
+    DataConfig,
+    GraphSampler,
+    MixSampler,
+    OcclusionStream,
+    PKSampler,
+    RecognitionStream,
+    loader,
+)
+from oaml.datasets.people import People
+from oaml.errors import OamlError
+from oaml.evaluation.metrics import auc, tar_at_far
+from oaml.files import write_file
+from oaml.head import HeadConfig, build_head
+from oaml.losses import (
+    LossWeights,
+    balanced_matching_loss,
+    check_finite,
+    combine,
+    hard_triplet_loss,
+    occlusion_loss,
+    pairwise_matching_loss,
+    same_person,
+)
+from oaml.model import Model, ModelConfig
+from oaml.net import FaceOutput, NetConfig
+from oaml.occluders import occlude
+from oaml.qaconv import QAConvConfig
+from oaml.weights import Preprocessing
+
+
+@dataclass
+class OptimiserConfig:
+    """Optimiser and schedule."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    """sgd (momentum 0.9) or adamw."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    backbone_lr: float = 1.0
+    """Factor on the learning rate of the backbone; below 1 when it starts from published weights."""
+    weight_decay: float = 5e-4
+    """Not applied to biases, norms and single numbers."""
+    warmup: int = 0
+    """Steps of linear warm-up."""
+    schedule: Literal["step", "cosine"] = "step"
+    """step: a tenth at every milestone. cosine: to zero at the last step."""
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75, 0.9])
+    """Where the step schedule drops, as shares of the run."""
+    clip: float = 5.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.backbone_lr < 0 or self.weight_decay < 0 or self.clip < 0 or self.warmup < 0:
+            raise ValueError("optimiser: lr must be positive; backbone_lr, weight_decay, clip and warmup 0 or more")
+        if any(not 0 < share < 1 for share in self.milestones):
+            raise ValueError(f"optimiser.milestones: {self.milestones} are shares of the run, in (0, 1)")
+
+    def factor(self, step: int, steps: int) -> float:
+        """Multiplier of the learning rate at `step` of `steps`."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup) / max(1, steps - self.warmup))))
+        return 0.1 ** sum(step >= share * steps for share in self.milestones)
+
+
+@dataclass
+class TrainConfig:
+    """Everything that `oaml train` does."""
+
+    out: Path
+    """Folder for the models (best/, last/), logs/, pictures/ and the checkpoint to resume from."""
+    data: DataConfig
+    backbone: Path | None = None
+    """Published weights to start from; the architecture is then theirs and net.architecture is not used."""
+    net: NetConfig = field(default_factory=NetConfig)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    """What the network is fed; published weights bring their own."""
+    qaconv: QAConvConfig = field(default_factory=QAConvConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    weights: LossWeights = field(default_factory=LossWeights)
+    matching_loss: Literal["balanced", "pairwise"] = "balanced"
+    """balanced: positives, negatives and hard negatives with one voice each. pairwise: as published for QAConv (pairwise
+    cross-entropy + hard triplet)."""
+    occlusion_gradient: Literal["shared", "head"] = "shared"
+    """shared: the occlusion loss trains the backbone too. head: only the occlusion head."""
+    recognition_masks: bool = False
+    """Let drawn covers of the recognition stream train the occlusion head as well."""
+    augment: bool = True
+    """Flip, move, colour and blur images (their masks move with them)."""
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    steps: int = 100_000
+    """Optimiser steps."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before an optimiser step."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Mixed precision; heads, losses and matching stay in float32."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    """Processes; above 1 they train data-parallel (DDP)."""
+    seed: int = 0
+    validate_every: int = 1000
+    """Steps between validations on covered faces of the calibration people; 0 does not validate."""
+    validation_people: int = 200
+    """Most people in a validation."""
+    picture_every: int = 1000
+    """Steps between map pictures (image, true map, predicted map); 0 draws none."""
+    gradient_every: int = 100
+    """Steps between logs of every term's gradient norm at the feature map; 0 logs none."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    log_every: int = 10
+    """Steps between log lines."""
+    resume: bool = False
+    """Continue from the checkpoint in `out`."""
+    licence: str = "unstated"
+    """Licence of the resulting weights, stored with them."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "devices", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+        for name in ("validate_every", "picture_every", "gradient_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative; 0 switches it off")
+
+
+class OcclusionFace(L.LightningModule):
+    """The multi-task training step.
+
+    Batches are {"recognition": {image, mask, path, label}, "occlusion": {image, mask, path}}; the second may be missing.
+    """
+
+    def __init__(self, config: TrainConfig, model: Model, classnum: int, sampler: PKSampler | None = None) -> None:
+        super().__init__()
+        self.config, self.model, self.sampler = config, model, sampler
+        self.head = build_head(config.head, model.config.net.embedding_size, classnum)
+        self.augment = Augment() if config.augment else None
+        self.batches_done = 0
+        self.best = -math.inf
+        self.latest: tuple[Tensor, Tensor, Tensor] | None = None  # for the map pictures
+        self.validation: Validation | None = None
+
+    def training_step(self, batch: Mapping[str, Mapping[str, Any]], batch_idx: int) -> Tensor:
+        """One batch -> total loss. Seeds the process first, so that augmentation and dropout belong to the step."""
+        torch.manual_seed(hash((self.config.seed, self.batches_done, self.global_rank)) % 2**63)
+        output, terms = self.terms(batch)
+        files = [path for stream in batch.values() for path in stream["path"]]
+        check_finite(terms, self.global_step, files)
+        weights = asdict(self.config.weights)
+        total = combine(terms, weights)
+        every = self.config.gradient_every
+        if every and self.global_step % every == 0:
+            for name, term in terms.items():
+                gradient = torch.autograd.grad(weights[name] * term, output.features, retain_graph=True, allow_unused=True)[0]
+                norm = 0.0 if gradient is None else float(gradient.norm())
+                self.log(f"gradient/{name}", norm, rank_zero_only=True)
+        self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()}, rank_zero_only=True)
+        self.log("loss/total", total.detach(), prog_bar=True, rank_zero_only=True)
+        self.batches_done += 1
+        return total
+
+    def terms(self, batch: Mapping[str, Mapping[str, Any]]) -> tuple[FaceOutput, dict[str, Tensor]]:
+        """Both streams in one forward pass -> output of all images, loss terms before their weights."""
+        recognition, occlusion = batch["recognition"], batch.get("occlusion")
+        streams = [recognition] if occlusion is None else [recognition, occlusion]
+        images = torch.cat([stream["image"] for stream in streams])
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        masks = torch.cat([stream["mask"] for stream in streams]).float()
+        if self.augment is not None:
+            images, masks = self.augment(images, masks)
+        output = self.model(images, detach_occlusion=self.config.occlusion_gradient == "head")
+        count = len(recognition["label"])
+        label, features = recognition["label"], output.features[:count]
+        visibility = output.visibility[:count].detach()  # the head learns to see, not to please the matcher
+        logits = self.head(output.embedding[:count], output.norm[:count], label)
+        scores = self.model.matcher(features, features, visibility, visibility)
+        labelled = torch.arange(len(images), device=images.device) >= (0 if self.config.recognition_masks else count)
+        self.latest = (images.detach(), masks, output.visibility.detach())
+        terms = {
+            "ada": F.cross_entropy(logits, label),
+            "qaconv": self.matching_loss(scores, same_person(label, label)),
+            "occlusion": occlusion_loss(output.visibility, masks, labelled),
+        }
+        return output, terms
+
+    def matching_loss(self, scores: Tensor, same: Tensor) -> Tensor:
+        """Scores [B,B] of a batch against itself, same [B,B] -> scalar."""
+        if self.config.matching_loss == "pairwise":
+            return (pairwise_matching_loss(scores, same) / len(scores) + hard_triplet_loss(scores, same)).mean()
+        itself = torch.eye(len(same), dtype=torch.bool, device=same.device)  # teaches nothing
+        return balanced_matching_loss(scores.masked_fill(itself, -math.inf), same & ~itself)
+
+    def configure_optimizers(self) -> Any:
+        optimiser = self.config.optimiser
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            key = (name.startswith("model.net.backbone."), parameter.ndim > 1)
+            groups.setdefault(key, []).append(parameter)
+        parameters = [
+            {
+                "params": group,
+                "lr": optimiser.lr * (optimiser.backbone_lr if of_backbone else 1.0),
+                "weight_decay": optimiser.weight_decay if decays else 0.0,
+            }
+            for (of_backbone, decays), group in groups.items()
+        ]
+        if optimiser.kind == "sgd":
+            stepper: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=optimiser.lr, momentum=0.9)
+        else:
+            stepper = torch.optim.AdamW(parameters, lr=optimiser.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: optimiser.factor(step, self.config.steps))
+        return {"optimizer": stepper, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        assert self.validation is not None
+        self.validation.add(self.model(batch["image"].float() / 255), batch["mask"])
+
+    def on_validation_epoch_end(self) -> None:
+        assert self.validation is not None
+        results = self.validation.finish(self.model)
+        if self.trainer.sanity_checking:
+            return
+        self.log_dict({f"val/{name}": value for name, value in results.items()}, rank_zero_only=True)
+        score = results["tar_qaconv_visibility"]
+        if score > self.best:
+            self.best = score
+            if self.global_rank == 0:
+                self.save(self.config.out / "best", results)
+
+    def save(self, folder: Path, results: Mapping[str, float] | None = None) -> None:
+        """Write the model folder with what it was trained on and its last validation."""
+        config = self.config
+        self.model.config.training |= {
+            "steps": self.global_step,
+            "people": str(config.data.people or f"{config.data.drawn_people} drawn people"),
+            "people_used": config.data.use,
+            "masks": [str(folder) for folder in config.data.masks] or "drawn",
+            "kinds": config.data.kinds,
+            **({"validation": {k: round(v, 4) for k, v in results.items()}} if results else {}),
+        }
+        self.model.config.licence = config.licence
+        self.model.save(folder)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["batches_done"], checkpoint["best"] = self.batches_done, self.best
+        if isinstance(self.sampler, GraphSampler):
+            checkpoint["graph"] = [(step, torch.from_numpy(table)) for step, table in self.sampler.tables]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.batches_done, self.best = checkpoint["batches_done"], checkpoint["best"]
+        if isinstance(self.sampler, GraphSampler):
+            self.sampler.tables = [(step, table.numpy()) for step, table in checkpoint["graph"]]
+
+
+class Validation:
+    """Covered probes against bare gallery faces of people who are not trained on: the whole matrix, one gallery face a person."""
+
+    def __init__(self, people: People, config: TrainConfig) -> None:
+        several = [np.flatnonzero(people.labels == label) for label in range(len(people.people))]
+        several = [images for images in several if len(images) >= 2][: config.validation_people]
+        if len(several) < 2:
+            raise OamlError(
+                f"{len(several)} validation people have two images; add people, or set validate_every to 0"
+            )
+        kinds = config.data.kinds or ["mask"]
+        self.items: list[dict[str, Any]] = []
+        for i, images in enumerate(several):
+            bare, probe = people.image(int(images[0])), people.image(int(images[1]))
+            covered = occlude(probe, kinds[i % len(kinds)], np.random.default_rng([config.seed, i]))
+            ones = np.ones((112, 112), np.float32)
+            for image, mask in ((bare, ones), (covered.image, covered.mask)):
+                self.items.append({"image": torch.from_numpy(image.copy()).permute(2, 0, 1), "mask": torch.from_numpy(mask)[None]})
+        self.outputs: list[tuple[FaceOutput, Tensor]] = []
+
+    def loader(self) -> DataLoader[dict[str, Any]]:
+        return DataLoader(cast(Any, self.items), batch_size=32)
+
+    def add(self, output: FaceOutput, mask: Tensor) -> None:
+        self.outputs.append((FaceOutput(*(part.float().cpu() for part in output)), mask.cpu()))
+
+    def finish(self, model: Model) -> dict[str, float]:
+        """Measures of all three scores on covered probes, and the map's mean absolute error, bare and covered apart."""
+        embedding, _, visibility, features = (torch.cat(part) for part in zip(*(o for o, _ in self.outputs), strict=True))
+        mask = torch.cat([m for _, m in self.outputs])
+        self.outputs.clear()
+        device = next(model.parameters()).device
+        gallery, probe = slice(0, None, 2), slice(1, None, 2)
+        f, v = features.to(device), visibility.to(device)
+        scores = {
+            "cosine": embedding[probe] @ embedding[gallery].T,
+            "qaconv": model.matcher.match(f[probe], f[gallery]),
+            "qaconv_visibility": model.matcher.match(f[probe], f[gallery], v[probe], v[gallery]),
+        }
+        same = np.eye(len(embedding[probe]), dtype=bool).ravel()
+        results: dict[str, float] = {}
+        for name, matrix in scores.items():
+            values = matrix.cpu().numpy().ravel()
+            if not np.isfinite(values).all():
+                raise OamlError(f"validation: the score {name} is not finite; the run has diverged, lower optimiser.lr")
+            results[f"tar_{name}"] = tar_at_far(values, same, 1e-2).tar
+            results[f"auc_{name}"] = auc(values, same)
+        error = (visibility - F.adaptive_avg_pool2d(mask, visibility.shape[2:])).abs().flatten(1).mean(1)
+        results["map_error_bare"], results["map_error_covered"] = float(error[gallery].mean()), float(error[probe].mean())
+        return results
+
+
+class Streams(L.LightningDataModule):
+    """The two streams, from the step that the module has reached on."""
+
+    def __init__(self, config: TrainConfig, people: People, sampler: PKSampler) -> None:
+        super().__init__()
+        self.config, self.people, self.sampler = config, people, sampler
+        self.recognition = RecognitionStream(people, config.data)
+        self.occlusion = OcclusionStream(people, config.data) if config.data.occlusion_batch else None
+
+    def train_dataloader(self) -> Any:
+        assert self.trainer is not None
+        module = cast(OcclusionFace, self.trainer.lightning_module)
+        data, rank, start = self.config.data, self.trainer.global_rank, module.batches_done
+        self.sampler.rank, self.sampler.start = rank, start
+        loaders = {"recognition": loader(self.recognition, self.sampler, data.workers)}
+        if self.occlusion is not None:
+            mix = MixSampler(
+                self.occlusion.groups, self.occlusion.shares, data.occlusion_batch, self.config.seed, start, rank
+            )
+            loaders["occlusion"] = loader(self.occlusion, mix, min(1, data.workers))
+        return loaders
+
+    def val_dataloader(self) -> Any:
+        assert self.trainer is not None
+        validation = cast(OcclusionFace, self.trainer.lightning_module).validation
+        return validation.loader() if validation is not None else []
+
+
+class Keeper(Callback):
+    """Checkpoints, map pictures and the graph of nearest identities, each every so many steps."""
+
+    def __init__(self, config: TrainConfig, people: People) -> None:
+        self.config, self.people, self.step = config, people, -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.step = trainer.global_step
+        module = cast(OcclusionFace, pl_module)
+        if isinstance(module.sampler, GraphSampler) and not module.sampler.tables:
+            self._graph(module, module.batches_done)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.step:  # gradients still accumulate
+            return
+        self.step, module, config = trainer.global_step, cast(OcclusionFace, pl_module), self.config
+        if isinstance(module.sampler, GraphSampler) and self.step % config.data.graph_every == 0:
+            self._graph(module, module.batches_done + 2 * config.data.workers + 4)  # past what is already read ahead
+        if config.picture_every and self.step % config.picture_every == 0 and trainer.is_global_zero:
+            self._picture(trainer, module)
+        if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+            save_checkpoint(trainer, config.out / "checkpoint.ckpt")
+
+    @torch.no_grad()
+    def _graph(self, module: OcclusionFace, first_step: int) -> None:
+        """One image an identity through the network; every process computes the same table."""
+        assert isinstance(module.sampler, GraphSampler)
+        training = module.model.training
+        module.model.eval()
+        rng = np.random.default_rng([self.config.seed, module.batches_done])
+        chosen = [int(rng.choice(members)) for members in module.sampler.members]
+        embeddings = []
+        for start in range(0, len(chosen), 64):
+            images = np.stack([self.people.image(i) for i in chosen[start : start + 64]])
+            batch = torch.from_numpy(images).permute(0, 3, 1, 2).float().to(module.device) / 255
+            embeddings.append(module.model(batch).embedding.float().cpu())
+        module.sampler.update(first_step, torch.cat(embeddings).numpy())
+        module.model.train(training)
+
+    def _picture(self, trainer: L.Trainer, module: OcclusionFace) -> None:
+        from oaml.drawing import draw_map_sheet
+
+        assert module.latest is not None
+        images, masks, maps = (part.float().cpu() for part in module.latest)
+        some = range(len(images) - min(8, len(images)), len(images))  # the end of the batch: the occlusion stream
+        rows = [(images[i].permute(1, 2, 0).numpy(), masks[i, 0].numpy(), maps[i, 0].numpy()) for i in some]
+        path = self.config.out / "pictures" / f"maps_{self.step:07d}.png"
+        draw_map_sheet(path, rows, title=f"Visibility maps at step {self.step}")
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):
+                from oaml.files import read_picture
+
+                cast(Any, logger.experiment).add_image("maps", read_picture(path), self.step, dataformats="HWC")
+
+
+def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
+    """Write everything that resuming needs; the old checkpoint stays until the new one is complete."""
+    if trainer.world_size > 1:  # every process takes part, the first one writes
+        temporary = path.with_name(".checkpoint.tmp.ckpt")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            temporary.replace(path)
+    else:
+        write_file(path, trainer.save_checkpoint)
+
+
+def build_model(config: TrainConfig) -> Model:
+    """The untrained or published model that the configuration starts from."""
+    if config.backbone is not None:
+        return Model.from_backbone(config.backbone, config.net.stage, config.qaconv)
+    return Model(ModelConfig(net=config.net, qaconv=config.qaconv, preprocessing=config.preprocessing))
+
+
+def train(config: TrainConfig) -> Path:
+    """Train as configured and return the folder of the last model.
+
+    Raises:
+        OamlError: bad input, named; a non-finite loss, with step, term and files; a disk that is full.
+    """
+    checkpoint = config.out / "checkpoint.ckpt"
+    if config.resume and not checkpoint.exists():
+        raise OamlError(f"{checkpoint}: nothing to resume from; train without --resume")
+    if not config.resume and checkpoint.exists():
+        raise OamlError(f"{config.out}: holds a training already; pass --resume true to continue it, or choose another --out")
+    torch.manual_seed(config.seed)
+    people = config.data.load_people("train")
+    sampler_class = GraphSampler if config.data.sampler == "graph" else PKSampler
+    sampler = sampler_class(people.labels, config.data.identities, config.data.images, config.seed)
+    module = OcclusionFace(config, build_model(config), len(people.people), sampler)
+    streams = Streams(config, people, sampler)
+    if config.validate_every and (config.data.use == "train"):
+        module.validation = Validation(config.data.load_people("calibrate"), config)
+    validates = module.validation is not None
+    trainer = L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        strategy="ddp" if config.devices > 1 else "auto",
+        precision=config.precision,
+        max_epochs=-1,
+        max_steps=config.steps,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.optimiser.clip or None,
+        val_check_interval=config.validate_every * config.accumulate if validates else None,
+        check_val_every_n_epoch=None if validates else 1,
+        limit_val_batches=None if validates else 0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=config.log_every,
+        logger=_loggers(config),
+        callbacks=[Keeper(config, people), TQDMProgressBar(refresh_rate=config.log_every)],
+    )
+    with warnings.catch_warnings():
+        # resuming inside the one endless epoch is what the samplers are made for
+        warnings.filterwarnings("ignore", ".*mid-epoch.*")
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*sync_dist.*")
+        try:
+            trainer.fit(module, streams, ckpt_path=checkpoint if config.resume else None, weights_only=True)
+        except OSError as error:
+            raise OamlError(f"{config.out}: training stopped: {error}; free space and continue with --resume true") from error
+    if trainer.is_global_zero:
+        module.save(config.out / "last")
+    return config.out / "last"
+
+
+def _loggers(config: TrainConfig) -> list[Logger]:
+    from importlib.util import find_spec
+
+    run = "logs_resumed" if config.resume else "logs"
+    number = len(list(config.out.glob(run + "*"))) if config.resume else 0
+    name = f"{run}_{number}" if number else run
+    loggers: list[Logger] = [CSVLogger(config.out, name=name, version="")]
+    if find_spec("tensorboard") is not None:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(config.out, name=name, version=""))
+    return loggers
+
