@@ -115,9 +115,10 @@ def _run(name: str, arguments: list[str]) -> None:
 
         parser.add_argument("--config", action="config", help="YAML file with any of the options below")
         parser.add_class_arguments(TrainConfig)
-        values = parser.instantiate_classes(parser.parse_args(arguments))
-        values.pop("config", None)
+        parsed = parser.parse_args(arguments)
         try:
+            values = parser.instantiate_classes(parsed)
+            values.pop("config", None)
             config = TrainConfig(**vars(values))
         except ValueError as error:
             parser.error(str(error))

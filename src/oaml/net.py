@@ -44,7 +44,7 @@ IR_LAYERS: dict[str, list[int]] = {
     "ir_50": [3, 4, 14, 3],
     "ir_101": [3, 13, 30, 3],
     "ir_se_50": [3, 4, 14, 3],
-    "ir_mini": [1, 1, 1, 1],
+    "ir_mini": [1, 1, 2, 2],
 }
 IRESNET_LAYERS: dict[str, list[int]] = {
     "iresnet18": [2, 2, 2, 2],
@@ -187,6 +187,7 @@ class IR(Backbone):
         embedding_size: E.
         dropout: before the linear layer.
         se: squeeze-and-excitation at the end of every block.
+        early: halve the resolution in the input layer instead of in the first stage, a third of the cost.
     """
 
     def __init__(
@@ -196,18 +197,22 @@ class IR(Backbone):
         embedding_size: int,
         dropout: float,
         se: bool,
+        early: bool = False,
     ) -> None:
         super().__init__()
         self.channels = {3: widths[2], 4: widths[3]}
         self.embedding_size = embedding_size
         self.input_layer = nn.Sequential(
-            nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.PReLU(widths[0])
+            nn.Conv2d(3, widths[0], 3, 2 if early else 1, 1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.PReLU(widths[0]),
         )
         blocks: list[nn.Module] = []
         inputs = widths[0]
-        for depth, width in zip(layers, widths, strict=True):
+        for stage, (depth, width) in enumerate(zip(layers, widths, strict=True)):
             for index in range(depth):
-                blocks.append(IRBlock(inputs, width, stride=2 if index == 0 else 1, se=se))
+                halves = index == 0 and not (early and stage == 0)
+                blocks.append(IRBlock(inputs, width, stride=2 if halves else 1, se=se))
                 inputs = width
         self.body = nn.Sequential(*blocks)
         self.stage3_blocks = sum(layers[:3])
@@ -405,8 +410,9 @@ def build_backbone(config: NetConfig) -> Backbone:
     """A freshly initialised backbone of the configured architecture, in train mode."""
     name, size = config.architecture, config.embedding_size
     if name in IR_LAYERS:
-        widths = (16, 32, 64, 128) if name == "ir_mini" else (64, 128, 256, 512)
-        return IR(IR_LAYERS[name], widths, size, config.dropout, se=name == "ir_se_50")
+        mini = name == "ir_mini"
+        widths = (16, 32, 64, 128) if mini else (64, 128, 256, 512)
+        return IR(IR_LAYERS[name], widths, size, config.dropout, se=name == "ir_se_50", early=mini)
     if name in IRESNET_LAYERS:
         return IResNet(IRESNET_LAYERS[name], size, config.dropout)
     return MobileFaceNet(size, "relu6" if name == "mobilefacenet_relu6" else "prelu")

@@ -269,6 +269,8 @@ class QAConv(nn.Module):
     ) -> Tensor:
         """Score row i of a against row i of b: maps [N,C,h,w], visibility [N,1,h,w] or None -> logits [N]."""
         self._needs_eval()
+        if len(features_a) != len(features_b):
+            raise ValueError(f"{len(features_a)} faces against {len(features_b)}; pairs are compared row by row")
         block = max(1, chunk_bytes // ((self.height * self.width) ** 2 * 4))
         scores = []
         for a, b, v_a, v_b in zip(

@@ -67,15 +67,13 @@ class DrawnFolder:
     """Drawn people with the interface of PeopleFolder, rendered once and held in memory (37 kB an image)."""
 
     def __init__(self, people: int, shots: int, seed: int = 0, use: Callable[[str], bool] | None = None) -> None:
-        from oaml.datasets.drawn import draw_face
-
         self.people = [n for n in (f"drawn_{i:04d}" for i in range(people)) if use is None or use(n)]
         if not self.people:
             raise OamlError(f"{people} drawn people leave none in this split; draw more")
         chosen = [int(name.removeprefix("drawn_")) for name in self.people]
         self.labels = np.repeat(np.arange(len(chosen)), shots)
         self.names = [f"{name}/shot_{shot:03d}" for name in self.people for shot in range(shots)]
-        self._draw = lambda index: draw_face(chosen[index // shots], index % shots, seed)
+        self._chosen, self._shots, self._seed = chosen, shots, seed
         self._images: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -84,7 +82,10 @@ class DrawnFolder:
     def image(self, index: int) -> np.ndarray:
         """RGB uint8 [112,112,3]."""
         if index not in self._images:
-            self._images[index] = self._draw(index)
+            from oaml.datasets.drawn import draw_face
+
+            person, shot = divmod(index, self._shots)
+            self._images[index] = draw_face(self._chosen[person], shot, self._seed)
         return self._images[index]
 
 

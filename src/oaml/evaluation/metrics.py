@@ -1,0 +1,353 @@
+"""Measures of verification and identification, as pure functions of scores.
+
+Notation: a pair has a score (larger = more alike) and is *same* (two images of one person) or not. It is accepted
+when `score >= threshold`. FAR is the share of different-person pairs accepted, TAR the share of same-person
+pairs accepted, FRR = 1 - TAR.
+
+All functions raise ValueError for arrays of unequal length, scores that are not finite, and where a class of pairs
+that a measure needs is empty.
+
+Sources:
+- ROC, EER: ISO/IEC 19795-1; Fawcett, "An introduction to ROC analysis", Pattern Recognition Letters 27 (2006).
+- AUC as the Mann-Whitney statistic: Hanley & McNeil, Radiology 143 (1982).
+- 10-fold accuracy: Huang et al., "Labeled Faces in the Wild", UMass technical report 07-49 (2007), with the
+  thresholds that face recognition papers use for unit embeddings.
+- Intervals by person: Bolle, Ratha & Pankanti, "Error analysis of pattern recognition systems - the subsets
+  bootstrap", CVIU 93 (2004); product weights: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2007).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+FARS: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
+"""The false accept rates that a report states."""
+
+MIN_FALSE_ACCEPTS = 10
+"""A FAR is reported only where the different-person pairs let at least this many through at it.
+
+With k false accepts the true rate at the threshold has a relative standard error of about 1/sqrt(k): a third at 10. With
+one, the threshold is a single pair's score, and "FAR 1e-4" would be a name and not a measurement.
+"""
+
+
+class Roc(NamedTuple):
+    """Operating points, from "accept nothing" (threshold inf) to "accept all", one for every distinct score."""
+
+    far: np.ndarray
+    """float64 [T], not decreasing, 0 to 1."""
+    tar: np.ndarray
+    """float64 [T], not decreasing, 0 to 1."""
+    threshold: np.ndarray
+    """float64 [T], decreasing; pairs with score >= threshold are accepted."""
+
+
+class TarAtFar(NamedTuple):
+    """What is accepted at a stated FAR."""
+
+    tar: float
+    """Share of same-person pairs accepted, 0 to 1."""
+    threshold: float
+    """Smallest observed score whose FAR does not exceed the stated one; inf where there is none."""
+
+
+class Interval(NamedTuple):
+    """Two-sided interval of a measure."""
+
+    low: float
+    high: float
+
+
+class Folds(NamedTuple):
+    """Result of the k-fold protocol."""
+
+    accuracy: np.ndarray
+    """float64 [folds], share of correct decisions in each held-out fold."""
+    threshold: np.ndarray
+    """float64 [folds], distance below which a pair was called same, chosen on the other folds."""
+
+
+class Summary(NamedTuple):
+    """All verification measures of one score on one set of pairs, with 95 % intervals by person."""
+
+    same_pairs: int
+    different_pairs: int
+    people: int
+    auc: float
+    eer: float
+    tar: dict[float, TarAtFar | None]
+    """Stated FAR -> operating point, None where there are too few different-person pairs."""
+    auc_interval: Interval | None
+    eer_interval: Interval | None
+    tar_interval: dict[float, Interval | None]
+
+
+def roc(scores: np.ndarray, same: np.ndarray) -> Roc:
+    """Receiver operating characteristic; pairs with equal scores are accepted together.
+
+    Args:
+        scores: [N], larger = more alike.
+        same: bool [N].
+    """
+    ranked = _Ranked(scores, same)
+    far, tar = ranked.curve()
+    return Roc(far, tar, np.concatenate([[np.inf], ranked.distinct]))
+
+
+def tar_at_far(scores: np.ndarray, same: np.ndarray, far: float) -> TarAtFar:
+    """TAR at the smallest observed score whose share of accepted different-person pairs is at most `far`.
+
+    Conservative: no interpolation between operating points, and a group of equal scores that would exceed `far` is
+    rejected as a whole.
+
+    Args:
+        scores: [N], larger = more alike.
+        same: bool [N].
+        far: 0 to 1.
+    """
+    if not 0 <= far <= 1:
+        raise ValueError(f"far: {far} is not in [0, 1]")
+    curve = roc(scores, same)
+    index = _last_at_most(curve.far, far)
+    return TarAtFar(float(curve.tar[index]), float(curve.threshold[index]))
+
+
+def enough_negatives(negatives: int, far: float) -> bool:
+    """Whether `negatives` different-person pairs can measure `far`: `negatives * far >= MIN_FALSE_ACCEPTS`."""
+    return negatives * far >= MIN_FALSE_ACCEPTS - 1e-9
+
+
+def auc(scores: np.ndarray, same: np.ndarray) -> float:
+    """Probability that a same-person pair scores above a different-person pair, ties counted half. 0 to 1."""
+    return _auc(*_Ranked(scores, same).curve())
+
+
+def eer(scores: np.ndarray, same: np.ndarray) -> float:
+    """Equal error rate: FAR where it equals FRR, on straight lines between operating points. 0 to 1."""
+    return _eer(*_Ranked(scores, same).curve())
+
+
+def rank1_hits(scores: np.ndarray, probe_labels: np.ndarray, gallery_labels: np.ndarray) -> np.ndarray:
+    """Which probes are found: their person's best gallery image scores above every other person's.
+
+    A tie is a miss, so that a score that says the same for everybody finds nobody.
+
+    Args:
+        scores: [P,G], larger = more alike.
+        probe_labels: [P], who each probe is.
+        gallery_labels: [G], who each gallery image is.
+
+    Returns:
+        bool [P].
+
+    Raises:
+        ValueError: also for a probe whose person is not in the gallery (the measure is for closed sets).
+    """
+    scores, probe_labels, gallery_labels = map(np.asarray, (scores, probe_labels, gallery_labels))
+    if scores.shape != (len(probe_labels), len(gallery_labels)):
+        raise ValueError(f"scores {scores.shape}: expected [{len(probe_labels)}, {len(gallery_labels)}]")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores: some are not finite")
+    own = probe_labels[:, None] == gallery_labels[None]
+    if not own.any(1).all():
+        raise ValueError(f"probe {int(np.argmin(own.any(1)))}: its person is not in the gallery")
+    best_own = np.where(own, scores, -np.inf).max(1)
+    best_other = np.where(own, -np.inf, scores).max(1)
+    return best_own > best_other
+
+
+def rank1(scores: np.ndarray, probe_labels: np.ndarray, gallery_labels: np.ndarray) -> float:
+    """Share of probes whose person ranks first, 0 to 1; see `rank1_hits`."""
+    return float(rank1_hits(scores, probe_labels, gallery_labels).mean())
+
+
+def squared_distance(embedding_a: np.ndarray, embedding_b: np.ndarray) -> np.ndarray:
+    """Squared L2 distance of row i to row i, [N,E] x [N,E] -> [N], 0 to 4 for unit vectors."""
+    return np.square(embedding_a - embedding_b).sum(1)
+
+
+def kfold_accuracy(
+    distances: np.ndarray, same: np.ndarray, folds: int = 10, thresholds: np.ndarray | None = None
+) -> Folds:
+    """Accuracy of "same when distance < threshold", the threshold chosen on the other folds (LFW View 2).
+
+    Folds are consecutive and not shuffled: the order of the published list is part of the protocol. The first
+    `N % folds` folds have one pair more. Of several best thresholds the smallest is taken.
+
+    Args:
+        distances: [N], smaller = more alike; squared L2 of unit embeddings for the default thresholds.
+        same: bool [N].
+        folds: number of folds, 2 to N.
+        thresholds: ascending candidates. By default 0 to 4 (exclusive) by 0.01.
+    """
+    distances, same = _pairs(distances, same)
+    if not 2 <= folds <= len(same):
+        raise ValueError(f"folds: {folds} is not between 2 and the number of pairs, {len(same)}")
+    candidates = np.arange(0, 4, 0.01) if thresholds is None else np.asarray(thresholds, np.float64)
+    accuracy, chosen = np.empty(folds), np.empty(folds)
+    for fold, test in enumerate(np.array_split(np.arange(len(same)), folds)):
+        train = np.ones(len(same), bool)
+        train[test] = False
+        below_same = np.searchsorted(np.sort(distances[train & same]), candidates, side="left")
+        below_different = np.searchsorted(np.sort(distances[train & ~same]), candidates, side="left")
+        # right decisions but for a constant, the number of different-person pairs
+        chosen[fold] = candidates[np.argmax(below_same - below_different)]
+        accuracy[fold] = ((distances[test] < chosen[fold]) == same[test]).mean()
+    return Folds(accuracy, chosen)
+
+
+def summarise(
+    scores: np.ndarray,
+    same: np.ndarray,
+    person_a: np.ndarray,
+    person_b: np.ndarray,
+    *,
+    fars: tuple[float, ...] = FARS,
+    resamples: int = 200,
+    seed: int = 0,
+    repeats: int = 1,
+) -> Summary:
+    """All measures of one score, each with the 95 % interval that resampling people gives.
+
+    Pairs share people, so they are no independent sample, and resampling pairs would give intervals that are far too
+    narrow. Instead as many people as there are are drawn with replacement. With m[i] copies of person i drawn, a pair of
+    two people counts m[i] * m[j] times, since every copy of one meets every copy of the other. A pair within one
+    person counts m[i] times: each copy brings its own pairs, while images of two copies of one person are not
+    compared, as that would invent pairs that the list doesn't have. Every resample finds its own threshold for a FAR.
+    Resamples without any pair of one class are left out.
+
+    Args:
+        scores: [N], larger = more alike.
+        same: bool [N].
+        person_a, person_b: [N], who is in each image (any values that can be sorted).
+        fars: stated false accept rates.
+        resamples: 0 leaves the intervals out (None).
+        seed: of the resampling.
+        repeats: how often the list holds each pair (under several covers, say). Repetitions add no information about
+            a small FAR, so they don't count for `enough_negatives`.
+    """
+    ranked = _Ranked(scores, same)
+    far, tar = ranked.curve()
+    names, codes = np.unique(np.concatenate([person_a, person_b]), return_inverse=True)
+    stated = [value for value in fars if enough_negatives(ranked.different_pairs // repeats, value)]
+    points: dict[float, TarAtFar | None] = dict.fromkeys(fars)
+    for value in stated:
+        index = _last_at_most(far, value)
+        points[value] = TarAtFar(
+            float(tar[index]), float(ranked.distinct[index - 1]) if index else float("inf")
+        )
+
+    drawn: list[list[float]] = []
+    generator = np.random.default_rng(seed)
+    a, b = codes.reshape(2, -1)[:, ranked.order]
+    within = a == b
+    for _ in range(resamples):
+        copies = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))
+        copies = copies.astype(np.float64)
+        weight = copies[a]
+        weight[~within] *= copies[b[~within]]
+        curve = ranked.curve(weight)
+        if np.isfinite(curve[0][-1]) and np.isfinite(curve[1][-1]):
+            tars = [float(curve[1][_last_at_most(curve[0], value)]) for value in stated]
+            drawn.append([_auc(*curve), _eer(*curve), *tars])
+    intervals = _intervals(np.array(drawn)) if drawn else [None] * (2 + len(stated))
+    return Summary(
+        ranked.same_pairs,
+        ranked.different_pairs,
+        len(names),
+        _auc(far, tar),
+        _eer(far, tar),
+        points,
+        intervals[0],
+        intervals[1],
+        {**dict.fromkeys(fars), **dict(zip(stated, intervals[2:], strict=True))},
+    )
+
+
+def bootstrap_mean(
+    values: np.ndarray, person: np.ndarray, resamples: int = 200, seed: int = 0
+) -> Interval | None:
+    """95 % interval of a mean of per-image values (rank-1 hits) when whole people are resampled.
+
+    Args:
+        values: [N].
+        person: [N], who each value belongs to.
+        resamples: 0 gives None.
+        seed: of the resampling.
+    """
+    values = np.asarray(values, np.float64)
+    names, codes = np.unique(person, return_inverse=True)
+    if len(values) != len(codes) or not len(values):
+        raise ValueError(f"{len(values)} values for {len(codes)} people's images")
+    total, count = np.bincount(codes, values), np.bincount(codes)
+    generator = np.random.default_rng(seed)
+    means = []
+    for _ in range(resamples):
+        people = generator.integers(len(names), size=len(names))
+        means.append([total[people].sum() / count[people].sum()])
+    return _intervals(np.array(means))[0] if means else None
+
+
+def _intervals(values: np.ndarray) -> list[Interval | None]:
+    """Percentile intervals of the columns of [resamples, measures]."""
+    low, high = np.percentile(values, [2.5, 97.5], axis=0)
+    return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def _pairs(scores: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scores, same = np.asarray(scores), np.asarray(same)
+    if scores.ndim != 1 or scores.shape != same.shape or not len(scores):
+        raise ValueError(f"scores {scores.shape} and same {same.shape}: expected [N] and [N], N > 0")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"scores: {int((~np.isfinite(scores)).sum())} of {len(scores)} are not finite")
+    return scores, same.astype(bool)
+
+
+class _Ranked:
+    """Pairs sorted once by falling score, for as many weightings as wanted."""
+
+    def __init__(self, scores: np.ndarray, same: np.ndarray) -> None:
+        scores, same = _pairs(scores, same)
+        self.same_pairs, self.different_pairs = int(same.sum()), int((~same).sum())
+        if not self.same_pairs or not self.different_pairs:
+            missing = "same-person" if not self.same_pairs else "different-person"
+            raise ValueError(f"same: no {missing} pairs")
+        self.order = np.argsort(-scores, kind="stable")
+        ordered = scores[self.order].astype(np.float64)
+        self.ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+        self.distinct = ordered[self.ends]
+        self.same = same[self.order]
+
+    def curve(self, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """FAR and TAR at threshold inf and at every distinct score; `weight` is in falling order of scores.
+
+        A class without any weight gives NaN.
+        """
+        weight = np.ones(len(self.same)) if weight is None else weight
+        rates = []
+        for chosen in (~self.same, self.same):
+            # Weights are whole numbers, so the sums and with them equality at the ends are exact.
+            accepted = np.cumsum(np.where(chosen, weight, 0.0))[self.ends]
+            with np.errstate(invalid="ignore"):
+                rates.append(np.concatenate([[0.0], accepted]) / accepted[-1])
+        return rates[0], rates[1]
+
+
+def _last_at_most(far: np.ndarray, value: float) -> int:
+    # The slack keeps 3 of 300 within a FAR of 0.01, which binary fractions may not.
+    return int(np.searchsorted(far, value + 1e-12, side="right")) - 1
+
+
+def _auc(far: np.ndarray, tar: np.ndarray) -> float:
+    # Trapezoids are the Mann-Whitney statistic: a tie group's diagonal counts its mixed pairs half.
+    return float((np.diff(far) * (tar[1:] + tar[:-1])).sum() / 2)
+
+
+def _eer(far: np.ndarray, tar: np.ndarray) -> float:
+    excess = far + tar - 1  # FAR - FRR: rises from -1 to 1
+    after = int(np.argmax(excess >= 0))
+    before = after - 1
+    share = -excess[before] / (excess[after] - excess[before])
+    return float(far[before] + share * (far[after] - far[before]))

@@ -1,0 +1,202 @@
+"""The lists that say what is compared: pairs, and gallery and probes; and the fixed split of people.
+
+A pairs file is CSV (UTF-8) with the columns `path_a,path_b,same`; an identification file has `path,person,role`.
+Paths are relative to the folder of images. Further columns and empty lines are ignored.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+from oaml.errors import OamlError
+
+SplitName = Literal["train", "calibrate", "report"]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of images, in the order of their file."""
+
+    path_a: list[str]
+    """As written in the file: relative to the folder of images."""
+    path_b: list[str]
+    same: list[bool | None]
+    """Whether both images show one person; None where the file doesn't say."""
+
+    def __len__(self) -> int:
+        return len(self.path_a)
+
+
+@dataclass(frozen=True)
+class Identification:
+    """A closed set: every probe's person has at least one gallery image."""
+
+    gallery: list[str]
+    gallery_person: list[str]
+    probes: list[str]
+    probe_person: list[str]
+
+
+def read_pairs(file: str | Path, images: str | Path, *, need_same: bool = True) -> Pairs:
+    """Read a pairs file and make sure that every image exists, so that nothing fails after minutes of computing.
+
+    Args:
+        file: CSV with the columns path_a, path_b and same (1 or 0).
+        images: folder that the paths are relative to.
+        need_same: without it the column `same`, or single values of it, may be left out.
+
+    Raises:
+        OamlError: missing or unreadable file, missing or repeated column, empty file, wrong number of values,
+            a `same` that is neither 1 nor 0, or a missing image; with file, line number and remedy.
+    """
+    file = Path(file)
+    pairs = Pairs([], [], [])
+    used: dict[str, int] = {}
+    columns = ("path_a", "path_b", "same")
+    for line, row in _rows(file, columns if need_same else columns[:2], columns):
+        a, b, same = row["path_a"], row["path_b"], row.get("same", "")
+        for column, path in (("path_a", a), ("path_b", b)):
+            _filled(file, line, column, path)
+            used.setdefault(path, line)
+        if same not in ("1", "0") and (need_same or same):
+            raise OamlError(
+                f"{file}, line {line}: same is {same!r}; write 1 for one person and 0 for two different ones"
+            )
+        pairs.path_a.append(a)
+        pairs.path_b.append(b)
+        pairs.same.append({"1": True, "0": False}.get(same))
+    if not len(pairs):
+        raise OamlError(f"{file}: holds no pairs below its header; write one line for each pair")
+    _need_images(file, images, used)
+    return pairs
+
+
+def read_identification(file: str | Path, images: str | Path) -> Identification:
+    """Read a gallery and the probes to look up in it, and make sure that every image exists.
+
+    Args:
+        file: CSV with the columns path, person and role (`gallery` or `probe`).
+        images: folder that the paths are relative to.
+
+    Raises:
+        OamlError: as `read_pairs`; also another role, an image listed twice (it would find itself), no gallery, no
+            probe, or a probe whose person is not in the gallery.
+    """
+    file = Path(file)
+    columns = ("path", "person", "role")
+    found = Identification([], [], [], [])
+    used: dict[str, int] = {}
+    probe_lines: list[int] = []
+    for line, row in _rows(file, columns, columns):
+        path, person, role = row["path"], row["person"], row["role"]
+        _filled(file, line, "path", path)
+        _filled(file, line, "person", person)
+        if path in used:
+            raise OamlError(
+                f"{file}, line {line}: {path} is already listed in line {used[path]}; list it once"
+            )
+        used[path] = line
+        if role == "gallery":
+            found.gallery.append(path)
+            found.gallery_person.append(person)
+        elif role == "probe":
+            found.probes.append(path)
+            found.probe_person.append(person)
+            probe_lines.append(line)
+        else:
+            raise OamlError(f"{file}, line {line}: role is {role!r}; write gallery or probe")
+    for role, paths in (("gallery", found.gallery), ("probe", found.probes)):
+        if not paths:
+            raise OamlError(f"{file}: holds no image with role {role}; it needs some of both roles")
+    known = set(found.gallery_person)
+    for line, person in zip(probe_lines, found.probe_person, strict=True):
+        if person not in known:
+            raise OamlError(
+                f"{file}, line {line}: {person} has no image with role gallery; add one or remove the probe"
+            )
+    _need_images(file, images, used)
+    return found
+
+
+def person_of(path: str) -> str:
+    """Who an image shows: the name of its folder. An image outside any folder is its own person."""
+    return PurePosixPath(path.replace("\\", "/")).parent.name or path
+
+
+def split_of(person: str) -> int:
+    """The fixed split of people, 0 to 9: SHA-1 of the folder's name (UTF-8) modulo 10."""
+    return int(hashlib.sha1(person.encode()).hexdigest(), 16) % 10
+
+
+def split_name(person: str) -> SplitName:
+    """What a person may be used for: train (0 to 6), calibrate thresholds (7) or report (8 and 9)."""
+    number = split_of(person)
+    return "train" if number < 7 else "calibrate" if number == 7 else "report"
+
+
+def labels(pairs: Pairs) -> np.ndarray:
+    """`same` of all pairs as bool [N]; for pairs read with `need_same`."""
+    return np.array(pairs.same, dtype=bool)
+
+
+def _rows(file: Path, needed: Iterable[str], wanted: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and the wanted columns' values, stripped, of every line that is not empty."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            reader = csv.reader(opened, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            if not header:
+                raise OamlError(f"{file}: is empty; its first line names the columns {','.join(wanted)}")
+            for name in wanted:
+                if header.count(name) > 1:
+                    raise OamlError(f"{file}, line 1: names the column {name} twice; rename one of them")
+            missing = [name for name in needed if name not in header]
+            if missing:
+                raise OamlError(
+                    f"{file}, line 1: lacks the column {', '.join(missing)} (found {','.join(header)}); "
+                    f"the first line names the columns {','.join(wanted)}"
+                )
+            places = {name: header.index(name) for name in wanted if name in header}
+            for values in reader:
+                if not any(value.strip() for value in values):
+                    continue
+                if len(values) != len(header):
+                    raise OamlError(
+                        f"{file}, line {reader.line_num}: has {len(values)} values for {len(header)} columns; "
+                        "put quotes around a value that holds a comma"
+                    )
+                yield reader.line_num, {name: values[place].strip() for name, place in places.items()}
+    except FileNotFoundError:
+        raise OamlError(f"{file}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise OamlError(f"{file}: is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise OamlError(f"{file}, line {reader.line_num}: is not valid CSV ({error})") from None
+    except OSError as error:
+        raise OamlError(f"{file}: can't be read ({error.strerror or error})") from None
+
+
+def _filled(file: Path, line: int, column: str, value: str) -> None:
+    if not value:
+        raise OamlError(f"{file}, line {line}: {column} is empty; fill it in or remove the line")
+
+
+def _need_images(file: Path, images: str | Path, used: dict[str, int]) -> None:
+    images = Path(images)
+    if not images.is_dir():
+        raise OamlError(f"{images}: no such folder")
+    missing = [(path, line) for path, line in used.items() if not (images / path).is_file()]
+    if missing:
+        path, line = missing[0]
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise OamlError(
+            f"{images / path}: no such image, named in {file}, line {line}{others}; "
+            "add it, remove the line, or check the folder of images"
+        )

@@ -1,0 +1,340 @@
+"""From images to scores: every face goes through the network once, every pair through the matcher.
+
+The numbers of a face and of a pair depend on nothing but their own images. Matrix kernels add in another order at another
+place of a batch (measured: with most batch sizes an embedding's last digit changes with its row), and then a face would
+tell who else was measured. So on a CPU every face has a pass of its own, each on one thread and as many at a time as there
+are cores, which is no slower and makes the numbers independent of the number of cores as well. Elsewhere all batches have
+one size. Pairs are compared in blocks of one size; the last is filled up with repetitions that are thrown away.
+"""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oaml.errors import OamlError
+from oaml.evaluation.protocols import read_pairs
+from oaml.files import read_image, write_file
+
+if TYPE_CHECKING:
+    import torch
+
+    from oaml.model import Model
+
+BATCH_SIZE = 32
+PAIR_CHUNK = 64
+MEMORY_BYTES = 1 << 30
+"""Feature maps larger than this are kept in a temporary file instead of in memory."""
+
+
+@dataclass(frozen=True)
+class FaceFeatures:
+    """What the network says about N faces, all float32."""
+
+    embedding: np.ndarray
+    """[N,E], unit length."""
+    norm: np.ndarray
+    """[N], length of the embedding before normalisation."""
+    visibility: np.ndarray
+    """[N,1,h,w] in [0,1], 1 where the face shows."""
+    features: np.ndarray
+    """[N,C,h,w]; a memory-mapped temporary file where it is large."""
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    def visible(self) -> np.ndarray:
+        """Mean visibility of each face, float64 [N] in [0,1]."""
+        return self.visibility.reshape(len(self), -1).mean(1, dtype=np.float64)
+
+
+def extract(
+    model: Model,
+    images: Iterable[np.ndarray],
+    count: int,
+    *,
+    batch_size: int = BATCH_SIZE,
+    label: str | None = None,
+) -> FaceFeatures:
+    """Run the network over faces, in eval mode and float32.
+
+    Args:
+        model: on any device.
+        images: uint8 RGB [112,112,3]; a generator is read batch by batch, so images needn't fit into memory.
+        count: number of images.
+        batch_size: faces read at a time; on a GPU also faces a pass, and another size may change the last digits.
+        label: shown with a progress bar on stderr; None shows none.
+
+    Raises:
+        OamlError: from reading the images.
+        ValueError: no images, or not as many as `count`.
+    """
+    import torch
+
+    if count < 1 or batch_size < 1:
+        raise ValueError(f"{count} images in batches of {batch_size}: both must be at least 1")
+    device = next(model.parameters()).device
+    model.eval()
+    rows = 1 if device.type == "cpu" else batch_size
+
+    def one_pass(batch: list[np.ndarray]) -> dict[str, np.ndarray]:
+        stacked = np.stack(batch + batch[-1:] * (rows - len(batch)))
+        x = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float().contiguous() / 255
+        return {name: _numpy(values)[: len(batch)] for name, values in model(x)._asdict().items()}
+
+    held: dict[str, np.ndarray] = {}
+    source, done = iter(images), 0
+    with _progress(label, count) as advance, _workers(device.type) as run:
+        while group := list(islice(source, max(batch_size, rows))):
+            for found in run(one_pass, [group[i : i + rows] for i in range(0, len(group), rows)]):
+                size = len(found["norm"])
+                for name, values in found.items():
+                    if name not in held:
+                        held[name] = _room((count, *values.shape[1:]))
+                    held[name][done : done + size] = values
+                done += size
+            advance(len(group))
+    if done != count:
+        raise ValueError(f"{done} images, expected {count}")
+    return FaceFeatures(held["embedding"], held["norm"][:, 0], held["visibility"], held["features"])
+
+
+def score_pairs(
+    model: Model,
+    faces_a: FaceFeatures,
+    index_a: np.ndarray,
+    faces_b: FaceFeatures,
+    index_b: np.ndarray,
+    *,
+    plain: bool = True,
+    chunk: int = PAIR_CHUNK,
+    name: Callable[[int], str] = "pair {}".format,
+    label: str | None = None,
+) -> dict[str, np.ndarray]:
+    """Score face `index_a[i]` of one set against face `index_b[i]` of another (or of the same) set.
+
+    Args:
+        faces_a, faces_b: from `extract` with this model.
+        index_a, index_b: int [N].
+        plain: also score without visibility, as if every cell showed the face.
+        chunk: pairs compared at a time; bounds the memory.
+        name: what to call pair i in an error.
+        label: as in `extract`.
+
+    Returns:
+        float64 [N] each: `cosine` of the embeddings in [-1,1], `qaconv` (logit, all cells count) unless `plain` is
+        False, and `qaconv_visibility` (logit, cells weighted by predicted visibility).
+
+    Raises:
+        OamlError: a score is NaN or infinite; names the pair.
+    """
+    import torch
+
+    count = len(index_a)
+    if len(index_b) != count:
+        raise ValueError(f"{count} and {len(index_b)} faces: pairs need as many on either side")
+    device = next(model.parameters()).device
+    model.eval()
+    columns = ["cosine", *(["qaconv"] if plain else []), "qaconv_visibility"]
+    scores = {column: np.empty(count) for column in columns}
+
+    def one_block(start: int) -> None:
+        kept = min(chunk, count - start)
+        # filled up with the last pair, for the reason that the module gives
+        rows = np.minimum(np.arange(start, start + chunk), count - 1)
+        a, b = index_a[rows], index_b[rows]
+        part = slice(start, start + kept)
+        left, right = faces_a.embedding[a].astype(np.float64), faces_b.embedding[b].astype(np.float64)
+        scores["cosine"][part] = (left * right).sum(1)[:kept]
+        features_a, features_b, visible_a, visible_b = (
+            torch.from_numpy(np.ascontiguousarray(values)).to(device)
+            for values in (
+                faces_a.features[a],
+                faces_b.features[b],
+                faces_a.visibility[a],
+                faces_b.visibility[b],
+            )
+        )
+        if plain:
+            scores["qaconv"][part] = _numpy(model.matcher.match_pairs(features_a, features_b))[:kept]
+        weighted = model.matcher.match_pairs(features_a, features_b, visible_a, visible_b)
+        scores["qaconv_visibility"][part] = _numpy(weighted)[:kept]
+
+    starts = range(0, count, chunk)
+    with _progress(label, count) as advance, _workers(device.type) as run:
+        for _ in run(one_block, starts):
+            advance(chunk)
+    for column, values in scores.items():
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise OamlError(
+                f"{name(int(bad[0]))}: the score {column} is not finite ({values[bad[0]]}); "
+                "the model's weights are damaged or its training diverged; use another one"
+            )
+    return scores
+
+
+def score(
+    model: str,
+    *,
+    images: Path,
+    pairs: Path,
+    out: Path,
+    resize: bool = False,
+    batch_size: int = BATCH_SIZE,
+    device: str = "auto",
+) -> None:
+    """Write one line of scores for each pair, in the order of the pairs file.
+
+    The CSV has the columns path_a, path_b, same (copied; empty where it isn't stated), cosine (of the embeddings),
+    qaconv (logit with predicted visibility), visible_a and visible_b (mean predicted visibility). All numbers are
+    finite, and those of a pair depend on no other line, on no order and not on `same`.
+
+    Example:
+        oaml score runs/first/best --images faces --pairs pairs.csv --out scores.csv
+
+    Args:
+        model: a model folder or hub repository.
+        images: folder that the paths in the pairs file are relative to.
+        pairs: CSV with the columns path_a, path_b and by choice same (1 or 0).
+        out: CSV to write.
+        resize: scale images of another size instead of refusing them.
+        batch_size: faces read at a time; on a GPU also faces a pass, and another size may change the last digits.
+        device: cpu, cuda, or auto for a GPU where there is one.
+
+    Raises:
+        OamlError: a bad model, pairs file or image (named). Nothing is written then.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise OamlError(f"{out}: is a folder; name a file to write")
+    listed = read_pairs(pairs, images, need_same=False)
+    loaded = load_model(model, device, batch_size)
+    names = sorted({*listed.path_a, *listed.path_b})
+    place = {path: i for i, path in enumerate(names)}
+    faces = extract(
+        loaded,
+        (read_image(Path(images) / path, resize=resize) for path in names),
+        len(names),
+        batch_size=batch_size,
+        label="reading faces",
+    )
+    a, b = (np.array([place[path] for path in side]) for side in (listed.path_a, listed.path_b))
+    scores = score_pairs(
+        loaded,
+        faces,
+        a,
+        faces,
+        b,
+        plain=False,
+        name=lambda i: f"{listed.path_a[i]} and {listed.path_b[i]}",
+        label="comparing",
+    )
+    visible = faces.visible()
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as opened:
+            writer = csv.writer(opened, lineterminator="\n")
+            writer.writerow(["path_a", "path_b", "same", "cosine", "qaconv", "visible_a", "visible_b"])
+            for i, same in enumerate(listed.same):
+                numbers = scores["cosine"][i], scores["qaconv_visibility"][i], visible[a[i]], visible[b[i]]
+                writer.writerow(
+                    [
+                        listed.path_a[i],
+                        listed.path_b[i],
+                        "" if same is None else int(same),
+                        *(f"{value:.8f}" for value in numbers),
+                    ]
+                )
+
+    write_file(out, write)
+
+
+def load_model(model: str, device: str = "auto", batch_size: int = BATCH_SIZE) -> Model:
+    """The model on its device, in eval mode; checks the options that every command shares.
+
+    Raises:
+        OamlError: no such model or device, or a batch size below 1.
+    """
+    if batch_size < 1:
+        raise OamlError(f"batch_size: {batch_size} is not at least 1")
+    import torch
+
+    from oaml.model import Model
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = Model.load(model).eval()
+    try:
+        return loaded.to(device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = (str(error).splitlines() or ["unknown"])[0]
+        raise OamlError(f"device {device!r}: can't be used ({first_line}); choose cpu or auto") from error
+
+
+def _room(shape: tuple[int, ...]) -> np.ndarray:
+    """Uninitialised float32; in an unnamed temporary file, which the system removes, where it is large."""
+    if int(np.prod(shape)) * 4 <= MEMORY_BYTES:
+        return np.empty(shape, np.float32)
+    try:
+        with tempfile.TemporaryFile() as file:
+            return np.memmap(file, np.float32, "w+", shape=shape)
+    except OSError as error:
+        gigabytes = int(np.prod(shape)) * 4 / 1e9
+        raise OamlError(
+            f"{tempfile.gettempdir()}: no room for {gigabytes:.0f} GB of feature maps ({error.strerror or error}); "
+            "free space or set TMPDIR to another disk"
+        ) from error
+
+
+def _numpy(x: torch.Tensor) -> np.ndarray:
+    return x.detach().float().cpu().numpy()
+
+
+@contextmanager
+def _workers(device: str) -> Iterator[Callable[..., Iterable[Any]]]:
+    """An ordered `map` whose calls run without gradients, in real float32: in parallel on a CPU, each on one thread."""
+    import torch
+
+    def without_gradients(function: Callable[[Any], Any], item: Any) -> Any:
+        with torch.inference_mode():  # holds for one thread only
+            return function(item)
+
+    def run(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
+        call = partial(without_gradients, function)
+        return map(call, items) if device != "cpu" else pool.map(call, items)
+
+    threads = torch.get_num_threads()
+    # On a GPU convolutions are otherwise rounded to 10 bits and may use another algorithm on every run.
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        with exact:
+            yield run
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _progress(label: str | None, count: int) -> Iterator[Callable[[int], object]]:
+    if label is None:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*parts, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=count)
+        yield lambda n: bar.advance(task, n)
