@@ -78,8 +78,12 @@ class DataConfig:
             raise ValueError("data.identities and data.images: a batch needs at least 2 people with 2 images")
         if unknown := set(self.kinds) - set(KINDS):
             raise ValueError(f"data.kinds: unknown {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
-        if not self.kinds and (self.cover_probability or self.drawn_share):
-            raise ValueError("data.kinds: empty; set cover_probability and drawn_share to 0 to draw nothing")
+        drawn = self.drawn_share if self.masks else 1 - self.clean_share
+        if not self.kinds and (self.cover_probability or (self.occlusion_batch and drawn)):
+            raise ValueError(
+                "data.kinds: empty; to draw nothing, set cover_probability and drawn_share to 0 "
+                "and give masks (or set occlusion_batch to 0)"
+            )
 
     def load_people(self, split: Split) -> People:
         """The people of a split; with `use: all` the training split is everybody."""
@@ -151,7 +155,7 @@ class OcclusionStream(Dataset[dict[str, Any]]):
 def _cover(
     image: np.ndarray, kinds: Sequence[str], rng: np.random.Generator, templates: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    kind = kinds[rng.integers(len(kinds))]
+    kind = kinds[int(rng.integers(len(kinds)))]
     # a user's pictures of masks stand beside the drawn masks, half and half
     covered = occlude(image, kind, rng, templates if kind == "mask" and rng.random() < 0.5 else ())
     return covered.image, covered.mask

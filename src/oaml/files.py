@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ def write_file(path: str | Path, write: Callable[[Path], object]) -> Path:
     except OSError as error:
         raise OamlError(f"{path}: could not be written ({error.strerror or error}); free space or choose another place") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, or no such folder
+            temporary.unlink()
     return path
 
 
@@ -51,8 +53,12 @@ def write_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
         if folder.exists():
             old = temporary.with_name(temporary.name + ".old")
             os.rename(folder, old)
-            os.rename(temporary, folder)
-            shutil.rmtree(old)
+            try:
+                os.rename(temporary, folder)
+            except OSError:
+                os.rename(old, folder)
+                raise
+            shutil.rmtree(old, ignore_errors=True)  # the new one is in place: no reason to fail
         else:
             os.rename(temporary, folder)
     except OSError as error:
@@ -79,8 +85,8 @@ def list_images(folder: str | Path) -> list[Path]:
 def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
     """Read one aligned face as RGB uint8 [112,112,3].
 
-    Grey images are repeated over three channels and an alpha channel is dropped only where it is fully opaque:
-    a transparent pixel has no colour, so guessing one would invent a face.
+    Grey images are repeated over three channels (of 16 bits the upper 8 are used), and an alpha channel is
+    dropped only where it is fully opaque: a transparent pixel has no colour, so guessing one would invent a face.
 
     Args:
         resize: resample an image of another size (area) instead of refusing it.
@@ -89,6 +95,8 @@ def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
         OamlError: missing, unreadable, transparent or not 112x112.
     """
     image = _decode(Path(path))
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     if image.shape[2] == 4:
@@ -137,7 +145,7 @@ def _decode(path: Path) -> np.ndarray:
                 opened = opened.convert("RGBA" if "transparency" in opened.info or "A" in opened.mode else "RGB")
             elif opened.mode not in ("L", "RGB", "RGBA"):
                 opened = opened.convert("RGB")
-            return np.asarray(opened)
+            return np.array(opened)  # a copy: a view of the picture could not be written to
     except FileNotFoundError:
         raise OamlError(f"{path}: no such image") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

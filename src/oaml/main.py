@@ -102,34 +102,40 @@ def _overview() -> str:
 
 
 def _run(name: str, arguments: list[str]) -> None:
+    parser, function, positional = parser_of(name)
+    parsed = parser.parse_args(arguments)
+    if name == "train":
+        try:
+            values = vars(parser.instantiate(parsed))
+            values.pop("config")
+            config = importlib.import_module("oaml.train_val").TrainConfig(**values)
+        except ValueError as error:  # a combination that only the whole configuration can judge
+            parser.error(str(error))
+        else:
+            function(config)
+        return
+    values = vars(parser.instantiate(parsed))
+    given = [values.pop(p) for p in positional]  # a call copies its keywords before it reads a generator
+    function(*given, **values)
+
+
+def parser_of(name: str) -> tuple[Any, Any, list[str]]:
+    """The argument parser of a command, its function, and the names of the arguments written without a flag."""
     from jsonargparse import ArgumentParser
 
     command = COMMANDS[name]
     module, _, attribute = command.function.partition(":")
     function = getattr(importlib.import_module(module), attribute)
-    parser = ArgumentParser(
-        prog=f"oaml {name}", description=f"{command.summary}. Example: {command.example}", exit_on_error=True
-    )
+    parser = ArgumentParser(prog=f"oaml {name}", description=f"{command.summary}. Example: {command.example}")
     if name == "train":
-        from oaml.train_val import TrainConfig
-
         parser.add_argument("--config", action="config", help="YAML file with any of the options below")
-        parser.add_class_arguments(TrainConfig)
-        parsed = parser.parse_args(arguments)
-        try:
-            values = parser.instantiate_classes(parsed)
-            values.pop("config", None)
-            config = TrainConfig(**vars(values))
-        except ValueError as error:
-            parser.error(str(error))
-        function(config)
-        return
-    positional = _positional(function)
-    for parameter in positional:
-        parser.add_argument(parameter.name, type=_type(function, parameter.name))
-    parser.add_function_arguments(function, as_positional=False, skip={p.name for p in positional})
-    values = vars(parser.instantiate_classes(parser.parse_args(arguments)))
-    function(*(values.pop(p.name) for p in positional), **values)
+        parser.add_class_arguments(importlib.import_module(module).TrainConfig)
+        return parser, function, []
+    positional = [parameter.name for parameter in _positional(function)]
+    for argument in positional:
+        parser.add_argument(argument, type=_type(function, argument))
+    parser.add_function_arguments(function, as_positional=False, skip=set(positional))
+    return parser, function, positional
 
 
 def _positional(function: Any) -> list[inspect.Parameter]:

@@ -43,8 +43,9 @@ class Model(nn.Module, ModelHubMixin):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.net = Net(config.net)
         # convolutions are faster with channels last: 1.4 times a training step, 2.2 times a pass on a CPU
-        self.net = Net(config.net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         qa = config.qaconv
         self.matcher = QAConv(
             self.net.channels, *self.net.grid, qa.method, qa.adapter, qa.position_bias and qa.method == "normalized"

@@ -109,7 +109,8 @@ class QAConv(nn.Module):
         super().__init__()
         if method not in METHODS:
             raise ValueError(f"method: {method!r} is none of {', '.join(METHODS)}")
-        self.num_features, self.height, self.width, self.method = num_features, height, width, method
+        self.num_features, self.height, self.width = num_features, height, width
+        self.method: Method = method
         cells = height * width
         self.adapter = (
             nn.Sequential(nn.Conv2d(num_features, adapter, 1, bias=False), nn.BatchNorm2d(adapter)) if adapter else None
@@ -235,11 +236,13 @@ class QAConv(nn.Module):
         probe_visibility: Tensor | None = None,
         gallery_visibility: Tensor | None = None,
         chunk_bytes: int = CHUNK_BYTES,
+        prepared: bool = False,
     ) -> Tensor:
         """Score every probe against every gallery face in blocks, so that memory stays bounded whatever P and G are.
 
         Args:
             probe, gallery: maps of the backbone [P,C,h,w], [G,C,h,w]; visibility [P,1,h,w], [G,1,h,w] or None.
+            prepared: the maps have been through `prepare` already, as for faces that are compared more than once.
             chunk_bytes: size of the similarities held at once; the peak is about four times this.
 
         Returns:
@@ -250,11 +253,11 @@ class QAConv(nn.Module):
         block = max(1, min(int((chunk_bytes / per_pair) ** 0.5), 512))
         rows = []
         gallery_blocks = [
-            (self.prepare(g), None if gallery_visibility is None else v)
+            (g if prepared else self.prepare(g), v)
             for g, v in zip(gallery.split(block), _split(gallery_visibility, gallery, block), strict=True)
         ]
         for p, v_p in zip(probe.split(block), _split(probe_visibility, probe, block), strict=True):
-            p = self.prepare(p)
+            p = p if prepared else self.prepare(p)
             rows.append(torch.cat([self._compute_similarity_batch(p, g, v_p, v_g) for g, v_g in gallery_blocks], 1))
         return torch.cat(rows) if rows else probe.new_zeros(0, len(gallery))
 
@@ -266,8 +269,9 @@ class QAConv(nn.Module):
         visibility_a: Tensor | None = None,
         visibility_b: Tensor | None = None,
         chunk_bytes: int = CHUNK_BYTES,
+        prepared: bool = False,
     ) -> Tensor:
-        """Score row i of a against row i of b: maps [N,C,h,w], visibility [N,1,h,w] or None -> logits [N]."""
+        """Score row i of a against row i of b: maps [N,C,h,w], visibility [N,1,h,w] or None -> logits [N]; see `match`."""
         self._needs_eval()
         if len(features_a) != len(features_b):
             raise ValueError(f"{len(features_a)} faces against {len(features_b)}; pairs are compared row by row")
@@ -280,7 +284,7 @@ class QAConv(nn.Module):
             _split(visibility_b, features_b, block),
             strict=True,
         ):
-            prob, gal = self.prepare(a).flatten(2), self.prepare(b).flatten(2)
+            prob, gal = ((x if prepared else self.prepare(x)).flatten(2) for x in (a, b))
             visible_p, visible_g = self._visible(prob, v_a), self._visible(gal, v_b)
             if self.method == "scaling":
                 prob, gal = prob * visible_p[:, None], gal * visible_g[:, None]

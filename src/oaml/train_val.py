@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Mapping
@@ -409,9 +410,10 @@ class Keeper(Callback):
         draw_map_sheet(path, rows, title=f"Visibility maps at step {self.step}")
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):
-                from oaml.files import read_picture
+                from PIL import Image
 
-                cast(Any, logger.experiment).add_image("maps", read_picture(path), self.step, dataformats="HWC")
+                picture = np.asarray(Image.open(path).convert("RGB"))
+                cast(Any, logger.experiment).add_image("maps", picture, self.step, dataformats="HWC")
 
 
 def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
@@ -443,6 +445,7 @@ def train(config: TrainConfig) -> Path:
         raise OamlError(f"{checkpoint}: nothing to resume from; train without --resume")
     if not config.resume and checkpoint.exists():
         raise OamlError(f"{config.out}: holds a training already; pass --resume true to continue it, or choose another --out")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.manual_seed(config.seed)
     people = config.data.load_people("train")
     sampler_class = GraphSampler if config.data.sampler == "graph" else PKSampler
@@ -477,6 +480,7 @@ def train(config: TrainConfig) -> Path:
         warnings.filterwarnings("ignore", ".*mid-epoch.*")
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*sync_dist.*")
+        warnings.filterwarnings("ignore", ".*treespec.*")
         try:
             trainer.fit(module, streams, ckpt_path=checkpoint if config.resume else None, weights_only=True)
         except OSError as error:

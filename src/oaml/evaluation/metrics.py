@@ -1,19 +1,21 @@
 """Measures of verification and identification, as pure functions of scores.
 
-Notation: a pair has a score (larger = more alike) and is *same* (two images of one person) or not. It is accepted
-when `score >= threshold`. FAR is the share of different-person pairs accepted, TAR the share of same-person
-pairs accepted, FRR = 1 - TAR.
+Notation: a pair has a score (larger = more alike) and is *same* (two images of one person) or not. It is
+accepted when `score >= threshold`. FAR is the share of different-person pairs accepted, TAR the share of
+same-person pairs accepted, FRR = 1 - TAR.
 
-All functions raise ValueError for arrays of unequal length, scores that are not finite, and where a class of pairs
-that a measure needs is empty.
+All functions raise ValueError for arrays of unequal length, scores that are not finite, and where a class of
+pairs that a measure needs is empty.
 
 Sources:
-- ROC, EER: ISO/IEC 19795-1; Fawcett, "An introduction to ROC analysis", Pattern Recognition Letters 27 (2006).
+- ROC, EER: ISO/IEC 19795-1; Fawcett, "An introduction to ROC analysis", Pattern Recognition Letters 27
+  (2006).
 - AUC as the Mann-Whitney statistic: Hanley & McNeil, Radiology 143 (1982).
 - 10-fold accuracy: Huang et al., "Labeled Faces in the Wild", UMass technical report 07-49 (2007), with the
   thresholds that face recognition papers use for unit embeddings.
 - Intervals by person: Bolle, Ratha & Pankanti, "Error analysis of pattern recognition systems - the subsets
-  bootstrap", CVIU 93 (2004); product weights: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2007).
+  bootstrap", CVIU 93 (2004); product weights: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics
+  1 (2007).
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ FARS: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
 MIN_FALSE_ACCEPTS = 10
 """A FAR is reported only where the different-person pairs let at least this many through at it.
 
-With k false accepts the true rate at the threshold has a relative standard error of about 1/sqrt(k): a third at 10. With
-one, the threshold is a single pair's score, and "FAR 1e-4" would be a name and not a measurement.
+With k false accepts the true rate at the threshold has a relative standard error of about 1/sqrt(k): a third
+at 10. With one, the threshold is a single pair's score, and "FAR 1e-4" would be a name and not a measurement.
 """
 
 
 class Roc(NamedTuple):
-    """Operating points, from "accept nothing" (threshold inf) to "accept all", one for every distinct score."""
+    """Operating points from "accept nothing" (threshold inf) to "accept all", one a distinct score."""
 
     far: np.ndarray
     """float64 [T], not decreasing, 0 to 1."""
@@ -99,8 +101,8 @@ def roc(scores: np.ndarray, same: np.ndarray) -> Roc:
 def tar_at_far(scores: np.ndarray, same: np.ndarray, far: float) -> TarAtFar:
     """TAR at the smallest observed score whose share of accepted different-person pairs is at most `far`.
 
-    Conservative: no interpolation between operating points, and a group of equal scores that would exceed `far` is
-    rejected as a whole.
+    Conservative: no interpolation between operating points, and a group of equal scores that would exceed
+    `far` is rejected as a whole.
 
     Args:
         scores: [N], larger = more alike.
@@ -115,7 +117,7 @@ def tar_at_far(scores: np.ndarray, same: np.ndarray, far: float) -> TarAtFar:
 
 
 def enough_negatives(negatives: int, far: float) -> bool:
-    """Whether `negatives` different-person pairs can measure `far`: `negatives * far >= MIN_FALSE_ACCEPTS`."""
+    """Whether so many different-person pairs can measure `far`: negatives * far >= MIN_FALSE_ACCEPTS."""
     return negatives * far >= MIN_FALSE_ACCEPTS - 1e-9
 
 
@@ -211,12 +213,12 @@ def summarise(
 ) -> Summary:
     """All measures of one score, each with the 95 % interval that resampling people gives.
 
-    Pairs share people, so they are no independent sample, and resampling pairs would give intervals that are far too
-    narrow. Instead as many people as there are are drawn with replacement. With m[i] copies of person i drawn, a pair of
-    two people counts m[i] * m[j] times, since every copy of one meets every copy of the other. A pair within one
-    person counts m[i] times: each copy brings its own pairs, while images of two copies of one person are not
-    compared, as that would invent pairs that the list doesn't have. Every resample finds its own threshold for a FAR.
-    Resamples without any pair of one class are left out.
+    Pairs share people, so they are no independent sample, and resampling pairs would give intervals that are
+    far too narrow. Instead as many people as there are are drawn with replacement. With m[i] copies of person
+    i drawn, a pair of two people counts m[i] * m[j] times, since every copy of one meets every copy of the
+    other. A pair within one person counts m[i] times: each copy brings its own pairs, while images of two
+    copies of one person are not compared, as that would invent pairs that the list doesn't have. Every
+    resample finds its own threshold for a FAR. Resamples without any pair of one class are left out.
 
     Args:
         scores: [N], larger = more alike.
@@ -225,8 +227,8 @@ def summarise(
         fars: stated false accept rates.
         resamples: 0 leaves the intervals out (None).
         seed: of the resampling.
-        repeats: how often the list holds each pair (under several covers, say). Repetitions add no information about
-            a small FAR, so they don't count for `enough_negatives`.
+        repeats: how often the list holds each pair (under several covers, say). Repetitions add no
+            information about a small FAR, so they don't count for `enough_negatives`.
     """
     ranked = _Ranked(scores, same)
     far, tar = ranked.curve()

@@ -1,7 +1,7 @@
 """The lists that say what is compared: pairs, and gallery and probes; and the fixed split of people.
 
-A pairs file is CSV (UTF-8) with the columns `path_a,path_b,same`; an identification file has `path,person,role`.
-Paths are relative to the folder of images. Further columns and empty lines are ignored.
+A pairs file is CSV (UTF-8) with the columns `path_a,path_b,same`; an identification file has
+`path,person,role`. Paths are relative to the folder of images. Further columns and empty lines are ignored.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Identification:
 
 
 def read_pairs(file: str | Path, images: str | Path, *, need_same: bool = True) -> Pairs:
-    """Read a pairs file and make sure that every image exists, so that nothing fails after minutes of computing.
+    """Read a pairs file and make sure that all images exist, so that nothing fails after minutes of work.
 
     Args:
         file: CSV with the columns path_a, path_b and same (1 or 0).
@@ -86,8 +86,8 @@ def read_identification(file: str | Path, images: str | Path) -> Identification:
         images: folder that the paths are relative to.
 
     Raises:
-        OamlError: as `read_pairs`; also another role, an image listed twice (it would find itself), no gallery, no
-            probe, or a probe whose person is not in the gallery.
+        OamlError: as `read_pairs`; also another role, an image listed twice (it would find itself), no
+            gallery, no probe, or a probe whose person is not in the gallery.
     """
     file = Path(file)
     columns = ("path", "person", "role")
@@ -148,6 +148,7 @@ def labels(pairs: Pairs) -> np.ndarray:
 
 def _rows(file: Path, needed: Iterable[str], wanted: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and the wanted columns' values, stripped, of every line that is not empty."""
+    line = 1
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.reader(opened, strict=True)
@@ -165,20 +166,21 @@ def _rows(file: Path, needed: Iterable[str], wanted: Iterable[str]) -> Iterator[
                 )
             places = {name: header.index(name) for name in wanted if name in header}
             for values in reader:
+                line = reader.line_num
                 if not any(value.strip() for value in values):
                     continue
                 if len(values) != len(header):
                     raise OamlError(
-                        f"{file}, line {reader.line_num}: has {len(values)} values for {len(header)} columns; "
+                        f"{file}, line {line}: has {len(values)} values for {len(header)} columns; "
                         "put quotes around a value that holds a comma"
                     )
-                yield reader.line_num, {name: values[place].strip() for name, place in places.items()}
+                yield line, {name: values[place].strip() for name, place in places.items()}
     except FileNotFoundError:
         raise OamlError(f"{file}: no such file") from None
     except UnicodeDecodeError as error:
         raise OamlError(f"{file}: is not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except csv.Error as error:
-        raise OamlError(f"{file}, line {reader.line_num}: is not valid CSV ({error})") from None
+        raise OamlError(f"{file}, after line {line}: is not valid CSV ({error}); check the quotes") from None
     except OSError as error:
         raise OamlError(f"{file}: can't be read ({error.strerror or error})") from None
 

@@ -1,15 +1,18 @@
 """From images to scores: every face goes through the network once, every pair through the matcher.
 
-The numbers of a face and of a pair depend on nothing but their own images. Matrix kernels add in another order at another
-place of a batch (measured: with most batch sizes an embedding's last digit changes with its row), and then a face would
-tell who else was measured. So on a CPU every face has a pass of its own, each on one thread and as many at a time as there
-are cores, which is no slower and makes the numbers independent of the number of cores as well. Elsewhere all batches have
-one size. Pairs are compared in blocks of one size; the last is filled up with repetitions that are thrown away.
+The numbers of a face and of a pair depend on nothing but their own images. Matrix kernels add in another
+order at another place of a batch (measured: with most batch sizes an embedding's last digit changes with its
+row), and then a face would tell who else was measured. So on a CPU every face has a pass of its own, each on
+one thread and as many at a time as there are cores, which is no slower and makes the numbers independent of
+the number of cores as well. Elsewhere all batches have one size. Pairs are compared in blocks of one size;
+the last is filled up with repetitions that are thrown away.
 """
 
 from __future__ import annotations
 
 import csv
+import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +75,8 @@ def extract(
         model: on any device.
         images: uint8 RGB [112,112,3]; a generator is read batch by batch, so images needn't fit into memory.
         count: number of images.
-        batch_size: faces read at a time; on a GPU also faces a pass, and another size may change the last digits.
+        batch_size: faces read at a time; on a GPU also faces a pass, and another size may change the last
+            digits.
         label: shown with a progress bar on stderr; None shows none.
 
     Raises:
@@ -132,8 +136,8 @@ def score_pairs(
         label: as in `extract`.
 
     Returns:
-        float64 [N] each: `cosine` of the embeddings in [-1,1], `qaconv` (logit, all cells count) unless `plain` is
-        False, and `qaconv_visibility` (logit, cells weighted by predicted visibility).
+        float64 [N] each: `cosine` of the embeddings in [-1,1], `qaconv` (logit, all cells count) unless
+        `plain` is False, and `qaconv_visibility` (logit, cells weighted by predicted visibility).
 
     Raises:
         OamlError: a score is NaN or infinite; names the pair.
@@ -172,15 +176,60 @@ def score_pairs(
 
     starts = range(0, count, chunk)
     with _progress(label, count) as advance, _workers(device.type) as run:
-        for _ in run(one_block, starts):
-            advance(chunk)
+        for start, _ in zip(starts, run(one_block, starts), strict=True):
+            advance(min(chunk, count - start))
     for column, values in scores.items():
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            raise OamlError(
-                f"{name(int(bad[0]))}: the score {column} is not finite ({values[bad[0]]}); "
-                "the model's weights are damaged or its training diverged; use another one"
-            )
+        _need_finite(column, values, name)
+    return scores
+
+
+def score_all(
+    model: Model,
+    probes: FaceFeatures,
+    index_p: np.ndarray,
+    gallery: FaceFeatures,
+    index_g: np.ndarray,
+    *,
+    chunk: int = 128,
+    name: Callable[[int], str] = "probe {}".format,
+) -> dict[str, np.ndarray]:
+    """Score every probe against every gallery face; for more probes than a few hundred call it in blocks.
+
+    Args:
+        probes, gallery: from `extract` with this model.
+        index_p, index_g: int [P] and [G], which of their faces take part.
+        chunk: gallery faces compared at a time.
+        name: what to call probe i in an error.
+
+    Returns:
+        [P,G] each: `cosine`, `qaconv` and `qaconv_visibility`, as `score_pairs` gives them.
+
+    Raises:
+        OamlError: a score is NaN or infinite; names the probe.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    model.eval()
+    left = torch.from_numpy(probes.features[index_p]).to(device)
+    left_visible = torch.from_numpy(probes.visibility[index_p]).to(device)
+
+    def one_block(start: int) -> tuple[np.ndarray, np.ndarray]:
+        faces = index_g[start : start + chunk]
+        right = torch.from_numpy(np.ascontiguousarray(gallery.features[faces])).to(device)
+        right_visible = torch.from_numpy(gallery.visibility[faces]).to(device)
+        plain = model.matcher.match(left, right)
+        return _numpy(plain), _numpy(model.matcher.match(left, right, left_visible, right_visible))
+
+    with _workers(device.type) as run:
+        blocks = list(run(one_block, range(0, len(index_g), chunk)))
+    scores = {
+        "cosine": probes.embedding[index_p].astype(np.float64) @ gallery.embedding[index_g].T,
+        "qaconv": np.concatenate([block[0] for block in blocks], 1),
+        "qaconv_visibility": np.concatenate([block[1] for block in blocks], 1),
+    }
+    for column, values in scores.items():
+        _need_finite(column, values.sum(1), name)
     return scores
 
 
@@ -196,9 +245,10 @@ def score(
 ) -> None:
     """Write one line of scores for each pair, in the order of the pairs file.
 
-    The CSV has the columns path_a, path_b, same (copied; empty where it isn't stated), cosine (of the embeddings),
-    qaconv (logit with predicted visibility), visible_a and visible_b (mean predicted visibility). All numbers are
-    finite, and those of a pair depend on no other line, on no order and not on `same`.
+    The CSV has the columns path_a, path_b, same (copied; empty where it isn't stated), cosine (of the
+    embeddings), qaconv (logit with predicted visibility), visible_a and visible_b (mean predicted
+    visibility). All numbers are finite, and those of a pair depend on no other line, on no order and not on
+    `same`.
 
     Example:
         oaml score runs/first/best --images faces --pairs pairs.csv --out scores.csv
@@ -209,7 +259,8 @@ def score(
         pairs: CSV with the columns path_a, path_b and by choice same (1 or 0).
         out: CSV to write.
         resize: scale images of another size instead of refusing them.
-        batch_size: faces read at a time; on a GPU also faces a pass, and another size may change the last digits.
+        batch_size: faces read at a time; on a GPU also faces a pass, and another size may change the last
+            digits.
         device: cpu, cuda, or auto for a GPU where there is one.
 
     Raises:
@@ -284,17 +335,26 @@ def load_model(model: str, device: str = "auto", batch_size: int = BATCH_SIZE) -
 
 def _room(shape: tuple[int, ...]) -> np.ndarray:
     """Uninitialised float32; in an unnamed temporary file, which the system removes, where it is large."""
-    if int(np.prod(shape)) * 4 <= MEMORY_BYTES:
+    size = math.prod(shape) * 4
+    if size <= MEMORY_BYTES:
         return np.empty(shape, np.float32)
-    try:
-        with tempfile.TemporaryFile() as file:
-            return np.memmap(file, np.float32, "w+", shape=shape)
-    except OSError as error:
-        gigabytes = int(np.prod(shape)) * 4 / 1e9
+    # Asked beforehand: a full disk doesn't fail a write to mapped memory, it ends the process.
+    folder = tempfile.gettempdir()
+    if shutil.disk_usage(folder).free < size:
         raise OamlError(
-            f"{tempfile.gettempdir()}: no room for {gigabytes:.0f} GB of feature maps ({error.strerror or error}); "
-            "free space or set TMPDIR to another disk"
-        ) from error
+            f"{folder}: no room for {size / 1e9:.1f} GB of feature maps; free space or set TMPDIR elsewhere"
+        )
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=shape)
+
+
+def _need_finite(column: str, values: np.ndarray, name: Callable[[int], str]) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise OamlError(
+            f"{name(int(bad[0]))}: the score {column} is not finite ({values[bad[0]]}); "
+            "the model's weights are damaged or its training diverged; use another one"
+        )
 
 
 def _numpy(x: torch.Tensor) -> np.ndarray:
@@ -303,7 +363,7 @@ def _numpy(x: torch.Tensor) -> np.ndarray:
 
 @contextmanager
 def _workers(device: str) -> Iterator[Callable[..., Iterable[Any]]]:
-    """An ordered `map` whose calls run without gradients, in real float32: in parallel on a CPU, each on one thread."""
+    """An ordered `map` without gradients, in real float32; on a CPU in parallel, each call on one thread."""
     import torch
 
     def without_gradients(function: Callable[[Any], Any], item: Any) -> Any:

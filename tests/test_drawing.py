@@ -1,0 +1,83 @@
+"""Pictures: they exist, show what they are given, and leave no trace of themselves elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from oaml import drawing
+from oaml.evaluation.metrics import roc
+
+RNG = np.random.default_rng(0)
+
+
+def _scores(shift: float) -> tuple[np.ndarray, np.ndarray]:
+    same = np.arange(400) < 100
+    return RNG.normal(size=400) + shift * same, same
+
+
+def _read(path: Path) -> np.ndarray:
+    picture = cv2.imread(str(path))
+    assert picture is not None
+    return picture[..., ::-1].astype(int)
+
+
+def _has(picture: np.ndarray, colour: str) -> bool:
+    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return bool((np.abs(picture - rgb).max(-1) <= 2).sum() > 100)
+
+
+@pytest.mark.parametrize("conditions", [1, 5])
+def test_roc(tmp_path: Path, conditions: int) -> None:
+    curves = {
+        f"condition {k}": {name: roc(*_scores(2 + j)) for j, name in enumerate(("cosine", "QAConv"))}
+        for k in range(conditions)
+    }
+    picture = _read(drawing.draw_roc(tmp_path / "deep" / "roc.png", curves, title="Curves"))
+    assert _has(picture, drawing.BLUE)
+    assert _has(picture, drawing.ORANGE)
+    assert not _has(picture, drawing.GREEN)
+
+
+def test_histograms(tmp_path: Path) -> None:
+    scores = {name: {"cosine": _scores(2), "QAConv": _scores(3)} for name in ("bare", "niqab")}
+    picture = _read(drawing.draw_histograms(tmp_path / "h.png", scores, title="Scores"))
+    assert _has(picture, drawing.BLUE)
+    assert _has(picture, drawing.ORANGE)
+    constant = {"bare": {"cosine": (np.zeros(10), np.arange(10) < 5)}}
+    drawing.draw_histograms(tmp_path / "constant.png", constant, title="All alike")
+
+
+@pytest.mark.parametrize(("count", "kind"), [(2, "bytes"), (5, "floats")])
+def test_map_sheet(tmp_path: Path, count: int, kind: str) -> None:
+    image = np.zeros((112, 112, 3), np.uint8)
+    image[..., 0] = 255
+    face = image if kind == "bytes" else image / np.float32(255)
+    true = np.ones((112, 112), np.float32)
+    true[56:] = 0
+    rows = [(face, true if i % 2 == 0 else None, np.full((7, 7), 0.5)) for i in range(count)]
+    picture = _read(drawing.draw_map_sheet(tmp_path / "m.png", rows, title="Maps", names=["x"] * count))
+    for colour in ("#FF0000", "#7F0000", "#FDE737", "#00224D"):  # face, half of it, visible, covered
+        assert _has(picture, colour), colour
+    without = drawing.draw_map_sheet(tmp_path / "n.png", rows)
+    assert without.exists()
+
+
+def test_a_sheet_needs_rows(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        drawing.draw_map_sheet(tmp_path / "m.png", [])
+    row = (np.zeros((8, 8, 3)), None, np.ones((7, 7)))
+    with pytest.raises(ValueError, match="1 rows and 2 names"):
+        drawing.draw_map_sheet(tmp_path / "m.png", [row], names=["a", "b"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_global_state(tmp_path: Path) -> None:
+    drawing.draw_roc(tmp_path / "roc.png", {"bare": {"cosine": roc(*_scores(2))}}, title="One")
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
+    assert [path.name for path in tmp_path.iterdir()] == ["roc.png"]

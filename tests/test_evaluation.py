@@ -1,0 +1,410 @@
+"""From images to scores to a report, with a small untrained model on drawn people."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from oaml.datasets.drawn import DrawnPeople
+from oaml.errors import OamlError
+from oaml.evaluation import metrics, scoring
+from oaml.evaluation.protocols import labels, read_pairs
+from oaml.evaluation.report import evaluate
+from oaml.files import list_images, read_image
+from oaml.model import Model, ModelConfig
+from oaml.net import NetConfig
+from oaml.occluders import occlude_folder
+from oaml.qaconv import QAConvConfig
+
+PEOPLE, SHOTS = 8, 3
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder, drawn faces, a list of all pairs and a gallery."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    torch.manual_seed(0)
+    config = ModelConfig(
+        net=NetConfig(architecture="ir_mini", embedding_size=32),
+        qaconv=QAConvConfig(adapter=16),
+        training={"people": "none"},
+    )
+    Model(config).eval().save(folder / "model")
+    people = DrawnPeople(PEOPLE, SHOTS, seed=5)
+    names = [f"{name}.png" for name in people.names]
+    for i, name in enumerate(names):
+        path = folder / "faces" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), people[i][0][..., ::-1])
+    rows = [
+        (a, b, int(people.labels[i] == people.labels[j]))
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+        if i < j
+    ]
+    _write_csv(folder / "pairs.csv", ["path_a", "path_b", "same"], rows)
+    roles = [(n, n.split("/")[0], "probe" if n.endswith("002.png") else "gallery") for n in names]
+    _write_csv(folder / "roles.csv", ["path", "person", "role"], roles)
+    return folder
+
+
+def _write_csv(path: Path, header: list[str], rows: list) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def _read_csv(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as opened:
+        return list(csv.reader(opened))
+
+
+@pytest.fixture(scope="module")
+def faces(work: Path) -> scoring.FaceFeatures:
+    paths = list_images(work / "faces")
+    return scoring.extract(Model.load(work / "model"), map(read_image, paths), len(paths))
+
+
+# --- faces ---
+
+
+def test_a_face_is_what_the_model_says(work: Path, faces: scoring.FaceFeatures) -> None:
+    model = Model.load(work / "model")
+    paths = list_images(work / "faces")
+    x = torch.from_numpy(np.stack([read_image(p) for p in paths])).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        expected = model(x)
+    assert len(faces) == PEOPLE * SHOTS
+    assert {values.dtype for values in vars(faces).values()} == {np.dtype(np.float32)}
+    for name, values in expected._asdict().items():
+        close = 1e-5 * float(values.abs().max())
+        np.testing.assert_allclose(getattr(faces, name).reshape(values.shape), values.numpy(), 1e-4, close)
+    np.testing.assert_allclose(faces.visible(), expected.visibility.mean((1, 2, 3)).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 32])
+def test_a_face_does_not_depend_on_its_company(
+    work: Path, faces: scoring.FaceFeatures, batch_size: int
+) -> None:
+    some = np.random.default_rng(0).permutation(len(faces))[:11]
+    images = [read_image(list_images(work / "faces")[i]) for i in some]
+    threads = torch.get_num_threads()
+    again = scoring.extract(Model.load(work / "model"), images, 11, batch_size=batch_size)
+    assert torch.get_num_threads() == threads
+    for name, values in vars(again).items():
+        np.testing.assert_array_equal(values, getattr(faces, name)[some])
+
+
+def test_large_maps_go_to_a_file(
+    work: Path, faces: scoring.FaceFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "MEMORY_BYTES", 10_000)
+    model, paths = Model.load(work / "model"), list_images(work / "faces")
+    held = scoring.extract(model, map(read_image, paths), len(paths))
+    assert isinstance(held.features, np.memmap)
+    index = np.arange(len(paths))
+    one = scoring.score_pairs(model, faces, index, faces, index[::-1])
+    two = scoring.score_pairs(model, held, index, held, index[::-1])
+    for score in one:
+        np.testing.assert_array_equal(one[score], two[score])
+
+
+def test_a_full_disk_is_noticed_beforehand(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "MEMORY_BYTES", 10_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(OamlError, match=r"no room for 0\.0 GB of feature maps"):
+        scoring.extract(Model.load(work / "model"), [np.zeros((112, 112, 3), np.uint8)] * 2, 2)
+
+
+def test_the_number_of_images_must_be_right(work: Path) -> None:
+    model = Model.load(work / "model")
+    with pytest.raises(ValueError, match="2 images, expected 3"):
+        scoring.extract(model, [np.zeros((112, 112, 3), np.uint8)] * 2, 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        scoring.extract(model, [], 0)
+
+
+# --- pairs ---
+
+
+def test_pair_scores_against_one_pair_at_a_time(work: Path, faces: scoring.FaceFeatures) -> None:
+    model = Model.load(work / "model")
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, len(faces), (2, 70))  # more than a block
+    scores = scoring.score_pairs(model, faces, a, faces, b)
+    assert list(scores) == ["cosine", "qaconv", "qaconv_visibility"]
+    features, visible = torch.from_numpy(faces.features), torch.from_numpy(faces.visibility)
+    for i in (0, 17, 63, 64, 69):
+        p, g = slice(a[i], a[i] + 1), slice(b[i], b[i] + 1)
+        plain = model.matcher.match(features[p], features[g])
+        ones = torch.ones_like(visible[p])
+        weighted = model.matcher.match(features[p], features[g], visible[p], visible[g])
+        assert scores["qaconv"][i] == pytest.approx(float(plain), rel=1e-4, abs=1e-5)
+        np.testing.assert_allclose(
+            plain.numpy(), model.matcher.match(features[p], features[g], ones, ones).numpy(), rtol=1e-5
+        )
+        assert scores["qaconv_visibility"][i] == pytest.approx(float(weighted), rel=1e-4, abs=1e-5)
+        cosine = float(faces.embedding[a[i]].astype(float) @ faces.embedding[b[i]])
+        assert scores["cosine"][i] == pytest.approx(cosine, abs=1e-9)
+    assert np.abs(scores["qaconv"] - scores["qaconv_visibility"]).max() > 1e-3
+
+
+def test_all_against_all_equals_pairs(work: Path, faces: scoring.FaceFeatures) -> None:
+    model = Model.load(work / "model")
+    p, g = np.array([3, 1, 7]), np.array([0, 5, 9, 2, 20])
+    whole = scoring.score_all(model, faces, p, faces, g, chunk=2)
+    pairs = scoring.score_pairs(model, faces, np.repeat(p, 5), faces, np.tile(g, 3))
+    for score, values in whole.items():
+        np.testing.assert_allclose(values.reshape(-1), pairs[score], rtol=1e-4, atol=1e-5)
+
+
+def test_a_score_that_is_no_number_names_its_pair(work: Path, faces: scoring.FaceFeatures) -> None:
+    model = Model.load(work / "model")
+    features = faces.features.copy()
+    features[4] = np.nan
+    broken = scoring.FaceFeatures(faces.embedding, faces.norm, faces.visibility, features)
+    with pytest.raises(OamlError, match="pair 2: the score qaconv is not finite"):
+        scoring.score_pairs(model, broken, np.array([0, 1, 4]), broken, np.array([1, 2, 3]))
+    with pytest.raises(OamlError, match="probe 1: the score qaconv is not finite"):
+        scoring.score_all(model, broken, np.array([0, 4]), broken, np.array([1, 2]))
+
+
+# --- oaml score ---
+
+
+def _score(work: Path, pairs: Path, out: Path) -> list[str]:
+    scoring.score(str(work / "model"), images=work / "faces", pairs=pairs, out=out)
+    return out.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_line_depends_on_nothing_but_its_pair(work: Path, tmp_path: Path) -> None:
+    header, *rows = _read_csv(work / "pairs.csv")
+    whole = _score(work, work / "pairs.csv", tmp_path / "whole.csv")
+    assert whole[0] == "path_a,path_b,same,cosine,qaconv,visible_a,visible_b"
+    assert [line.split(",")[:3] for line in whole[1:]] == rows
+    for line in whole[1:]:
+        numbers = [float(value) for value in line.split(",")[3:]]
+        assert np.isfinite(numbers).all()
+        assert abs(numbers[0]) <= 1 + 1e-6
+        assert 0 <= min(numbers[2:]) <= max(numbers[2:]) <= 1
+
+    rng = np.random.default_rng(7)
+    for count in (len(rows), 77, 1):
+        chosen = rng.permutation(len(rows))[:count]
+        file = _write_csv(tmp_path / "some.csv", header, [rows[i] for i in chosen])
+        assert _score(work, file, tmp_path / "some_scores.csv")[1:] == [whole[1 + i] for i in chosen]
+
+    other = [(a, b, 1 - int(same)) for a, b, same in rows[:40]]
+    flipped = _score(work, _write_csv(tmp_path / "flip.csv", header, other), tmp_path / "flip_scores.csv")
+    without = _score(
+        work,
+        _write_csv(tmp_path / "none.csv", header[:2], [r[:2] for r in rows[:40]]),
+        tmp_path / "none_scores.csv",
+    )
+    for original, flip, none in zip(whole[1:], flipped[1:], without[1:], strict=False):
+        a, b, same, *numbers = original.split(",")
+        assert flip.split(",") == [a, b, str(1 - int(same)), *numbers]
+        assert none.split(",") == [a, b, "", *numbers]
+
+
+def test_nothing_is_written_when_something_is_wrong(work: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    (tmp_path / "small").mkdir()
+    cv2.imwrite(str(tmp_path / "small" / "1.png"), np.zeros((50, 50, 3), np.uint8))
+    good = str(work / "faces" / "drawn_0000" / "shot_000.png")
+    header = ["path_a", "path_b", "same"]
+    for path, message in (
+        ("bad.png", "not a readable image"),
+        ("nowhere.png", "no such image"),
+        ("small/1.png", "pass --resize"),
+    ):
+        pairs = _write_csv(tmp_path / "pairs.csv", header, [(good, path, 1), (good, path, 0)])
+        with pytest.raises(OamlError, match=message):
+            scoring.score(str(work / "model"), images=tmp_path, pairs=pairs, out=tmp_path / "out.csv")
+        with pytest.raises(OamlError, match=message):
+            evaluate(str(work / "model"), images=tmp_path, pairs=pairs, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.csv").exists()
+    # the small image is taken when asked for
+    scoring.score(str(work / "model"), images=tmp_path, pairs=pairs, out=tmp_path / "out.csv", resize=True)
+    assert len(_read_csv(tmp_path / "out.csv")) == 3
+
+
+def test_wrong_calls_are_refused_before_the_network_runs(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "forward", lambda *_: pytest.fail("the network was run"))
+    one_class = _write_csv(
+        tmp_path / "one.csv", ["path_a", "path_b", "same"], _read_csv(work / "pairs.csv")[1:3]
+    )
+    file = tmp_path / "file"
+    file.touch()
+    wrong: list[tuple[dict, str]] = [
+        ({"pairs": None}, "nothing to measure"),
+        ({"occlude": "niqab,hat"}, "no cover is called 'hat'"),
+        ({"templates": tmp_path}, "templates are pictures of masks"),
+        ({"seed": -1}, "start at 0"),
+        ({"bootstrap": -1}, "start at 0"),
+        ({"batch_size": 0}, "not at least 1"),
+        ({"out": file}, "is a file"),
+        ({"pairs": one_class}, "holds no pair of different people"),
+        ({"pairs": None, "identification": work / "roles.csv", "protocol": "lfw"}, "give --pairs"),
+        ({"device": "abacus"}, "choose cpu or auto"),
+    ]
+    for options, message in wrong:
+        given = {
+            "images": work / "faces",
+            "pairs": work / "pairs.csv",
+            "out": tmp_path / "report",
+            **options,
+        }
+        with pytest.raises(OamlError, match=message):
+            evaluate(str(work / "model"), **given)
+    assert not (tmp_path / "report").exists()
+    with pytest.raises(OamlError, match="is a folder"):
+        scoring.score(str(work / "model"), images=work / "faces", pairs=work / "pairs.csv", out=tmp_path)
+
+
+# --- oaml evaluate ---
+
+
+@pytest.fixture(scope="module")
+def report(work: Path) -> Path:
+    out = work / "report"
+    evaluate(
+        str(work / "model"),
+        images=work / "faces",
+        pairs=work / "pairs.csv",
+        identification=work / "roles.csv",
+        out=out,
+        occlude="niqab, patch",
+        seed=3,
+        protocol="lfw",
+        bootstrap=30,
+    )
+    return out
+
+
+def _finite(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or bool(np.isfinite(value))
+
+
+def test_a_report_is_complete(report: Path) -> None:
+    assert sorted(path.name for path in report.iterdir()) == [
+        "maps.png",
+        "report.json",
+        "roc.png",
+        "scores.png",
+        "table.md",
+    ]
+    for name in ("maps.png", "roc.png", "scores.png"):
+        picture = cv2.imread(str(report / name))
+        assert picture is not None
+        assert min(picture.shape[:2]) > 300
+        assert picture.std() > 20
+    found = json.loads(
+        (report / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON")
+    )
+    assert _finite(found)
+    assert found["arguments"]["occlude"] == "niqab, patch"
+    assert found["model"]["training"] == {"people": "none"}
+    assert list(found["verification"]["conditions"]) == ["bare", "niqab", "patch", "all"]
+    assert list(found["identification"]["conditions"]) == ["bare", "niqab", "patch"]
+    assert found["maps"]["bare"]["error"] is None
+    assert 0 < found["maps"]["niqab"]["error"] < 1
+    assert found["maps"]["niqab"]["true_visible"] < 0.7
+    table = (report / "table.md").read_text(encoding="utf-8")
+    for word in (
+        "niqab",
+        "QAConv + visibility",
+        "all, one threshold",
+        "insufficient data",
+        "rank-1",
+        "10-fold",
+    ):
+        assert word in table
+
+
+def test_a_report_agrees_with_the_measures(work: Path, report: Path, tmp_path: Path) -> None:
+    """The covers of `oaml occlude`, scored by `oaml score`, measured by hand."""
+    found = json.loads((report / "report.json").read_text())["verification"]
+    occlude_folder(work / "faces", kind="niqab", out=tmp_path / "niqab", seed=3, style="b")
+    (tmp_path / "bare").symlink_to(work / "faces")
+    header, *rows = _read_csv(work / "pairs.csv")
+    same = labels(read_pairs(work / "pairs.csv", work / "faces"))
+    for condition, prefix in (("bare", "bare"), ("niqab", "niqab/images")):
+        file = _write_csv(
+            tmp_path / "pairs.csv", header, [(f"bare/{a}", f"{prefix}/{b}", s) for a, b, s in rows]
+        )
+        scoring.score(str(work / "model"), images=tmp_path, pairs=file, out=tmp_path / "scores.csv")
+        numbers = np.array(_read_csv(tmp_path / "scores.csv")[1:])[:, 3:].astype(float)
+        for column, score in ((0, "cosine"), (1, "qaconv_visibility")):
+            values, reported = numbers[:, column], found["conditions"][condition][score]
+            assert reported["auc"] == pytest.approx(metrics.auc(values, same), abs=1e-4)
+            assert reported["eer"] == pytest.approx(metrics.eer(values, same), abs=1e-3)
+            assert reported["auc_interval"][0] <= reported["auc"] <= reported["auc_interval"][1]
+            # 252 different-person pairs measure no FAR of 1e-2
+            assert reported["tar_at_far"] == {"0.01": None, "0.001": None, "0.0001": None}
+    assert found["same_pairs"] == same.sum() == PEOPLE * SHOTS * (SHOTS - 1) // 2
+    assert found["people"] == PEOPLE
+    bare = found["conditions"]["bare"]["cosine"]["kfold"]
+    assert bare["mean"] == pytest.approx(np.mean(bare["accuracy"]))
+    everything = found["conditions"]["all"]["cosine"]
+    assert everything["same_pairs"] == 3 * found["same_pairs"]
+    assert "kfold" not in everything
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("draw_roc", "draw_histograms", "draw_map_sheet"):
+        monkeypatch.setattr(f"oaml.drawing.{name}", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_covered_side_is_the_one_asked_for(work: Path, tmp_path: Path) -> None:
+    aucs = {}
+    for side in ("a", "b", "both"):
+        found = evaluate(
+            str(work / "model"),
+            images=work / "faces",
+            pairs=work / "pairs.csv",
+            out=tmp_path / side,
+            occlude="mask",
+            side=side,
+            bootstrap=0,
+        )
+        condition = found["verification"]["conditions"]
+        aucs[side] = condition["mask"]["cosine"]["auc"]
+        assert condition["mask"]["cosine"]["auc_interval"] is None
+        # each list lacks the last or the first image on one side
+        assert found["maps"]["mask"]["images"] == PEOPLE * SHOTS - (side != "both")
+    assert len(set(aucs.values())) == 3
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_folders_that_are_no_people_are_noted(work: Path, tmp_path: Path) -> None:
+    header, *rows = _read_csv(work / "pairs.csv")
+    wrong = [(a, b, 1 - int(s)) if i == 0 else (a, b, s) for i, (a, b, s) in enumerate(rows)]
+    found = evaluate(
+        str(work / "model"),
+        images=work / "faces",
+        pairs=_write_csv(tmp_path / "pairs.csv", header, wrong),
+        out=tmp_path / "report",
+        bootstrap=5,
+    )
+    assert "1 of 276 pairs disagree with the folders" in found["notes"][0]
+    assert list(found["verification"]["conditions"]) == ["bare"]

@@ -1,0 +1,262 @@
+"""The command line: light, strict, and one line for bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import oaml
+from oaml import train_val
+from oaml.errors import OamlError
+from oaml.main import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("**/*.y*ml"))
+HEAVY = ("torch", "numpy", "lightning", "kornia", "cv2", "jsonargparse", "matplotlib", "PIL")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def imported(*arguments: str) -> set[str]:
+    """Top-level packages that Python imports on the way."""
+    lines = python("-X", "importtime", *arguments).stderr.splitlines()
+    modules = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    assert "oaml" in modules
+    return {module.partition(".")[0] for module in modules}
+
+
+def one_line(capsys: pytest.CaptureFixture[str], *parts: str | Path) -> None:
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.endswith("\n")
+    assert "Traceback" not in error
+    for part in parts:
+        assert str(part) in error
+
+
+def trained_with(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, Any]:
+    """Exit code and configuration of `oaml train`, without training."""
+    seen: list[Any] = []
+    monkeypatch.setattr(train_val, "train", seen.append)
+    return main(["train", *arguments]), seen[0] if seen else None
+
+
+# --- light
+
+
+def test_help_is_quick() -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = python("-m", "oaml.main", "--help")
+        times.append(time.perf_counter() - start)
+        assert result.returncode == 0
+        assert all(name in result.stdout for name in COMMANDS)
+    assert min(times) < 2  # half a second is promised; this machine may be busy
+
+
+@pytest.mark.parametrize("arguments", [("-m", "oaml.main", "--help"), ("-c", "import oaml")])
+def test_nothing_heavy_is_imported(arguments: tuple[str, ...]) -> None:
+    assert not imported(*arguments) & set(HEAVY)
+
+
+# --- calls
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"]])
+def test_overview(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert all(command.summary in shown for command in COMMANDS.values())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"oaml {oaml.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"usage: oaml {name}" in shown
+    assert COMMANDS[name].summary.partition(":")[0] in shown
+    assert "--out" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_example_of_every_command_is_its_own(name: str) -> None:
+    assert COMMANDS[name].example.startswith(f"oaml {name} ")
+
+
+def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert main(["fly"]) == 2
+    shown = capsys.readouterr()
+    assert "usage" in shown.out
+    assert "'fly'" in shown.err
+    assert all(name in shown.err for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["occlude", "faces", "--kind", "niqab", "--out", "x", "--colour", "red"], "colour"),
+        (["occlude", "faces", "--kind", "niqab", "--out", "x", "--seed", "many"], "seed"),
+        (["occlude", "faces", "--kind", "niqab"], "out"),
+        (["occlude", "--kind", "niqab", "--out", "x"], "folder"),
+        (["train", "--out", "x", "--data.drawn_people", "4", "--learning_rate", "1"], "learning_rate"),
+        (["train", "--out", "x", "--data.drawn_people", "4", "--head.kind", "softmax"], "head.kind"),
+        (["train", "--out", "x", "--data.drawn_people", "4", "--steps", "0"], "steps"),
+        (["train", "--out", "x", "--data.drawn_people", "4", "--data.identities", "1"], "data.identities"),
+        (["train", "--out", "x"], "data.people"),
+        (["train", "--data.drawn_people", "4"], "out"),
+        (["train", "--config", "gone.yaml"], "gone.yaml"),
+    ],
+)
+def test_wrong_calls(
+    arguments: list[str],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert named in error.rpartition("error:")[2]
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("colour: red", "colour"),
+        ("data: {drawn_people: 4, shoes: 2}", "shoes"),
+        ("optimiser: {kind: sgd, momentum: 0.9}", "momentum"),
+    ],
+)
+def test_unknown_keys_of_a_configuration(
+    text: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text(text + "\n")
+    code, config = trained_with(
+        monkeypatch,
+        "--config",
+        str(tmp_path / "a.yaml"),
+        "--data.drawn_people",
+        "4",
+        "--out",
+        str(tmp_path / "o"),
+    )
+    assert (code, config) == (2, None)
+    assert key in capsys.readouterr().err.rpartition("error:")[2]
+
+
+def test_options_go_over_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "data: {people: faces, images: 3, kinds: [niqab, mask]}\nsteps: 7\nseed: 3\n"
+        "qaconv: {method: scaling}\n"
+    )
+    code, config = trained_with(
+        monkeypatch,
+        "--config",
+        str(tmp_path / "a.yaml"),
+        "--out",
+        "runs/x",
+        "--steps",
+        "9",
+        "--data.identities=5",
+    )
+    assert code == 0
+    assert isinstance(config, train_val.TrainConfig)
+    assert (config.steps, config.seed, config.out, config.qaconv.method) == (9, 3, Path("runs/x"), "scaling")
+    assert (config.data.people, config.data.images, config.data.identities) == (Path("faces"), 3, 5)
+    assert config.data.kinds == ["niqab", "mask"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configurations_that_come_along(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--config", str(path), "--out", "runs/x"]
+    if "drawn_people" not in path.read_text():
+        arguments += ["--data.people", "faces"]
+    code, config = trained_with(monkeypatch, *arguments)
+    assert code == 0
+    assert isinstance(config, train_val.TrainConfig)
+
+
+# --- bad input
+
+
+def test_an_error_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(config: object) -> None:
+        raise OamlError("faces/a.jpg: is 5x5; align it")
+
+    monkeypatch.setattr(train_val, "train", fails)
+    assert main(["train", "--out", "x", "--data.drawn_people", "4"]) == 1
+    one_line(capsys, "oaml train: faces/a.jpg: is 5x5; align it")
+
+
+def test_a_missing_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(config: object) -> None:
+        raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard.compat")
+
+    monkeypatch.setattr(train_val, "train", fails)
+    assert main(["train", "--out", "x", "--data.drawn_people", "4"]) == 1
+    one_line(capsys, "tensorboard", "pip install")
+
+
+def test_defects_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(config: object) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(train_val, "train", fails)
+    with pytest.raises(ValueError, match="a defect"):
+        main(["train", "--out", "x", "--data.drawn_people", "4"])
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "broken", "small", "unknown kind"])
+def test_bad_input_of_occlude(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faces = tmp_path / "faces"
+    if kind != "missing":
+        faces.mkdir()
+    if kind == "broken":
+        (faces / "a.png").write_text("no image")
+    if kind == "small":
+        Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(faces / "a.png")
+    cover = "wig" if kind == "unknown kind" else "niqab"
+    assert main(["occlude", str(faces), "--kind", cover, "--out", str(tmp_path / "out")]) == 1
+    named = {"broken": faces / "a.png", "small": faces / "a.png", "unknown kind": "wig"}.get(kind, faces)
+    one_line(capsys, "oaml occlude: ", named)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_in_a_process(tmp_path: Path) -> None:
+    result = python(
+        "-m", "oaml.main", "occlude", str(tmp_path / "gone"), "--kind", "mask", "--out", str(tmp_path / "o")
+    )
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+
+
+def test_occlude(tmp_path: Path) -> None:
+    (tmp_path / "faces" / "ann").mkdir(parents=True)
+    Image.fromarray(np.full((112, 112, 3), 128, np.uint8)).save(tmp_path / "faces" / "ann" / "1.png")
+    assert main(["occlude", str(tmp_path / "faces"), "--kind", "mask", "--out", str(tmp_path / "out")]) == 0
+    for part in ("images", "masks"):
+        assert (tmp_path / "out" / part / "ann" / "1.png").is_file()

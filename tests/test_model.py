@@ -1,0 +1,256 @@
+"""Model folders: bit for bit there and back, never half written, and refused with a reason."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from oaml.errors import OamlError
+from oaml.model import Model, ModelConfig
+from oaml.net import NetConfig
+from oaml.qaconv import QAConvConfig
+from oaml.weights import Preprocessing
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small work: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small(seed: int = 0, **net: Any) -> Model:
+    """A model with random weights and statistics."""
+    torch.manual_seed(seed)
+    model = Model(
+        ModelConfig(
+            net=NetConfig(**{"architecture": "ir_mini", "embedding_size": 16, **net}),
+            qaconv=QAConvConfig(adapter=8),
+            preprocessing=Preprocessing("BGR", (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)),
+            training={"steps": 12, "data": ["faces", "masks"]},
+            thresholds={"qaconv@0.001": 1.25},
+            licence="CC0-1.0",
+        )
+    )
+    for name, value in model.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2)
+        elif value.dtype.is_floating_point:
+            value.add_(torch.randn_like(value) * 0.05)
+    return model.eval()
+
+
+def images(count: int = 2) -> Tensor:
+    return torch.rand((count, 3, 112, 112), generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(ours: Model, theirs: Model) -> None:
+    assert ours.config == theirs.config
+    a, b = ours.state_dict(), theirs.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(value, b[name]) and value.dtype == b[name].dtype for name, value in a.items())
+    with torch.no_grad():
+        for x, y in zip(ours(images()), theirs(images()), strict=True):
+            assert torch.equal(x, y)
+
+
+def refused(folder: Path, *parts: str) -> None:
+    with pytest.raises(OamlError) as caught:
+        Model.load(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (str(folder), *parts):
+        assert part in message
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return small()
+
+
+@pytest.fixture
+def folder(model: Model, tmp_path: Path) -> Path:
+    return model.save(tmp_path / "model")
+
+
+# --- there and back
+
+
+@pytest.mark.parametrize("stage", [3, 4])
+def test_round_trip(tmp_path: Path, stage: int) -> None:
+    original = small(stage=stage)
+    assert original.save(tmp_path / "runs" / "model") == tmp_path / "runs" / "model"
+    loaded = Model.load(tmp_path / "runs" / "model")
+    assert not loaded.training
+    assert_same(loaded, original)
+    assert sorted(os.listdir(tmp_path / "runs")) == ["model"]
+    assert sorted(os.listdir(tmp_path / "runs" / "model")) == ["config.json", "model.safetensors"]
+    again = loaded.save(tmp_path / "again")
+    for name in ("config.json", "model.safetensors"):
+        assert (again / name).read_bytes() == (tmp_path / "runs" / "model" / name).read_bytes()
+
+
+def test_hub_interface_reads_and_writes_the_same_folder(model: Model, folder: Path, tmp_path: Path) -> None:
+    loaded = Model.from_pretrained(str(folder))
+    assert not loaded.training
+    assert_same(loaded, model)
+    model.save_pretrained(tmp_path / "hub")
+    assert_same(Model.load(tmp_path / "hub"), model)
+
+
+def test_matcher_ignores_the_position_bias_of_other_methods() -> None:
+    for method in ("none", "scaling"):
+        config = ModelConfig(NetConfig("ir_mini", 16), QAConvConfig(method, 0, position_bias=True))
+        assert "matcher.offset_bias" not in Model(config).state_dict()
+
+
+# --- preprocessing
+
+
+def test_preprocessing_by_channel() -> None:
+    rgb = images()
+    fed = small().preprocess(rgb)
+    for channel, (source, mean, std) in enumerate([(2, 0.5, 0.5), (1, 0.4, 0.25), (0, 0.3, 0.2)]):
+        torch.testing.assert_close(fed[:, channel], (rgb[:, source] - mean) / std)
+
+
+def test_bgr_is_rgb_with_flipped_channels(model: Model, folder: Path) -> None:
+    edit_config(folder, preprocessing={"channels": "RGB", "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.2]})
+    rgb = Model.load(folder)
+    with torch.no_grad():
+        bgr_output, rgb_output = model(images()), rgb(images().flip(1))
+        assert all(torch.equal(a, b) for a, b in zip(bgr_output, rgb_output, strict=True))
+        assert not torch.equal(bgr_output.embedding, rgb(images()).embedding)
+
+
+# --- nothing half written
+
+
+def test_full_disk_keeps_the_old_model(
+    model: Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(state: Any, path: Path) -> None:
+        Path(path).write_bytes(b"the first half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(OamlError, match="No space left") as caught:
+            small(seed=1).save(target)
+        assert str(target) in str(caught.value)
+    assert os.listdir(tmp_path) == ["model"]
+    assert_same(Model.load(folder), model)
+
+
+def test_full_disk_as_the_format_reports_it(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(state: Any, path: Path) -> None:
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OamlError, match="No space left"):
+        model.save(tmp_path / "new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_newer_model_replaces_the_older(folder: Path, tmp_path: Path) -> None:
+    newer = small(seed=1)
+    newer.save(folder)
+    assert_same(Model.load(folder), newer)
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_other_folders_are_not_replaced(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "a.jpg").write_text("x")
+    with pytest.raises(OamlError, match="no model folder"):
+        model.save(tmp_path / "faces")
+    assert os.listdir(tmp_path) == ["faces"]
+    assert os.listdir(tmp_path / "faces") == ["a.jpg"]
+
+
+# --- refused folders
+
+
+def test_missing_parts(folder: Path, tmp_path: Path) -> None:
+    refused(tmp_path / "gone", "no such folder")
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).rename(tmp_path / name)
+        refused(folder, name, "no such file")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text"])
+def test_damaged_weights(folder: Path, kind: str) -> None:
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"no weights at all"}[kind]
+    )
+    refused(folder, "model.safetensors", "damaged")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "{}",
+        '{"format": 1, "net": {"architecture": "ir_7"}}',
+        '{"format": 1, "net": {"colour": 3}}',
+        '{"format": 1, "net": 5}',
+        '{"format": 1, "net": {"embedding_size": "many"}}',
+        '{"format": 1, "preprocessing": {"mean": [0.5]}}',
+        '{"format": 1, "qaconv": {"method": "both"}}',
+        "\udcff",
+    ],
+)
+def test_damaged_description(folder: Path, text: str) -> None:
+    (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    refused(folder, "config.json")
+
+
+def test_description_of_other_versions(folder: Path) -> None:
+    edit_config(folder, format=99, oaml="7.0")
+    refused(folder, "config.json", "format", "7.0")
+    edit_config(folder, format=1, colour=3)
+    refused(folder, "config.json", "unknown", "colour")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"net": {"architecture": "ir_18", "embedding_size": 16}},
+        {"net": {"architecture": "ir_mini", "embedding_size": 32}},  # the same names, another shape
+        {"qaconv": {"method": "none", "adapter": 8}},
+    ],
+)
+def test_weights_of_another_description(folder: Path, changes: dict[str, Any]) -> None:
+    edit_config(folder, **changes)
+    refused(folder, "model.safetensors", "does not belong to config.json")
+
+
+def test_missing_and_unknown_weights_are_listed(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    state["intruder"] = state.pop("matcher.log_scale")
+    safetensors.torch.save_file(state, path)
+    refused(folder, "missing: matcher.log_scale", "unknown: intruder")
