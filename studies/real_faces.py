@@ -1,4 +1,6 @@
-"""QAConv and its visibility maps beside the cosine, on real faces: `python studies/real_faces.py --data ../shared/data --out runs/real`.
+"""QAConv and its visibility maps beside the cosine, on real faces.
+
+`python studies/real_faces.py --data ../shared/data --out runs/real`
 
 Trains configs/finetune.yaml from mobilefacenet_casia_bubbliiiing.pth on the training people of LFW with an occlusion stream of
 CelebAMask-HQ masks (studies/celebamask.py) and drawn covers of style a; reports on people of LFW that took no part, covered in
@@ -20,7 +22,11 @@ from oaml.datasets.people import split_name
 
 def matrix_pairs(images: Path, out: Path) -> tuple[int, int]:
     """One bare gallery face a report person against every other image of report people -> pairs CSV, (gallery, probes)."""
-    people = {p.name: sorted(p.iterdir()) for p in sorted(images.iterdir()) if p.is_dir() and split_name(p.name) == "report"}
+    people = {
+        p.name: sorted(p.iterdir())
+        for p in sorted(images.iterdir())
+        if p.is_dir() and split_name(p.name) == "report"
+    }
     gallery = {name: files[0] for name, files in people.items()}
     probes = [(name, file) for name, files in people.items() for file in files[1:]]
     with out.open("w", newline="", encoding="utf-8") as file:
@@ -40,7 +46,9 @@ def run(*command: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/real"))
     parser.add_argument("--steps", type=int, default=200)
@@ -58,13 +66,26 @@ def main() -> None:
             "--data.clean", f"[{out / 'celebamask' / 'bare'}]", "--steps", given.steps, "--out", out / "model",
             "--resume", str(resume).lower(), "--licence", "MIT weights, research data",
         )  # fmt: skip
-    print("LFW report people: {} gallery faces, {} probes".format(*matrix_pairs(data / "lfw", out / "lfw_pairs.csv")))
+    print(
+        "LFW report people: {} gallery faces, {} probes".format(
+            *matrix_pairs(data / "lfw", out / "lfw_pairs.csv")
+        )
+    )
     model = out / "model" / "last"
     run(
         "evaluate", model, "--images", data / "lfw", "--pairs", out / "lfw_pairs.csv", "--out", out / "lfw",
         "--occlude", "niqab,mask,sunglasses,patch", "--style", "b", "--templates", data / "mask_templates",
     )  # fmt: skip
-    run("evaluate", model, "--images", data / "mfr2", "--pairs", data / "mfr2_pairs.csv", "--out", out / "mfr2")
+    run(
+        "evaluate",
+        model,
+        "--images",
+        data / "mfr2",
+        "--pairs",
+        data / "mfr2_pairs.csv",
+        "--out",
+        out / "mfr2",
+    )
 
 
 if __name__ == "__main__":

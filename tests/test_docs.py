@@ -44,7 +44,9 @@ def test_scripts_that_the_readme_names_exist() -> None:
 
 def test_changelog_version_and_package_agree() -> None:
     latest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    declared = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    declared = re.search(
+        r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert latest is not None
     assert declared is not None
     assert latest.group(1) == declared.group(1) == __version__

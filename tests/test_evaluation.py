@@ -110,7 +110,7 @@ def test_large_maps_go_to_a_file(
     monkeypatch.setattr(scoring, "MEMORY_BYTES", 10_000)
     model, paths = Model.load(work / "model"), list_images(work / "faces")
     held = scoring.extract(model, map(read_image, paths), len(paths))
-    assert isinstance(held.features, np.memmap)
+    assert isinstance(held.local, np.memmap)
     index = np.arange(len(paths))
     one = scoring.score_pairs(model, faces, index, faces, index[::-1])
     two = scoring.score_pairs(model, held, index, held, index[::-1])
@@ -142,15 +142,17 @@ def test_pair_scores_against_one_pair_at_a_time(work: Path, faces: scoring.FaceF
     a, b = rng.integers(0, len(faces), (2, 70))  # more than a block
     scores = scoring.score_pairs(model, faces, a, faces, b)
     assert list(scores) == ["cosine", "qaconv", "qaconv_visibility"]
-    features, visible = torch.from_numpy(faces.features), torch.from_numpy(faces.visibility)
+    features, visible = torch.from_numpy(faces.local), torch.from_numpy(faces.visibility)
     for i in (0, 17, 63, 64, 69):
         p, g = slice(a[i], a[i] + 1), slice(b[i], b[i] + 1)
-        plain = model.matcher.match(features[p], features[g])
+        plain = model.matcher.match(features[p], features[g], prepared=True)
         ones = torch.ones_like(visible[p])
-        weighted = model.matcher.match(features[p], features[g], visible[p], visible[g])
+        weighted = model.matcher.match(features[p], features[g], visible[p], visible[g], prepared=True)
         assert scores["qaconv"][i] == pytest.approx(float(plain), rel=1e-4, abs=1e-5)
         np.testing.assert_allclose(
-            plain.numpy(), model.matcher.match(features[p], features[g], ones, ones).numpy(), rtol=1e-5
+            plain.numpy(),
+            model.matcher.match(features[p], features[g], ones, ones, prepared=True).numpy(),
+            rtol=1e-5,
         )
         assert scores["qaconv_visibility"][i] == pytest.approx(float(weighted), rel=1e-4, abs=1e-5)
         cosine = float(faces.embedding[a[i]].astype(float) @ faces.embedding[b[i]])
@@ -169,7 +171,7 @@ def test_all_against_all_equals_pairs(work: Path, faces: scoring.FaceFeatures) -
 
 def test_a_score_that_is_no_number_names_its_pair(work: Path, faces: scoring.FaceFeatures) -> None:
     model = Model.load(work / "model")
-    features = faces.features.copy()
+    features = faces.local.copy()
     features[4] = np.nan
     broken = scoring.FaceFeatures(faces.embedding, faces.norm, faces.visibility, features)
     with pytest.raises(OamlError, match="pair 2: the score qaconv is not finite"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from oaml.datasets import people
 from oaml.errors import OamlError
 from oaml.evaluation import protocols
 
@@ -128,9 +129,9 @@ def test_people_and_their_fixed_split() -> None:
     names = [f"person_{k}" for k in range(500)]
     for name in names:
         number = int(hashlib.sha1(name.encode("utf-8")).hexdigest(), 16) % 10
-        assert protocols.split_of(name) == number
-        assert protocols.split_name(name) == (
+        assert people.split_of(name) == number
+        assert people.split_name(name) == (
             "train" if number <= 6 else "calibrate" if number == 7 else "report"
         )
     # pinned, so that a person can never change sides
-    assert [protocols.split_of(n) for n in ("Aaron_Eckhart", "zoë", "person_0")] == [1, 9, 9]
+    assert [people.split_of(n) for n in ("Aaron_Eckhart", "zoë", "person_0")] == [1, 9, 9]

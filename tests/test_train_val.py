@@ -29,7 +29,14 @@ from oaml.train_val import OcclusionFace, OptimiserConfig, TrainConfig, train
 def tiny(out: Path, **changes: Any) -> TrainConfig:
     """Two people a batch on drawn faces: seconds on one core."""
     data = DataConfig(
-        drawn_people=20, drawn_shots=3, use="train", identities=2, images=2, occlusion_batch=2, workers=0, **changes.pop("data", {})
+        drawn_people=20,
+        drawn_shots=3,
+        use="train",
+        identities=2,
+        images=2,
+        occlusion_batch=2,
+        workers=0,
+        **changes.pop("data", {}),
     )
     settings: dict[str, Any] = {
         "net": NetConfig(architecture="ir_mini", embedding_size=16),
@@ -57,7 +64,11 @@ def batch_of(images: int = 4, covered: int = 2, seed: int = 0) -> dict[str, Any]
         }
 
     recognition = {**stream(images), "label": torch.arange(images) // 2}
-    return {"recognition": recognition, "occlusion": stream(covered)} if covered else {"recognition": recognition}
+    return (
+        {"recognition": recognition, "occlusion": stream(covered)}
+        if covered
+        else {"recognition": recognition}
+    )
 
 
 def module_of(tmp_path: Path, **changes: Any) -> OcclusionFace:
@@ -77,7 +88,9 @@ def gradient(loss: Tensor, parameter: Tensor) -> float:
 
 @pytest.mark.parametrize("stage", [3, 4])
 @pytest.mark.parametrize("method", ["none", "scaling", "normalized"])
-def test_recognition_and_matching_reach_the_first_convolution(tmp_path: Path, stage: Any, method: Any) -> None:
+def test_recognition_and_matching_reach_the_first_convolution(
+    tmp_path: Path, stage: Any, method: Any
+) -> None:
     qaconv = QAConvConfig(method=method, adapter=8, position_bias=method == "normalized")
     net = NetConfig(architecture="ir_mini", embedding_size=16, stage=stage)
     module = module_of(tmp_path, qaconv=qaconv, net=net)
@@ -116,7 +129,9 @@ def test_a_batch_without_masks_trains_everything_but_the_head(tmp_path: Path) ->
     assert float(terms["occlusion"].detach()) == 0
     sum(terms.values(), torch.tensor(0.0)).backward()
     assert all(p.grad is not None for p in module.parameters())  # connected: two processes stay in step
-    assert all(bool((p.grad == 0).all()) for p in module.model.net.occlusion_head.parameters() if p.grad is not None)
+    assert all(
+        bool((p.grad == 0).all()) for p in module.model.net.occlusion_head.parameters() if p.grad is not None
+    )
     assert first_convolution(module).grad is not None
     assert bool((first_convolution(module).grad != 0).any())  # type: ignore[union-attr]
 
@@ -148,7 +163,9 @@ def test_nan_stops_the_training_and_names_step_term_and_files(tmp_path: Path) ->
 
 
 def test_train_writes_models_logs_pictures_and_every_term(tmp_path: Path) -> None:
-    config = tiny(tmp_path / "run", steps=4, validate_every=2, picture_every=2, checkpoint_every=2, accumulate=2)
+    config = tiny(
+        tmp_path / "run", steps=4, validate_every=2, picture_every=2, checkpoint_every=2, accumulate=2
+    )
     last = train(config)
     model = Model.load(last)
     assert model.config.training["steps"] == 4
@@ -275,7 +292,9 @@ if __name__ == "__main__":
 def test_two_processes_stay_in_step_when_one_has_no_masks(tmp_path: Path) -> None:
     script = tmp_path / "ddp.py"
     script.write_text(DDP.format(tests=str(Path(__file__).parent), out=str(tmp_path / "run")))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False
+    )
     lines = [line[line.index("RANK") :].split() for line in done.stdout.splitlines() if "RANK" in line]
     assert done.returncode == 0, done.stderr[-2000:]
     assert sorted(line[1] for line in lines) == ["0", "1"]

@@ -144,7 +144,9 @@ class OcclusionStream(Dataset[dict[str, Any]]):
         if index < self.groups[1].stop:
             person = index - self.groups[1].start
             rng = np.random.default_rng(seed)
-            return _sample(*_cover(self.people.image(person), self.kinds, rng, self.templates), self.people.names[person])
+            return _sample(
+                *_cover(self.people.image(person), self.kinds, rng, self.templates), self.people.names[person]
+            )
         index -= self.groups[2].start
         ones = np.ones((112, 112), np.float32)
         if self.clean:
@@ -225,7 +227,10 @@ class PKSampler(Sampler[list[Item]]):
         if len(self.single):
             alone = rng.choice(self.single, min(rest, len(self.single)), replace=False)
             picked += [self.members[i][0] for i in alone]
-        return [(int(index), int(seed)) for index, seed in zip(picked, rng.integers(2**62, size=len(picked)), strict=True)]
+        return [
+            (int(index), int(seed))
+            for index, seed in zip(picked, rng.integers(2**62, size=len(picked)), strict=True)
+        ]
 
 
 class GraphSampler(PKSampler):
@@ -262,7 +267,13 @@ class MixSampler(Sampler[list[Item]]):
     rounded at random, so that the mean over steps is exact."""
 
     def __init__(
-        self, groups: Sequence[range], shares: Sequence[float], size: int, seed: int = 0, start: int = 0, rank: int = 0
+        self,
+        groups: Sequence[range],
+        shares: Sequence[float],
+        size: int,
+        seed: int = 0,
+        start: int = 0,
+        rank: int = 0,
     ) -> None:
         self.groups, self.bounds = groups, np.cumsum(shares)
         if abs(self.bounds[-1] - 1) > 1e-6:
@@ -281,7 +292,9 @@ class MixSampler(Sampler[list[Item]]):
         """(image, seed) of one step."""
         rng = np.random.default_rng([self.seed, step, self.rank, 1])
         # systematic sampling: one random offset, then equal steps through the shares
-        group_of = np.searchsorted(self.bounds, (np.arange(self.size) + rng.random()) / self.size, side="right")
+        group_of = np.searchsorted(
+            self.bounds, (np.arange(self.size) + rng.random()) / self.size, side="right"
+        )
         items = []
         for g in group_of:
             group = self.groups[min(int(g), len(self.groups) - 1)]
@@ -289,7 +302,9 @@ class MixSampler(Sampler[list[Item]]):
         return items
 
 
-def loader(dataset: Dataset[dict[str, Any]], sampler: Sampler[list[Item]], workers: int) -> DataLoader[dict[str, Any]]:
+def loader(
+    dataset: Dataset[dict[str, Any]], sampler: Sampler[list[Item]], workers: int
+) -> DataLoader[dict[str, Any]]:
     """Batches {image uint8 [B,3,112,112], mask float [B,1,112,112], path list, label [B]} without end."""
     return DataLoader(
         dataset,

@@ -29,7 +29,9 @@ def write_file(path: str | Path, write: Callable[[Path], object]) -> Path:
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise OamlError(f"{path}: could not be written ({error.strerror or error}); free space or choose another place") from error
+        raise OamlError(
+            f"{path}: could not be written ({error.strerror or error}); free space or choose another place"
+        ) from error
     finally:
         with suppress(OSError):  # there is none, or no such folder
             temporary.unlink()
@@ -42,7 +44,9 @@ def write_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
     Only a folder that this library wrote (it holds a config.json) or an empty one is replaced; another one is refused.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())
+    ):
         raise OamlError(f"{folder}: exists and is no model folder; choose another name")
     temporary = None
     try:
@@ -142,7 +146,9 @@ def _decode(path: Path) -> np.ndarray:
             if opened.mode == "1":
                 opened = opened.convert("L")
             elif opened.mode in ("LA", "PA", "P"):
-                opened = opened.convert("RGBA" if "transparency" in opened.info or "A" in opened.mode else "RGB")
+                opened = opened.convert(
+                    "RGBA" if "transparency" in opened.info or "A" in opened.mode else "RGB"
+                )
             elif opened.mode not in ("L", "RGB", "RGBA"):
                 opened = opened.convert("RGB")
             return np.array(opened)  # a copy: a view of the picture could not be written to

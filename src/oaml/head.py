@@ -100,7 +100,9 @@ class AdaFace(_Head):
 class ArcFace(_Head):
     """Additive angular margin."""
 
-    def __init__(self, embedding_size: int = 512, classnum: int = 10, m: float = 0.5, s: float = 64.0) -> None:
+    def __init__(
+        self, embedding_size: int = 512, classnum: int = 10, m: float = 0.5, s: float = 64.0
+    ) -> None:
         super().__init__(embedding_size, classnum, m, s)
 
     def forward(self, embeddings: Tensor, norms: Tensor, label: Tensor) -> Tensor:
@@ -114,7 +116,9 @@ class ArcFace(_Head):
 class CosFace(_Head):
     """Additive cosine margin."""
 
-    def __init__(self, embedding_size: int = 512, classnum: int = 10, m: float = 0.4, s: float = 64.0) -> None:
+    def __init__(
+        self, embedding_size: int = 512, classnum: int = 10, m: float = 0.4, s: float = 64.0
+    ) -> None:
         super().__init__(embedding_size, classnum, m, s)
 
     def forward(self, embeddings: Tensor, norms: Tensor, label: Tensor) -> Tensor:

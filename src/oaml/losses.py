@@ -92,7 +92,8 @@ def balanced_matching_loss(scores: Tensor, same: Tensor, hardest: float = 0.05) 
 def align_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     """Mask [B,1,H,W] of any size -> [B,1,h,w]: the share of each cell that shows (area average).
 
-    A mask smaller than the grid repeats its pixels, which is the same average over a finer division.
+    Where h and w do not divide H and W, a pixel on the border of two cells counts in both, so that the average is exact to
+    one pixel; a mask smaller than the grid repeats its pixels.
     """
     if mask.ndim != 4 or mask.shape[1] != 1:
         raise ValueError(f"mask is {tuple(mask.shape)}, expected [B,1,H,W]")
@@ -112,7 +113,12 @@ def occlusion_loss(visibility: Tensor, mask: Tensor, has_mask: Tensor | None = N
         `visibility`, so that every process of a data-parallel run takes the same backward pass.
     """
     visibility = visibility.float()
-    error = (visibility - align_mask(mask, (visibility.shape[2], visibility.shape[3]))).square().flatten(1).mean(1)
+    error = (
+        (visibility - align_mask(mask, (visibility.shape[2], visibility.shape[3])))
+        .square()
+        .flatten(1)
+        .mean(1)
+    )
     if has_mask is None:
         return error.mean()
     return (error * has_mask).sum() / has_mask.sum().clamp_min(1)
@@ -136,5 +142,7 @@ def check_finite(terms: Mapping[str, Tensor], step: int, files: Sequence[str]) -
     values = torch.stack([term.detach().float() for term in terms.values()])
     if torch.isfinite(values).all():  # one read-back from the device for all terms
         return
-    bad = ", ".join(f"{name} = {value.item()}" for name, value in zip(terms, values, strict=True) if not value.isfinite())
+    bad = ", ".join(
+        f"{name} = {value.item()}" for name, value in zip(terms, values, strict=True) if not value.isfinite()
+    )
     raise NonFiniteLoss(f"step {step}: loss term {bad}; files of the batch: {', '.join(files)}")

@@ -48,9 +48,15 @@ class Model(nn.Module, ModelHubMixin):
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         qa = config.qaconv
         self.matcher = QAConv(
-            self.net.channels, *self.net.grid, qa.method, qa.adapter, qa.position_bias and qa.method == "normalized"
+            self.net.channels,
+            *self.net.grid,
+            qa.method,
+            qa.adapter,
+            qa.position_bias and qa.method == "normalized",
         )
-        self.register_buffer("mean", torch.tensor(config.preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(config.preprocessing.mean).view(1, 3, 1, 1), persistent=False
+        )
         self.register_buffer("std", torch.tensor(config.preprocessing.std).view(1, 3, 1, 1), persistent=False)
 
     def preprocess(self, images: Tensor) -> Tensor:
@@ -65,7 +71,11 @@ class Model(nn.Module, ModelHubMixin):
 
     @classmethod
     def from_backbone(
-        cls, path: str | Path, stage: int = 4, qaconv: QAConvConfig | None = None, preprocessing: Preprocessing | None = None
+        cls,
+        path: str | Path,
+        stage: int = 4,
+        qaconv: QAConvConfig | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> Model:
         """A model around published weights; occlusion head and matcher start untrained.
 
@@ -180,15 +190,21 @@ def _read_config(path: Path) -> ModelConfig:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.pop("format") != FORMAT:
-            raise OamlError(f"{path}: another format of model folder; use the version of OAML that wrote it ({raw.get('oaml')})")
+            raise OamlError(
+                f"{path}: another format of model folder; use the version of OAML that wrote it ({raw.get('oaml')})"
+            )
         raw.pop("oaml", None)
         parts = {"net": NetConfig, "qaconv": QAConvConfig, "preprocessing": Preprocessing}
         unknown = raw.keys() - {f.name for f in fields(ModelConfig)}
         if unknown:
             raise OamlError(f"{path}: unknown keys {_few(unknown)}")
-        return ModelConfig(**{name: parts[name](**value) if name in parts else value for name, value in raw.items()})
+        return ModelConfig(
+            **{name: parts[name](**value) if name in parts else value for name, value in raw.items()}
+        )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise OamlError(f"{path}: is no model description ({error!r}); copy the model folder again") from error
+        raise OamlError(
+            f"{path}: is no model description ({error!r}); copy the model folder again"
+        ) from error
 
 
 def _few(names: set[str]) -> str:

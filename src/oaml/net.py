@@ -44,7 +44,7 @@ IR_LAYERS: dict[str, list[int]] = {
     "ir_50": [3, 4, 14, 3],
     "ir_101": [3, 13, 30, 3],
     "ir_se_50": [3, 4, 14, 3],
-    "ir_mini": [1, 1, 2, 2],
+    "ir_mini": [1, 1, 1, 1],
 }
 IRESNET_LAYERS: dict[str, list[int]] = {
     "iresnet18": [2, 2, 2, 2],

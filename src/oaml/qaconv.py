@@ -20,7 +20,9 @@ Method = Literal["none", "scaling", "normalized"]
 METHODS: tuple[Method, ...] = ("none", "scaling", "normalized")
 TAU = 0.3  # how strongly a visible partner is preferred, in units of correlation per e-fold of visibility
 MIN_VISIBILITY = 1e-3  # floor under the logarithm of the choice
-CHUNK_BYTES = 128 * 2**20  # similarities held at once by match(); about four tensors of this size exist at the peak
+CHUNK_BYTES = (
+    128 * 2**20
+)  # similarities held at once by match(); about four tensors of this size exist at the peak
 
 
 @dataclass
@@ -113,13 +115,17 @@ class QAConv(nn.Module):
         self.method: Method = method
         cells = height * width
         self.adapter = (
-            nn.Sequential(nn.Conv2d(num_features, adapter, 1, bias=False), nn.BatchNorm2d(adapter)) if adapter else None
+            nn.Sequential(nn.Conv2d(num_features, adapter, 1, bias=False), nn.BatchNorm2d(adapter))
+            if adapter
+            else None
         )
         if method == "normalized":
             # softplus(0.5413) = 1: all cells start equal. The scale is learned through its logarithm, so that a
             # step of the optimiser changes it by a share and not by an absolute amount.
             self.cell_weight = nn.Parameter(torch.full((cells,), 0.5413))
-            self.offset_bias = nn.Parameter(torch.zeros(2 * height - 1, 2 * width - 1)) if position_bias else None
+            self.offset_bias = (
+                nn.Parameter(torch.zeros(2 * height - 1, 2 * width - 1)) if position_bias else None
+            )
             self.log_scale = nn.Parameter(torch.tensor(2.5))
             self.confidence = nn.Parameter(torch.tensor([-6.0, 0.0, 0.0, 0.0]))  # k0 .. k3
         else:
@@ -150,7 +156,9 @@ class QAConv(nn.Module):
         """Maps [P,C,h,w] and [G,C,h,w], visibility [P,1,h,w] and [G,1,h,w] or None (all visible) -> logits [P,G]."""
         same = probe is gallery
         probe = self.prepare(probe)
-        return self._compute_similarity_batch(probe, probe if same else self.prepare(gallery), prob_occ, gal_occ)
+        return self._compute_similarity_batch(
+            probe, probe if same else self.prepare(gallery), prob_occ, gal_occ
+        )
 
     def _compute_similarity_batch(
         self, prob: Tensor, gal: Tensor, prob_occ: Tensor | None = None, gal_occ: Tensor | None = None
@@ -258,7 +266,9 @@ class QAConv(nn.Module):
         ]
         for p, v_p in zip(probe.split(block), _split(probe_visibility, probe, block), strict=True):
             p = p if prepared else self.prepare(p)
-            rows.append(torch.cat([self._compute_similarity_batch(p, g, v_p, v_g) for g, v_g in gallery_blocks], 1))
+            rows.append(
+                torch.cat([self._compute_similarity_batch(p, g, v_p, v_g) for g, v_g in gallery_blocks], 1)
+            )
         return torch.cat(rows) if rows else probe.new_zeros(0, len(gallery))
 
     @torch.inference_mode()
@@ -274,7 +284,9 @@ class QAConv(nn.Module):
         """Score row i of a against row i of b: maps [N,C,h,w], visibility [N,1,h,w] or None -> logits [N]; see `match`."""
         self._needs_eval()
         if len(features_a) != len(features_b):
-            raise ValueError(f"{len(features_a)} faces against {len(features_b)}; pairs are compared row by row")
+            raise ValueError(
+                f"{len(features_a)} faces against {len(features_b)}; pairs are compared row by row"
+            )
         block = max(1, chunk_bytes // ((self.height * self.width) ** 2 * 4))
         scores = []
         for a, b, v_a, v_b in zip(
@@ -329,7 +341,9 @@ class QAConv(nn.Module):
 
     def _needs_eval(self) -> None:
         if self.training:
-            raise RuntimeError("the matcher is in training mode; call .eval() first (BN would see one block at a time)")
+            raise RuntimeError(
+                "the matcher is in training mode; call .eval() first (BN would see one block at a time)"
+            )
 
 
 def _split(visibility: Tensor | None, like: Tensor, block: int) -> list[Tensor | None]:

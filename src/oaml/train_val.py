@@ -40,6 +40,7 @@ from oaml.files import write_file
 from oaml.head import HeadConfig, build_head
 from oaml.losses import (
     LossWeights,
+    align_mask,
     balanced_matching_loss,
     check_finite,
     combine,
@@ -78,7 +79,9 @@ class OptimiserConfig:
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.backbone_lr < 0 or self.weight_decay < 0 or self.clip < 0 or self.warmup < 0:
-            raise ValueError("optimiser: lr must be positive; backbone_lr, weight_decay, clip and warmup 0 or more")
+            raise ValueError(
+                "optimiser: lr must be positive; backbone_lr, weight_decay, clip and warmup 0 or more"
+            )
         if any(not 0 < share < 1 for share in self.milestones):
             raise ValueError(f"optimiser.milestones: {self.milestones} are shares of the run, in (0, 1)")
 
@@ -87,7 +90,9 @@ class OptimiserConfig:
         if step < self.warmup:
             return (step + 1) / self.warmup
         if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup) / max(1, steps - self.warmup))))
+            return 0.5 * (
+                1 + math.cos(math.pi * min(1.0, (step - self.warmup) / max(1, steps - self.warmup)))
+            )
         return 0.1 ** sum(step >= share * steps for share in self.milestones)
 
 
@@ -158,7 +163,9 @@ class OcclusionFace(L.LightningModule):
     Batches are {"recognition": {image, mask, path, label}, "occlusion": {image, mask, path}}; the second may be missing.
     """
 
-    def __init__(self, config: TrainConfig, model: Model, classnum: int, sampler: PKSampler | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, model: Model, classnum: int, sampler: PKSampler | None = None
+    ) -> None:
         super().__init__()
         self.config, self.model, self.sampler = config, model, sampler
         self.head = build_head(config.head, model.config.net.embedding_size, classnum)
@@ -179,7 +186,9 @@ class OcclusionFace(L.LightningModule):
         every = self.config.gradient_every
         if every and self.global_step % every == 0:
             for name, term in terms.items():
-                gradient = torch.autograd.grad(weights[name] * term, output.features, retain_graph=True, allow_unused=True)[0]
+                gradient = torch.autograd.grad(
+                    weights[name] * term, output.features, retain_graph=True, allow_unused=True
+                )[0]
                 norm = 0.0 if gradient is None else float(gradient.norm())
                 self.log(f"gradient/{name}", norm, rank_zero_only=True)
         self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()}, rank_zero_only=True)
@@ -202,7 +211,9 @@ class OcclusionFace(L.LightningModule):
         visibility = output.visibility[:count].detach()  # the head learns to see, not to please the matcher
         logits = self.head(output.embedding[:count], output.norm[:count], label)
         scores = self.model.matcher(features, features, visibility, visibility)
-        labelled = torch.arange(len(images), device=images.device) >= (0 if self.config.recognition_masks else count)
+        labelled = torch.arange(len(images), device=images.device) >= (
+            0 if self.config.recognition_masks else count
+        )
         self.latest = (images.detach(), masks, output.visibility.detach())
         terms = {
             "ada": F.cross_entropy(logits, label),
@@ -214,7 +225,9 @@ class OcclusionFace(L.LightningModule):
     def matching_loss(self, scores: Tensor, same: Tensor) -> Tensor:
         """Scores [B,B] of a batch against itself, same [B,B] -> scalar."""
         if self.config.matching_loss == "pairwise":
-            return (pairwise_matching_loss(scores, same) / len(scores) + hard_triplet_loss(scores, same)).mean()
+            return (
+                pairwise_matching_loss(scores, same) / len(scores) + hard_triplet_loss(scores, same)
+            ).mean()
         itself = torch.eye(len(same), dtype=torch.bool, device=same.device)  # teaches nothing
         return balanced_matching_loss(scores.masked_fill(itself, -math.inf), same & ~itself)
 
@@ -236,7 +249,9 @@ class OcclusionFace(L.LightningModule):
             stepper: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=optimiser.lr, momentum=0.9)
         else:
             stepper = torch.optim.AdamW(parameters, lr=optimiser.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: optimiser.factor(step, self.config.steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            stepper, lambda step: optimiser.factor(step, self.config.steps)
+        )
         return {"optimizer": stepper, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -297,7 +312,12 @@ class Validation:
             covered = occlude(probe, kinds[i % len(kinds)], np.random.default_rng([config.seed, i]))
             ones = np.ones((112, 112), np.float32)
             for image, mask in ((bare, ones), (covered.image, covered.mask)):
-                self.items.append({"image": torch.from_numpy(image.copy()).permute(2, 0, 1), "mask": torch.from_numpy(mask)[None]})
+                self.items.append(
+                    {
+                        "image": torch.from_numpy(image.copy()).permute(2, 0, 1),
+                        "mask": torch.from_numpy(mask)[None],
+                    }
+                )
         self.outputs: list[tuple[FaceOutput, Tensor]] = []
 
     def loader(self) -> DataLoader[dict[str, Any]]:
@@ -308,7 +328,9 @@ class Validation:
 
     def finish(self, model: Model) -> dict[str, float]:
         """Measures of all three scores on covered probes, and the map's mean absolute error, bare and covered apart."""
-        embedding, _, visibility, features = (torch.cat(part) for part in zip(*(o for o, _ in self.outputs), strict=True))
+        embedding, _, visibility, features = (
+            torch.cat(part) for part in zip(*(o for o, _ in self.outputs), strict=True)
+        )
         mask = torch.cat([m for _, m in self.outputs])
         self.outputs.clear()
         device = next(model.parameters()).device
@@ -324,11 +346,16 @@ class Validation:
         for name, matrix in scores.items():
             values = matrix.cpu().numpy().ravel()
             if not np.isfinite(values).all():
-                raise OamlError(f"validation: the score {name} is not finite; the run has diverged, lower optimiser.lr")
+                raise OamlError(
+                    f"validation: the score {name} is not finite; the run has diverged, lower optimiser.lr"
+                )
             results[f"tar_{name}"] = tar_at_far(values, same, 1e-2).tar
             results[f"auc_{name}"] = auc(values, same)
-        error = (visibility - F.adaptive_avg_pool2d(mask, visibility.shape[2:])).abs().flatten(1).mean(1)
-        results["map_error_bare"], results["map_error_covered"] = float(error[gallery].mean()), float(error[probe].mean())
+        error = (visibility - align_mask(mask, model.net.grid)).abs().flatten(1).mean(1)
+        results["map_error_bare"], results["map_error_covered"] = (
+            float(error[gallery].mean()),
+            float(error[probe].mean()),
+        )
         return results
 
 
@@ -349,7 +376,12 @@ class Streams(L.LightningDataModule):
         loaders = {"recognition": loader(self.recognition, self.sampler, data.workers)}
         if self.occlusion is not None:
             mix = MixSampler(
-                self.occlusion.groups, self.occlusion.shares, data.occlusion_batch, self.config.seed, start, rank
+                self.occlusion.groups,
+                self.occlusion.shares,
+                data.occlusion_batch,
+                self.config.seed,
+                start,
+                rank,
             )
             loaders["occlusion"] = loader(self.occlusion, mix, min(1, data.workers))
         return loaders
@@ -372,12 +404,16 @@ class Keeper(Callback):
         if isinstance(module.sampler, GraphSampler) and not module.sampler.tables:
             self._graph(module, module.batches_done)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self.step:  # gradients still accumulate
             return
         self.step, module, config = trainer.global_step, cast(OcclusionFace, pl_module), self.config
         if isinstance(module.sampler, GraphSampler) and self.step % config.data.graph_every == 0:
-            self._graph(module, module.batches_done + 2 * config.data.workers + 4)  # past what is already read ahead
+            self._graph(
+                module, module.batches_done + 2 * config.data.workers + 4
+            )  # past what is already read ahead
         if config.picture_every and self.step % config.picture_every == 0 and trainer.is_global_zero:
             self._picture(trainer, module)
         if self.step % config.checkpoint_every == 0 or self.step == config.steps:
@@ -404,7 +440,9 @@ class Keeper(Callback):
 
         assert module.latest is not None
         images, masks, maps = (part.float().cpu() for part in module.latest)
-        some = range(len(images) - min(8, len(images)), len(images))  # the end of the batch: the occlusion stream
+        some = range(
+            len(images) - min(8, len(images)), len(images)
+        )  # the end of the batch: the occlusion stream
         rows = [(images[i].permute(1, 2, 0).numpy(), masks[i, 0].numpy(), maps[i, 0].numpy()) for i in some]
         path = self.config.out / "pictures" / f"maps_{self.step:07d}.png"
         draw_map_sheet(path, rows, title=f"Visibility maps at step {self.step}")
@@ -413,7 +451,7 @@ class Keeper(Callback):
                 from PIL import Image
 
                 picture = np.asarray(Image.open(path).convert("RGB"))
-                cast(Any, logger.experiment).add_image("maps", picture, self.step, dataformats="HWC")
+                cast(Any, logger).experiment.add_image("maps", picture, self.step, dataformats="HWC")
 
 
 def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
@@ -444,7 +482,9 @@ def train(config: TrainConfig) -> Path:
     if config.resume and not checkpoint.exists():
         raise OamlError(f"{checkpoint}: nothing to resume from; train without --resume")
     if not config.resume and checkpoint.exists():
-        raise OamlError(f"{config.out}: holds a training already; pass --resume true to continue it, or choose another --out")
+        raise OamlError(
+            f"{config.out}: holds a training already; pass --resume true to continue it, or choose another --out"
+        )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.manual_seed(config.seed)
     people = config.data.load_people("train")
@@ -484,7 +524,9 @@ def train(config: TrainConfig) -> Path:
         try:
             trainer.fit(module, streams, ckpt_path=checkpoint if config.resume else None, weights_only=True)
         except OSError as error:
-            raise OamlError(f"{config.out}: training stopped: {error}; free space and continue with --resume true") from error
+            raise OamlError(
+                f"{config.out}: training stopped: {error}; free space and continue with --resume true"
+            ) from error
     if trainer.is_global_zero:
         module.save(config.out / "last")
     return config.out / "last"
@@ -502,4 +544,3 @@ def _loggers(config: TrainConfig) -> list[Logger]:
 
         loggers.append(TensorBoardLogger(config.out, name=name, version=""))
     return loggers
-

@@ -31,14 +31,20 @@ class MaskedFolder:
         images_folder, masks_folder = root / ("kept_faces" if published else "images"), root / "masks"
         for folder in (images_folder, masks_folder):
             if not folder.is_dir():
-                raise OamlError(f"{folder}: no such folder; masks come as images/ + masks/ or kept_faces/ + masks/")
+                raise OamlError(
+                    f"{folder}: no such folder; masks come as images/ + masks/ or kept_faces/ + masks/"
+                )
         self.resize = resize
         images = _by_name(images_folder, "")
         masks = _by_name(masks_folder, "_mask" if published else "")
         if lonely := sorted(images.keys() - masks.keys()):
-            raise OamlError(f"{images[lonely[0]]}: image without a mask in {masks_folder}{_more(lonely)}; add it or remove the image")
+            raise OamlError(
+                f"{images[lonely[0]]}: image without a mask in {masks_folder}{_more(lonely)}; add it or remove the image"
+            )
         if lonely := sorted(masks.keys() - images.keys()):
-            raise OamlError(f"{masks[lonely[0]]}: mask without an image in {images_folder}{_more(lonely)}; add it or remove the mask")
+            raise OamlError(
+                f"{masks[lonely[0]]}: mask without an image in {images_folder}{_more(lonely)}; add it or remove the mask"
+            )
         self.paths = [images[name] for name in sorted(images)]
         self.mask_paths = [masks[name] for name in sorted(images)]
         self.names = [str(path) for path in self.paths]

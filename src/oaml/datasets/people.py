@@ -12,14 +12,18 @@ import numpy as np
 from oaml.errors import OamlError
 from oaml.files import IMAGE_SUFFIXES, read_image
 
-
 Split = Literal["train", "calibrate", "report"]
 
 
+def split_of(person: str) -> int:
+    """The fixed split of people, 0 to 9: SHA-1 of the folder's name (UTF-8) modulo 10."""
+    return int(hashlib.sha1(person.encode()).hexdigest(), 16) % 10
+
+
 def split_name(person: str) -> Split:
-    """The fixed split by person, a function of the folder's name: sha1 mod 10, 0-6 train, 7 calibrate, 8-9 report."""
-    digit = int(hashlib.sha1(person.encode()).hexdigest(), 16) % 10
-    return "train" if digit <= 6 else "calibrate" if digit == 7 else "report"
+    """What a person may be used for: train (0 to 6), calibrate thresholds (7) or report (8 and 9)."""
+    number = split_of(person)
+    return "train" if number < 7 else "calibrate" if number == 7 else "report"
 
 
 class PeopleFolder:
@@ -34,7 +38,9 @@ class PeopleFolder:
         OamlError: no such folder, or no person left in it.
     """
 
-    def __init__(self, root: str | Path, use: Callable[[str], bool] | None = None, resize: bool = False) -> None:
+    def __init__(
+        self, root: str | Path, use: Callable[[str], bool] | None = None, resize: bool = False
+    ) -> None:
         root = Path(root)
         if not root.is_dir():
             raise OamlError(f"{root}: no such folder; people are expected as {root}/PERSON/*.jpg")
@@ -51,7 +57,9 @@ class PeopleFolder:
                 labels += [len(self.people)] * len(images)
                 self.people.append(person.name)
         if not self.people:
-            raise OamlError(f"{root}: no people in it; expected {root}/PERSON/*.jpg (folders without images do not count)")
+            raise OamlError(
+                f"{root}: no people in it; expected {root}/PERSON/*.jpg (folders without images do not count)"
+            )
         self.labels = np.array(labels)
         self.names = [str(path) for path in self.paths]
 
@@ -66,7 +74,9 @@ class PeopleFolder:
 class DrawnFolder:
     """Drawn people with the interface of PeopleFolder, rendered once and held in memory (37 kB an image)."""
 
-    def __init__(self, people: int, shots: int, seed: int = 0, use: Callable[[str], bool] | None = None) -> None:
+    def __init__(
+        self, people: int, shots: int, seed: int = 0, use: Callable[[str], bool] | None = None
+    ) -> None:
         self.people = [n for n in (f"drawn_{i:04d}" for i in range(people)) if use is None or use(n)]
         if not self.people:
             raise OamlError(f"{people} drawn people leave none in this split; draw more")

@@ -7,17 +7,13 @@ A pairs file is CSV (UTF-8) with the columns `path_a,path_b,same`; an identifica
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 import numpy as np
 
 from oaml.errors import OamlError
-
-SplitName = Literal["train", "calibrate", "report"]
 
 
 @dataclass(frozen=True)
@@ -128,17 +124,6 @@ def read_identification(file: str | Path, images: str | Path) -> Identification:
 def person_of(path: str) -> str:
     """Who an image shows: the name of its folder. An image outside any folder is its own person."""
     return PurePosixPath(path.replace("\\", "/")).parent.name or path
-
-
-def split_of(person: str) -> int:
-    """The fixed split of people, 0 to 9: SHA-1 of the folder's name (UTF-8) modulo 10."""
-    return int(hashlib.sha1(person.encode()).hexdigest(), 16) % 10
-
-
-def split_name(person: str) -> SplitName:
-    """What a person may be used for: train (0 to 6), calibrate thresholds (7) or report (8 and 9)."""
-    number = split_of(person)
-    return "train" if number < 7 else "calibrate" if number == 7 else "report"
 
 
 def labels(pairs: Pairs) -> np.ndarray:

@@ -70,7 +70,7 @@ def evaluate(
         oaml evaluate runs/first/best --images faces --pairs pairs.csv --out report --occlude niqab,mask
 
     Args:
-        model: a model folder or hub repository.
+        model: a model folder (config.json + model.safetensors).
         images: folder that the paths in the lists are relative to.
         out: folder for the results; files of these names are replaced.
         pairs: CSV with the columns path_a, path_b and same (1 or 0).

@@ -50,8 +50,8 @@ class FaceFeatures:
     """[N], length of the embedding before normalisation."""
     visibility: np.ndarray
     """[N,1,h,w] in [0,1], 1 where the face shows."""
-    features: np.ndarray
-    """[N,C,h,w]; a memory-mapped temporary file where it is large."""
+    local: np.ndarray
+    """[N,C,h,w], what the matcher compares (`QAConv.prepare`); a memory-mapped temporary file where it is large."""
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -94,7 +94,10 @@ def extract(
     def one_pass(batch: list[np.ndarray]) -> dict[str, np.ndarray]:
         stacked = np.stack(batch + batch[-1:] * (rows - len(batch)))
         x = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float().contiguous() / 255
-        return {name: _numpy(values)[: len(batch)] for name, values in model(x)._asdict().items()}
+        face = model(x)
+        found = {"embedding": face.embedding, "norm": face.norm, "visibility": face.visibility}
+        found["local"] = model.matcher.prepare(face.features)  # once a face and not once a pair
+        return {name: _numpy(values)[: len(batch)] for name, values in found.items()}
 
     held: dict[str, np.ndarray] = {}
     source, done = iter(images), 0
@@ -110,7 +113,7 @@ def extract(
             advance(len(group))
     if done != count:
         raise ValueError(f"{done} images, expected {count}")
-    return FaceFeatures(held["embedding"], held["norm"][:, 0], held["visibility"], held["features"])
+    return FaceFeatures(held["embedding"], held["norm"][:, 0], held["visibility"], held["local"])
 
 
 def score_pairs(
@@ -160,18 +163,18 @@ def score_pairs(
         part = slice(start, start + kept)
         left, right = faces_a.embedding[a].astype(np.float64), faces_b.embedding[b].astype(np.float64)
         scores["cosine"][part] = (left * right).sum(1)[:kept]
-        features_a, features_b, visible_a, visible_b = (
+        local_a, local_b, visible_a, visible_b = (
             torch.from_numpy(np.ascontiguousarray(values)).to(device)
             for values in (
-                faces_a.features[a],
-                faces_b.features[b],
+                faces_a.local[a],
+                faces_b.local[b],
                 faces_a.visibility[a],
                 faces_b.visibility[b],
             )
         )
         if plain:
-            scores["qaconv"][part] = _numpy(model.matcher.match_pairs(features_a, features_b))[:kept]
-        weighted = model.matcher.match_pairs(features_a, features_b, visible_a, visible_b)
+            scores["qaconv"][part] = _numpy(model.matcher.match_pairs(local_a, local_b, prepared=True))[:kept]
+        weighted = model.matcher.match_pairs(local_a, local_b, visible_a, visible_b, prepared=True)
         scores["qaconv_visibility"][part] = _numpy(weighted)[:kept]
 
     starts = range(0, count, chunk)
@@ -211,15 +214,17 @@ def score_all(
 
     device = next(model.parameters()).device
     model.eval()
-    left = torch.from_numpy(probes.features[index_p]).to(device)
+    left = torch.from_numpy(probes.local[index_p]).to(device)
     left_visible = torch.from_numpy(probes.visibility[index_p]).to(device)
 
     def one_block(start: int) -> tuple[np.ndarray, np.ndarray]:
         faces = index_g[start : start + chunk]
-        right = torch.from_numpy(np.ascontiguousarray(gallery.features[faces])).to(device)
+        right = torch.from_numpy(np.ascontiguousarray(gallery.local[faces])).to(device)
         right_visible = torch.from_numpy(gallery.visibility[faces]).to(device)
-        plain = model.matcher.match(left, right)
-        return _numpy(plain), _numpy(model.matcher.match(left, right, left_visible, right_visible))
+        plain = model.matcher.match(left, right, prepared=True)
+        return _numpy(plain), _numpy(
+            model.matcher.match(left, right, left_visible, right_visible, prepared=True)
+        )
 
     with _workers(device.type) as run:
         blocks = list(run(one_block, range(0, len(index_g), chunk)))
@@ -254,7 +259,7 @@ def score(
         oaml score runs/first/best --images faces --pairs pairs.csv --out scores.csv
 
     Args:
-        model: a model folder or hub repository.
+        model: a model folder (config.json + model.safetensors).
         images: folder that the paths in the pairs file are relative to.
         pairs: CSV with the columns path_a, path_b and by choice same (1 or 0).
         out: CSV to write.
