@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -394,7 +394,11 @@ class OcclusionHead(nn.Module):
         self.conv1 = nn.Conv2d(channels, 128, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(128)
         self.conv2 = nn.Conv2d(128, 1, 1)
-        _initialise(self)
+        # Fan in: by fan out the single output channel would start with logits of +-11, where the sigmoid is flat and the
+        # head learns nothing for hundreds of steps.
+        for convolution in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_in", nonlinearity="relu")
+        nn.init.zeros_(cast(Tensor, self.conv2.bias))
 
     def forward(self, features: Tensor) -> Tensor:
         """F [B,C,h,w] -> visibility [B,1,h,w], float32 in [0,1] under autocast too.
