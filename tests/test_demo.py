@@ -95,7 +95,8 @@ def matcher_on_true_maps(model: Model, weights: bool, steps: int = 100) -> QACon
     ]
     features = see(model, [cover.image for cover in covers]).features.clone()
     visibility = true_maps(covers)
-    matcher = QAConv(*features.shape[1:], "normalized", adapter=32, position_bias=True)
+    _, channels, height, width = features.shape
+    matcher = QAConv(channels, height, width, "normalized", adapter=32, position_bias=True)
     optimiser = torch.optim.AdamW(matcher.parameters(), 3e-3)
     itself = torch.eye(32, dtype=torch.bool)
     for _ in range(steps):
@@ -131,9 +132,9 @@ def alike_tar(model: Model, matcher: QAConv, weights: bool) -> float:
             ]
 
         p, g = worn(probes, 1), worn(gallery, 0)
-        maps = (true_maps(p), true_maps(g)) if weights else (None, None)
-        features = [see(model, [cover.image for cover in covers]).features for covers in (p, g)]
-        results.append(accepted(matcher.match(*features, *maps), same))
+        map_p, map_g = (true_maps(p), true_maps(g)) if weights else (None, None)
+        left, right = (see(model, [cover.image for cover in covers]).features for covers in (p, g))
+        results.append(accepted(matcher.match(left, right, map_p, map_g), same))
     return float(np.mean(results))
 
 
