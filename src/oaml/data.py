@@ -6,6 +6,7 @@ the uninterrupted one saw.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,13 +200,11 @@ class PKSampler(Sampler[list[Item]]):
                 "images each, add images"
             )
         self.identities, self.images = identities, images
+        self.wanted = identities - (identities // 4 if len(self.single) else 0)  # of those with two images
         self.seed, self.start, self.rank = seed, start, rank
 
     def __iter__(self) -> Iterator[list[Item]]:
-        step = self.start
-        while True:
-            yield self.batch(step)
-            step += 1
+        return map(self.batch, itertools.count(self.start))
 
     def batch(self, step: int) -> list[Item]:
         """(image, seed) of one step."""
@@ -214,8 +213,7 @@ class PKSampler(Sampler[list[Item]]):
 
     def choose(self, rng: np.random.Generator, step: int) -> np.ndarray:
         """The P identities of a step that have at least two images, fewer if there are fewer."""
-        count = self.identities - (self.identities // 4 if len(self.single) else 0)
-        return rng.choice(self.several, min(count, len(self.several)), replace=False)
+        return rng.choice(self.several, min(self.wanted, len(self.several)), replace=False)
 
     def _items(self, chosen: np.ndarray, rng: np.random.Generator) -> list[Item]:
         picked: list[int] = []
@@ -257,9 +255,8 @@ class GraphSampler(PKSampler):
         begun = [table for first, table in self.tables if first <= step]
         if not begun:
             return super().choose(rng, step)
-        count = self.identities - (self.identities // 4 if len(self.single) else 0)
         identity = rng.choice(self.several)
-        return np.concatenate([[identity], begun[-1][identity][: count - 1]])
+        return np.concatenate([[identity], begun[-1][identity][: self.wanted - 1]])
 
 
 class MixSampler(Sampler[list[Item]]):
@@ -283,10 +280,7 @@ class MixSampler(Sampler[list[Item]]):
         self.size, self.seed, self.start, self.rank = size, seed, start, rank
 
     def __iter__(self) -> Iterator[list[Item]]:
-        step = self.start
-        while True:
-            yield self.batch(step)
-            step += 1
+        return map(self.batch, itertools.count(self.start))
 
     def batch(self, step: int) -> list[Item]:
         """(image, seed) of one step."""

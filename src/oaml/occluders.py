@@ -199,7 +199,7 @@ def occlude_folder(
     from rich.progress import track
 
     for name, path in track(names.items(), "covering", console=Console(stderr=True), total=len(names)):
-        rng = _rng(seed, kind, path.relative_to(folder).as_posix())
+        rng = cover_rng(seed, kind, path.relative_to(folder).as_posix())
         image, mask = occlude(read_image(path, resize=resize), kind, rng, pictures, style=style)
         _write_png(out / "masks" / name, np.rint(mask * 255).astype(np.uint8))
         _write_png(out / "images" / name, image[..., ::-1])
@@ -986,7 +986,8 @@ _DRAW: dict[str, Callable[[np.random.Generator, Style, _Cover], None]] = {
 KINDS: tuple[str, ...] = tuple(_DRAW)
 
 
-def _rng(seed: int, kind: str, name: str) -> np.random.Generator:
+def cover_rng(seed: int, kind: str, name: str) -> np.random.Generator:
+    """The generator of one image's cover: by seed, kind and relative path alone, whatever other images there are."""
     digest = hashlib.sha256(f"{seed}\n{kind}\n{name}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 

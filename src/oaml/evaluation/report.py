@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -182,13 +181,12 @@ def _check_pairs(file: Path, pairs: Pairs, protocol: str) -> None:
 
 
 def _coverer(seed: int, style: Literal["a", "b"], templates: Path | None) -> Callable[..., Covered]:
-    from oaml.occluders import load_templates, occlude
+    from oaml.occluders import cover_rng, load_templates, occlude
 
     pictures = [] if templates is None else load_templates(templates)
 
     def cover(image: np.ndarray, kind: str, path: str) -> Covered:
-        digest = hashlib.sha256(f"{seed}\n{kind}\n{Path(path).as_posix()}".encode()).digest()
-        rng = np.random.default_rng(int.from_bytes(digest[:16], "little"))
+        rng = cover_rng(seed, kind, Path(path).as_posix())
         return occlude(image, kind, rng, pictures, style=style)
 
     return cover
