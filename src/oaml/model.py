@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from oaml.errors import OamlError
 from oaml.files import write_folder
+from oaml.joint import Compared, Fusion, Joint, contributions
 from oaml.net import FaceOutput, Net, NetConfig
 from oaml.qaconv import QAConv, QAConvConfig
+from oaml.template import Scores, Templates
 from oaml.weights import Preprocessing, load_backbone
 
-FORMAT = 1  # of config.json; raised when an older reader would misread it
+FORMAT = 2  # of config.json; raised when an older reader would misread it
 
 
 @dataclass
@@ -35,7 +37,10 @@ class ModelConfig:
 
 
 class Model(nn.Module, ModelHubMixin):
-    """Network, occlusion head and matcher. Takes RGB in [0,1]; the colour order of the weights is its own affair."""
+    """Network, occlusion head and matchers. Takes RGB in [0,1]; the colour order of the weights is its own affair.
+
+    An extractor and a pairwise matcher in the sense of `oaml.template`.
+    """
 
     mean: Tensor
     std: Tensor
@@ -54,6 +59,8 @@ class Model(nn.Module, ModelHubMixin):
             qa.adapter,
             qa.position_bias and qa.method == "normalized",
         )
+        self.joint = Joint()
+        self.fusion = Fusion()
         self.register_buffer(
             "mean", torch.tensor(config.preprocessing.mean).view(1, 3, 1, 1), persistent=False
         )
@@ -68,6 +75,63 @@ class Model(nn.Module, ModelHubMixin):
     def forward(self, images: Tensor, detach_occlusion: bool = False) -> FaceOutput:
         """RGB images [B,3,112,112] in [0,1] -> embedding [B,E], norm [B,1], visibility [B,1,h,w], features [B,C,h,w]."""
         return self.net(self.preprocess(images), detach_occlusion)
+
+    @torch.inference_mode()
+    def extract(self, images: Tensor) -> Templates:
+        """RGB [N,3,112,112] in [0,1] -> N templates on the model's device. The model must be in eval mode."""
+        if self.training:
+            raise RuntimeError(
+                "the model is in training mode; call .eval() first (BN would depend on the other faces)"
+            )
+        face = self(images)
+        return Templates(
+            embedding=face.embedding,
+            norm=face.norm[:, 0],
+            visibility=face.visibility,
+            local=self.matcher.prepare(face.features),
+            contributions=self.contributions(face),
+        )
+
+    def contributions(self, face: FaceOutput) -> Tensor:
+        """What each cell of B faces adds to the joint embedding, float32 [B,49,E]."""
+        return contributions(self.net.output, face.stage4)
+
+    @torch.inference_mode()
+    def compare(self, a: Templates, b: Templates, plain: bool = False) -> Scores:
+        """Face i of a with face i of b.
+
+        Args:
+            plain: also score QAConv as if every cell showed the face.
+
+        Returns:
+            [N] each: `cosine` of the embeddings in [-1,1], `qaconv` if `plain`, and the logits `qaconv_visibility`, `joint` and
+            `fused`.
+        """
+        scores = {"cosine": (a.embedding.double() * b.embedding.double()).sum(1)}
+        if plain:
+            scores["qaconv"] = self.matcher.match_pairs(a.local, b.local, prepared=True)
+        local = self.matcher.match_pairs(a.local, b.local, a.visibility, b.visibility, prepared=True)
+        compared = self.joint.compare_pairs(a.contributions, b.contributions, a.visibility, b.visibility)
+        return self._together(scores, local, compared)
+
+    @torch.inference_mode()
+    def compare_all(self, probes: Templates, gallery: Templates, plain: bool = False) -> Scores:
+        """Every probe with every gallery face -> [P,G] each; see `compare`."""
+        scores = {"cosine": probes.embedding.double() @ gallery.embedding.double().T}
+        if plain:
+            scores["qaconv"] = self.matcher.match(probes.local, gallery.local, prepared=True)
+        local = self.matcher.match(
+            probes.local, gallery.local, probes.visibility, gallery.visibility, prepared=True
+        )
+        compared = self.joint.match(
+            probes.contributions, gallery.contributions, probes.visibility, gallery.visibility
+        )
+        return self._together(scores, local, compared)
+
+    def _together(self, scores: Scores, local: Tensor, compared: Compared) -> Scores:
+        joint = self.joint.logit(compared)
+        fused = self.fusion(joint, local, scores["cosine"].float(), compared.unseen)
+        return {**scores, "qaconv_visibility": local, "joint": joint, "fused": fused}
 
     @classmethod
     def from_backbone(

@@ -15,10 +15,12 @@ OcclusionHead: OCCLUSION_LAYER_SPEC.md
 from __future__ import annotations
 
 from collections import OrderedDict
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Architecture = Literal[
@@ -66,6 +68,12 @@ class NetConfig:
     """Feature map that is matched and read by the occlusion head: 4 has 7x7 cells, 3 has 14x14."""
     dropout: float = 0.4
     """Dropout before the output layer's linear layer; MobileFaceNet has none and ignores it."""
+    occlusion_stage: Literal[3, 4] | None = None
+    """Feature map that the occlusion head reads; by default the one that is matched. With 3 and stage 4, its map is averaged
+    to 7x7 for matching."""
+    branch: bool = False
+    """A second last stage, for matching only, whose input is zero where the occlusion head sees a cover, so that a cover doesn't
+    leak into the cells beside it. The embedding stays that of the backbone. Needs occlusion_stage 3."""
 
     def __post_init__(self) -> None:
         if self.architecture not in get_args(Architecture):
@@ -77,6 +85,21 @@ class NetConfig:
             raise ValueError(f"stage: {self.stage!r} is neither 3 nor 4")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
+        if self.occlusion_stage not in (None, *GRIDS):
+            raise ValueError(f"occlusion_stage: {self.occlusion_stage!r} is neither 3 nor 4")
+        if self.map_stage > self.stage:
+            raise ValueError(
+                "occlusion_stage: 4 is coarser than the cells of stage 3 that are matched; leave it out or say 3"
+            )
+        if self.branch and self.map_stage != 3:
+            raise ValueError(
+                "branch: hides covers from the last stage, which needs a map before it; add occlusion_stage 3"
+            )
+
+    @property
+    def map_stage(self) -> int:
+        """Stage whose feature map the occlusion head reads."""
+        return self.occlusion_stage or self.stage
 
 
 class FaceOutput(NamedTuple):
@@ -90,6 +113,10 @@ class FaceOutput(NamedTuple):
     """[B,1,h,w] float32 in [0,1], 1 where the face shows."""
     features: Tensor
     """[B,C,h,w] feature map of the configured stage."""
+    stage4: Tensor
+    """[B,C4,7,7] map that the joint embedding splits into cells; the features themselves with stage 4."""
+    fine: Tensor
+    """[B,1,h,w] visibility on the cells that the occlusion head reads; the same as `visibility` unless they are finer."""
 
 
 def _unit_and_norm(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,13 +145,26 @@ class Backbone(nn.Module):
     """Channels of the maps of stages 3 and 4."""
     embedding_size: int
 
+    def forward_stage3(self, x: Tensor) -> Tensor:
+        """x [B,3,112,112] -> F3 [B,channels[3],14,14]."""
+        raise NotImplementedError
+
+    def forward_stage4(self, stage3: Tensor) -> Tensor:
+        """F3 [B,channels[3],14,14] -> F4 [B,channels[4],7,7]."""
+        raise NotImplementedError
+
     def forward_stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [B,3,112,112] -> F3 [B,channels[3],14,14], F4 [B,channels[4],7,7]."""
-        raise NotImplementedError
+        stage3 = self.forward_stage3(x)
+        return stage3, self.forward_stage4(stage3)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """x [B,3,112,112] -> F4 [B,channels[4],7,7]."""
         return self.forward_stages(x)[1]
+
+    def without_front(self) -> Backbone:
+        """A copy of stage 4 and the output layer alone: `forward_stage4` and `forward_head` work, the rest is gone."""
+        raise NotImplementedError
 
     def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """F4 [B,channels[4],7,7] -> unit embedding [B,E], its norm before [B,1], both float32.
@@ -225,10 +265,20 @@ class IR(Backbone):
         )
         _initialise(self)
 
-    def forward_stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B,3,112,112] -> F3 [B,256,14,14], F4 [B,512,7,7] (fewer channels in a narrow network)."""
-        stage3 = self.body[: self.stage3_blocks](self.input_layer(x))
-        return stage3, self.body[self.stage3_blocks :](stage3)
+    def forward_stage3(self, x: Tensor) -> Tensor:
+        """x [B,3,112,112] -> F3 [B,256,14,14] (fewer channels in a narrow network)."""
+        return self.body[: self.stage3_blocks](self.input_layer(x))
+
+    def forward_stage4(self, stage3: Tensor) -> Tensor:
+        """F3 [B,256,14,14] -> F4 [B,512,7,7] (fewer channels in a narrow network)."""
+        return self.body[self.stage3_blocks :](stage3)
+
+    def without_front(self) -> IR:
+        """Blocks of stage 4 and the output layer."""
+        copy = deepcopy(self)
+        del copy.input_layer
+        copy.body, copy.stage3_blocks = copy.body[self.stage3_blocks :], 0
+        return copy
 
     def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """F4 [B,512,7,7] -> unit embedding [B,E], its norm before [B,1], both float32."""
@@ -290,11 +340,20 @@ class IResNet(Backbone):
         first = IResNetBlock(inputs, outputs, first=True)
         return nn.Sequential(first, *(IResNetBlock(outputs, outputs, first=False) for _ in range(depth - 1)))
 
-    def forward_stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B,3,112,112] -> F3 [B,256,14,14], F4 [B,512,7,7]."""
+    def forward_stage3(self, x: Tensor) -> Tensor:
+        """x [B,3,112,112] -> F3 [B,256,14,14]."""
         stem = self.prelu(self.bn1(self.conv1(x)))
-        stage3 = self.layer3(self.layer2(self.layer1(stem)))
-        return stage3, self.layer4(stage3)
+        return self.layer3(self.layer2(self.layer1(stem)))
+
+    def forward_stage4(self, stage3: Tensor) -> Tensor:
+        """F3 [B,256,14,14] -> F4 [B,512,7,7]."""
+        return self.layer4(stage3)
+
+    def without_front(self) -> IResNet:
+        """layer4 and the output layer."""
+        copy = deepcopy(self)
+        del copy.conv1, copy.bn1, copy.prelu, copy.layer1, copy.layer2, copy.layer3
+        return copy
 
     def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """F4 [B,512,7,7] -> unit embedding [B,E], its norm before [B,1], both float32."""
@@ -375,11 +434,21 @@ class MobileFaceNet(Backbone):
         self.output_bn = nn.BatchNorm1d(embedding_size)
         _initialise(self)
 
-    def forward_stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B,3,112,112] -> F3 [B,128,14,14], F4 [B,512,7,7] (after the activation of `last`)."""
+    def forward_stage3(self, x: Tensor) -> Tensor:
+        """x [B,3,112,112] -> F3 [B,128,14,14]."""
         stem = self.stem_pointwise(self.stem_depthwise(self.stem(x)))
-        stage3 = self.blocks[: self.stage3_blocks](stem)
-        return stage3, self.last(self.blocks[self.stage3_blocks :](stage3))
+        return self.blocks[: self.stage3_blocks](stem)
+
+    def forward_stage4(self, stage3: Tensor) -> Tensor:
+        """F3 [B,128,14,14] -> F4 [B,512,7,7], after the activation of `last`."""
+        return self.last(self.blocks[self.stage3_blocks :](stage3))
+
+    def without_front(self) -> MobileFaceNet:
+        """Blocks of stage 4 and the output layer."""
+        copy = deepcopy(self)
+        del copy.stem, copy.stem_depthwise, copy.stem_pointwise
+        copy.blocks, copy.stage3_blocks = copy.blocks[self.stage3_blocks :], 0
+        return copy
 
     def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """F4 [B,512,7,7] -> unit embedding [B,E], its norm before [B,1], both float32."""
@@ -423,13 +492,14 @@ def build_backbone(config: NetConfig) -> Backbone:
 
 
 class Net(nn.Module):
-    """Backbone and occlusion head on the feature map of the configured stage."""
+    """Backbone, and occlusion head on the feature map of the configured stage; with `branch` a second last stage."""
 
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = build_backbone(config)
-        self.occlusion_head = OcclusionHead(self.backbone.channels[config.stage])
+        self.occlusion_head = OcclusionHead(self.backbone.channels[config.map_stage])
+        self.branch = self.backbone.without_front() if config.branch else None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -441,8 +511,13 @@ class Net(nn.Module):
         """C of the matched feature map."""
         return self.backbone.channels[self.config.stage]
 
+    @property
+    def output(self) -> Backbone:
+        """Whose output layer splits `FaceOutput.stage4` into cells."""
+        return self.backbone if self.branch is None else self.branch
+
     def forward(self, x: Tensor, detach_occlusion: bool = False) -> FaceOutput:
-        """x [B,3,112,112] -> embedding [B,E], norm [B,1], visibility [B,1,h,w], features [B,C,h,w].
+        """x [B,3,112,112] -> embedding [B,E], norm [B,1], visibility [B,1,h,w], features [B,C,h,w], stage4 [B,C4,7,7].
 
         Args:
             detach_occlusion: keep the visibility's gradient out of the backbone (`occlusion_gradient: head`).
@@ -453,7 +528,20 @@ class Net(nn.Module):
         if x.dim() != 4 or tuple(x.shape[1:]) != (3, 112, 112):
             raise ValueError(f"network input: shape {tuple(x.shape)}, expected [B, 3, 112, 112]")
         stage3, stage4 = self.backbone.forward_stages(x)
-        features = stage4 if self.config.stage == 4 else stage3
         embedding, norm = self.backbone.forward_head(stage4)
-        visibility = self.occlusion_head(features.detach() if detach_occlusion else features)
-        return FaceOutput(embedding, norm, visibility, features)
+        seen = stage3 if self.config.map_stage == 3 else stage4
+        fine = self.occlusion_head(seen.detach() if detach_occlusion else seen)
+        if self.branch is not None:
+            stage4 = self.matched(stage3, fine)
+        features = stage4 if self.config.stage == 4 else stage3
+        visibility = fine if fine.shape[2:] == features.shape[2:] else F.avg_pool2d(fine, 2)
+        return FaceOutput(embedding, norm, visibility, features, stage4, fine)
+
+    def matched(self, stage3: Tensor, fine: Tensor) -> Tensor:
+        """F3 [B,C3,14,14] and visibility [B,1,14,14] -> the map [B,C4,7,7] that is matched.
+
+        Zeros where a cover is, before the last stage and in its features; no gradient reaches the occlusion head from here.
+        """
+        if self.branch is None:
+            return self.backbone.forward_stage4(stage3)
+        return self.branch.forward_stage4(stage3 * fine.detach().to(stage3.dtype))

@@ -104,6 +104,68 @@ def occlude(
     return cover.over(image)
 
 
+def retexture(
+    face: np.ndarray,
+    covered: Covered,
+    rng: np.random.Generator,
+    photographs: Sequence[np.ndarray] = (),
+) -> Covered:
+    """The same cover in a material of its own: what is learned from it can't be learned by heart.
+
+    Real cloth, printed masks and mirrored lenses come in more patterns than can be drawn, so in training a share of the covers is
+    filled with noise of several sizes, a run of colours, cells, or a piece of another photograph, with or without the shading of
+    the cover that was drawn. Neither style draws these.
+
+    Args:
+        face: the bare face that `covered` was made of, uint8 RGB [112,112,3].
+        rng: the only source of chance.
+        photographs: uint8 RGB [112,112,3] to take pieces of.
+    """
+    alpha = 1 - covered.mask
+    if not (alpha > 0.5).any():
+        return covered
+    families = ["noise", "run", "cells", "tint", *(["piece"] * 2 if len(photographs) else [])]
+    family = families[int(rng.integers(len(families)))]
+    one, two, three = (rng.uniform(0, 255, 3) * rng.uniform(0.3, 1) for _ in range(3))
+    drawn = (covered.image - face * covered.mask[..., None]) / np.maximum(alpha, 0.1)[..., None]
+    grey = drawn.mean(2)
+    level = max(float(grey[alpha > 0.5].mean()), 8.0)
+    shade = np.clip(grey / level, 0.4, 1.8)[..., None]
+    if family == "noise":
+        field, weight = np.zeros((FACE_SIZE, FACE_SIZE), np.float32), 1.0
+        for cells in (3, 7, 15, 31, 60):
+            weight = rng.uniform(0, 1)
+            field += weight * smooth_noise(rng, cells, max(2, int(cells * rng.uniform(0.4, 1))))
+        t = 1 / (1 + np.exp(-field * rng.uniform(1, 6)))[..., None]
+        texture = one * t + two * (1 - t)
+    elif family == "run":
+        t = _along(rng.uniform(0, 2 * math.pi))[..., None]
+        t = (t - t.min()) / (t.max() - t.min())
+        texture = np.where(t < 0.5, one + (two - one) * 2 * t, two + (three - two) * (2 * t - 1))
+    elif family == "cells":
+        count = int(rng.integers(6, 60))
+        seeds = rng.uniform(0, FACE_SIZE, (count, 2))
+        nearest = ((_X[..., None] - seeds[:, 0]) ** 2 + (_Y[..., None] - seeds[:, 1]) ** 2).argmin(2)
+        texture = np.clip(one + rng.normal(0, rng.uniform(10, 90), (count, 3)), 0, 255)[nearest]
+    elif family == "tint":
+        texture = (drawn - level) * rng.uniform(0.3, 2.0) + one
+        shade = np.ones_like(shade)
+    else:
+        photograph = photographs[int(rng.integers(len(photographs)))]
+        zoom, turn = rng.uniform(0.8, 4), rng.uniform(40, 320)  # never an upright face
+        matrix = cv2.getRotationMatrix2D(tuple(rng.uniform(25, 87, 2)), turn, zoom)
+        texture = cv2.warpAffine(
+            photograph, matrix, (FACE_SIZE, FACE_SIZE), borderMode=cv2.BORDER_REFLECT_101
+        ).astype(np.float32)
+        if rng.random() < 0.5:
+            texture = texture[..., rng.permutation(3)] * rng.uniform(0.4, 1.1, 3)
+    if rng.random() < 0.6:
+        texture = texture * shade
+    texture = np.clip(texture, 0, 255)
+    image = np.rint(face * covered.mask[..., None] + texture * alpha[..., None]).astype(np.uint8)
+    return Covered(image, covered.mask)
+
+
 def load_templates(folder: str | Path) -> list[np.ndarray]:
     """Pictures of masks with a transparent surround, for `occlude(..., templates=...)`.
 
@@ -462,7 +524,11 @@ def _head_cloth(rng: np.random.Generator) -> np.ndarray:
 def _niqab(rng: np.random.Generator, style: Style, cover: _Cover) -> None:
     place = _pose(rng)
     cloth = _cloth(rng, style, dark=True, angle=rng.normal(0.2, 0.5))
-    rise, drop = rng.uniform(6.5, 14), rng.uniform(5.5, 12)
+    rise, drop = (
+        (rng.uniform(6.5, 14), rng.uniform(5.5, 12))
+        if style == "a"
+        else (rng.uniform(9, 15), rng.uniform(7, 13))
+    )
     width = rng.uniform(30, 43)
     arch, dip, slant = rng.uniform(-1, 5), rng.uniform(-3, 5), rng.normal(0, 1.2)
     upper, lower = 51.6 - rise, 51.6 + drop
@@ -675,7 +741,7 @@ def _fitted(rng: np.random.Generator, cover: _Cover, template: np.ndarray) -> No
     height, width = rgba.shape[:2]
     place = _pose(rng, turn=3.0)
     left, right = _MID - rng.uniform(38, 46), _MID + rng.uniform(38, 46)
-    top, bottom = rng.uniform(52, 60), rng.uniform(109, 119)
+    top, bottom = rng.uniform(57, 66), rng.uniform(109, 119)
     corners = place(
         [(left, top), (right, top), (right - rng.uniform(0, 3), bottom), (left + rng.uniform(0, 3), bottom)]
     )
@@ -958,7 +1024,8 @@ def _patch(rng: np.random.Generator, style: Style, cover: _Cover) -> None:
     cos, sin = np.cos(turn), np.sin(turn)
     shape = (unit * (stretch, 1 / stretch)) @ np.array([[cos, sin], [-sin, cos]])
     area = cv2.contourArea(shape.astype(np.float32))
-    shape *= np.sqrt(rng.uniform(0.1, 0.42) * FACE_SIZE**2 / area)
+    share = rng.uniform(0.05, 0.45) if style == "a" else rng.uniform(0.04, 0.24)
+    shape *= np.sqrt(share * FACE_SIZE**2 / area)
     low, high = -shape.min(axis=0), FACE_SIZE - 1 - shape.max(axis=0)
     shape += np.where(low < high, rng.uniform(np.minimum(low, high), np.maximum(low, high)), (low + high) / 2)
     colour = _hsv(rng, (0, 1), (0, 1), (0, 1))

@@ -22,8 +22,9 @@ from oaml.evaluation.protocols import (
     read_identification,
     read_pairs,
 )
-from oaml.evaluation.scoring import BATCH_SIZE, FaceFeatures, extract, load_model, score_all, score_pairs
+from oaml.evaluation.scoring import BATCH_SIZE, extract, load_model, score_all, score_pairs
 from oaml.files import read_image, write_file
+from oaml.template import Templates
 
 if TYPE_CHECKING:
     from oaml.model import Model
@@ -31,7 +32,13 @@ if TYPE_CHECKING:
 
 BARE = "bare"
 ALL = "all"
-TITLES = {"cosine": "cosine", "qaconv": "QAConv", "qaconv_visibility": "QAConv + visibility"}
+TITLES = {
+    "cosine": "cosine",
+    "qaconv": "QAConv",
+    "qaconv_visibility": "QAConv + visibility",
+    "joint": "joint embedding",
+    "fused": "fused",
+}
 """Scores in the order of the table, with their names for people."""
 PROBE_BLOCK = 128
 
@@ -211,7 +218,7 @@ def _sides(pairs: Pairs | None, known: Identification | None) -> dict[str, set[s
 class _Covering:
     """The features of some images under one condition."""
 
-    faces: FaceFeatures
+    faces: Templates
     place: dict[str, int]
 
 
@@ -245,7 +252,7 @@ class _Faces:
                 image, mask = self.read(path, condition)
                 if mask is not None:
                     assert self.bare is not None  # measured first
-                    true.append(_area_average(mask, self.bare.faces.visibility.shape[2:]))
+                    true.append(_area_average(mask, tuple(self.bare.faces.visibility.shape[2:])))
                 yield image
 
         faces = extract(
@@ -257,12 +264,14 @@ class _Faces:
         found: dict[str, Any] = {"images": len(names), "visible": float(faces.visible().mean())}
         # Nothing is known about what covers a photograph; only what was drawn has a true map.
         found["true_visible"] = float(np.mean(true)) if true else None
-        found["error"] = float(np.abs(faces.visibility[:, 0] - np.array(true)).mean()) if true else None
+        found["error"] = (
+            float(np.abs(faces.visibility[:, 0].numpy() - np.array(true)).mean()) if true else None
+        )
         self.maps[condition] = found
         some = np.unique(np.linspace(0, len(names) - 1, min(8, len(names))).astype(int))
-        self.examples[condition] = {names[i]: faces.visibility[i, 0].copy() for i in some}
+        self.examples[condition] = {names[i]: faces.visibility[i, 0].numpy().copy() for i in some}
 
-    def side(self, paths: list[str], covered: bool) -> tuple[FaceFeatures, np.ndarray]:
+    def side(self, paths: list[str], covered: bool) -> tuple[Templates, np.ndarray]:
         """The features that hold these images, bare or under the latest cover, and their places in them."""
         chosen = self.latest if covered else self.bare
         assert chosen is not None

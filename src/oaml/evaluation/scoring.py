@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,7 @@ import numpy as np
 from oaml.errors import OamlError
 from oaml.evaluation.protocols import read_pairs
 from oaml.files import read_image, write_file
+from oaml.template import COLUMNS, Templates
 
 if TYPE_CHECKING:
     import torch
@@ -40,27 +41,6 @@ MEMORY_BYTES = 1 << 30
 """Feature maps larger than this are kept in a temporary file instead of in memory."""
 
 
-@dataclass(frozen=True)
-class FaceFeatures:
-    """What the network says about N faces, all float32."""
-
-    embedding: np.ndarray
-    """[N,E], unit length."""
-    norm: np.ndarray
-    """[N], length of the embedding before normalisation."""
-    visibility: np.ndarray
-    """[N,1,h,w] in [0,1], 1 where the face shows."""
-    local: np.ndarray
-    """[N,C,h,w], what the matcher compares (`QAConv.prepare`); a memory-mapped temporary file where it is large."""
-
-    def __len__(self) -> int:
-        return len(self.embedding)
-
-    def visible(self) -> np.ndarray:
-        """Mean visibility of each face, float64 [N] in [0,1]."""
-        return self.visibility.reshape(len(self), -1).mean(1, dtype=np.float64)
-
-
 def extract(
     model: Model,
     images: Iterable[np.ndarray],
@@ -68,7 +48,7 @@ def extract(
     *,
     batch_size: int = BATCH_SIZE,
     label: str | None = None,
-) -> FaceFeatures:
+) -> Templates:
     """Run the network over faces, in eval mode and float32.
 
     Args:
@@ -91,15 +71,13 @@ def extract(
     model.eval()
     rows = 1 if device.type == "cpu" else batch_size
 
-    def one_pass(batch: list[np.ndarray]) -> dict[str, np.ndarray]:
+    def one_pass(batch: list[np.ndarray]) -> dict[str, torch.Tensor]:
         stacked = np.stack(batch + batch[-1:] * (rows - len(batch)))
         x = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float().contiguous() / 255
-        face = model(x)
-        found = {"embedding": face.embedding, "norm": face.norm, "visibility": face.visibility}
-        found["local"] = model.matcher.prepare(face.features)  # once a face and not once a pair
-        return {name: _numpy(values)[: len(batch)] for name, values in found.items()}
+        found = model.extract(x)
+        return {f.name: getattr(found, f.name)[: len(batch)].float().cpu() for f in fields(found)}
 
-    held: dict[str, np.ndarray] = {}
+    held: dict[str, torch.Tensor] = {}
     source, done = iter(images), 0
     with _progress(label, count) as advance, _workers(device.type) as run:
         while group := list(islice(source, max(batch_size, rows))):
@@ -107,20 +85,20 @@ def extract(
                 size = len(found["norm"])
                 for name, values in found.items():
                     if name not in held:
-                        held[name] = _room((count, *values.shape[1:]))
+                        held[name] = torch.from_numpy(_room((count, *values.shape[1:])))
                     held[name][done : done + size] = values
                 done += size
             advance(len(group))
     if done != count:
         raise ValueError(f"{done} images, expected {count}")
-    return FaceFeatures(held["embedding"], held["norm"][:, 0], held["visibility"], held["local"])
+    return Templates(**held)
 
 
 def score_pairs(
     model: Model,
-    faces_a: FaceFeatures,
+    faces_a: Templates,
     index_a: np.ndarray,
-    faces_b: FaceFeatures,
+    faces_b: Templates,
     index_b: np.ndarray,
     *,
     plain: bool = True,
@@ -139,8 +117,8 @@ def score_pairs(
         label: as in `extract`.
 
     Returns:
-        float64 [N] each: `cosine` of the embeddings in [-1,1], `qaconv` (logit, all cells count) unless
-        `plain` is False, and `qaconv_visibility` (logit, cells weighted by predicted visibility).
+        float64 [N] each, in the order of `oaml.template.COLUMNS`: `cosine` of the embeddings in [-1,1], `qaconv` (logit, all
+        cells count) unless `plain` is False, and the logits by predicted visibility `qaconv_visibility`, `joint` and `fused`.
 
     Raises:
         OamlError: a score is NaN or infinite; names the pair.
@@ -152,30 +130,16 @@ def score_pairs(
         raise ValueError(f"{count} and {len(index_b)} faces: pairs need as many on either side")
     device = next(model.parameters()).device
     model.eval()
-    columns = ["cosine", *(["qaconv"] if plain else []), "qaconv_visibility"]
-    scores = {column: np.empty(count) for column in columns}
+    scores = {column: np.empty(count) for column in COLUMNS if plain or column != "qaconv"}
 
     def one_block(start: int) -> None:
         kept = min(chunk, count - start)
         # filled up with the last pair, for the reason that the module gives
         rows = np.minimum(np.arange(start, start + chunk), count - 1)
-        a, b = index_a[rows], index_b[rows]
-        part = slice(start, start + kept)
-        left, right = faces_a.embedding[a].astype(np.float64), faces_b.embedding[b].astype(np.float64)
-        scores["cosine"][part] = (left * right).sum(1)[:kept]
-        local_a, local_b, visible_a, visible_b = (
-            torch.from_numpy(np.ascontiguousarray(values)).to(device)
-            for values in (
-                faces_a.local[a],
-                faces_b.local[b],
-                faces_a.visibility[a],
-                faces_b.visibility[b],
-            )
-        )
-        if plain:
-            scores["qaconv"][part] = _numpy(model.matcher.match_pairs(local_a, local_b, prepared=True))[:kept]
-        weighted = model.matcher.match_pairs(local_a, local_b, visible_a, visible_b, prepared=True)
-        scores["qaconv_visibility"][part] = _numpy(weighted)[:kept]
+        a = faces_a[torch.from_numpy(index_a[rows])].to(device)
+        b = faces_b[torch.from_numpy(index_b[rows])].to(device)
+        for column, values in model.compare(a, b, plain).items():
+            scores[column][start : start + kept] = values[:kept].cpu().numpy()
 
     starts = range(0, count, chunk)
     with _progress(label, count) as advance, _workers(device.type) as run:
@@ -188,9 +152,9 @@ def score_pairs(
 
 def score_all(
     model: Model,
-    probes: FaceFeatures,
+    probes: Templates,
     index_p: np.ndarray,
-    gallery: FaceFeatures,
+    gallery: Templates,
     index_g: np.ndarray,
     *,
     chunk: int = 128,
@@ -205,7 +169,7 @@ def score_all(
         name: what to call probe i in an error.
 
     Returns:
-        [P,G] each: `cosine`, `qaconv` and `qaconv_visibility`, as `score_pairs` gives them.
+        [P,G] each, as `score_pairs` gives them.
 
     Raises:
         OamlError: a score is NaN or infinite; names the probe.
@@ -214,25 +178,17 @@ def score_all(
 
     device = next(model.parameters()).device
     model.eval()
-    left = torch.from_numpy(probes.local[index_p]).to(device)
-    left_visible = torch.from_numpy(probes.visibility[index_p]).to(device)
+    left = probes[torch.from_numpy(index_p)].to(device)
 
-    def one_block(start: int) -> tuple[np.ndarray, np.ndarray]:
-        faces = index_g[start : start + chunk]
-        right = torch.from_numpy(np.ascontiguousarray(gallery.local[faces])).to(device)
-        right_visible = torch.from_numpy(gallery.visibility[faces]).to(device)
-        plain = model.matcher.match(left, right, prepared=True)
-        return _numpy(plain), _numpy(
-            model.matcher.match(left, right, left_visible, right_visible, prepared=True)
-        )
+    def one_block(start: int) -> dict[str, np.ndarray]:
+        right = gallery[torch.from_numpy(index_g[start : start + chunk])].to(device)
+        return {
+            name: values.cpu().numpy() for name, values in model.compare_all(left, right, plain=True).items()
+        }
 
     with _workers(device.type) as run:
         blocks = list(run(one_block, range(0, len(index_g), chunk)))
-    scores = {
-        "cosine": probes.embedding[index_p].astype(np.float64) @ gallery.embedding[index_g].T,
-        "qaconv": np.concatenate([block[0] for block in blocks], 1),
-        "qaconv_visibility": np.concatenate([block[1] for block in blocks], 1),
-    }
+    scores = {column: np.concatenate([block[column] for block in blocks], 1) for column in COLUMNS}
     for column, values in scores.items():
         _need_finite(column, values.sum(1), name)
     return scores
@@ -251,9 +207,9 @@ def score(
     """Write one line of scores for each pair, in the order of the pairs file.
 
     The CSV has the columns path_a, path_b, same (copied; empty where it isn't stated), cosine (of the
-    embeddings), qaconv (logit with predicted visibility), visible_a and visible_b (mean predicted
-    visibility). All numbers are finite, and those of a pair depend on no other line, on no order and not on
-    `same`.
+    embeddings), qaconv (logit with predicted visibility), joint (logit of what both faces show), fused (all
+    together, calibrated: the score to decide by), visible_a and visible_b (mean predicted visibility). All
+    numbers are finite, and those of a pair depend on no other line, on no order and not on `same`.
 
     Example:
         oaml score runs/first/best --images faces --pairs pairs.csv --out scores.csv
@@ -296,14 +252,16 @@ def score(
         name=lambda i: f"{listed.path_a[i]} and {listed.path_b[i]}",
         label="comparing",
     )
-    visible = faces.visible()
+    visible = faces.visible().numpy()
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as opened:
             writer = csv.writer(opened, lineterminator="\n")
-            writer.writerow(["path_a", "path_b", "same", "cosine", "qaconv", "visible_a", "visible_b"])
+            writer.writerow(
+                ["path_a", "path_b", "same", "cosine", "qaconv", "joint", "fused", "visible_a", "visible_b"]
+            )
             for i, same in enumerate(listed.same):
-                numbers = scores["cosine"][i], scores["qaconv_visibility"][i], visible[a[i]], visible[b[i]]
+                numbers = [values[i] for values in scores.values()] + [visible[a[i]], visible[b[i]]]
                 writer.writerow(
                     [
                         listed.path_a[i],
@@ -360,10 +318,6 @@ def _need_finite(column: str, values: np.ndarray, name: Callable[[int], str]) ->
             f"{name(int(bad[0]))}: the score {column} is not finite ({values[bad[0]]}); "
             "the model's weights are damaged or its training diverged; use another one"
         )
-
-
-def _numpy(x: torch.Tensor) -> np.ndarray:
-    return x.detach().float().cpu().numpy()
 
 
 @contextmanager

@@ -1,0 +1,224 @@
+"""The joint embedding: compare two faces by what both show.
+
+Every output layer of `net.py` is affine in the last feature map, so an embedding is a sum over cells: e = sum_r A[r]. For a
+pair, each cell is weighted by how much of it both faces show, and the two weighted sums are compared by cosine. Nearest
+published idea: Song et al., Occlusion Robust Face Recognition Based on Mask Learning with Pairwise Differential Siamese
+Network (PDSN), ICCV 2019 (https://arxiv.org/abs/1908.06290).
+
+Shapes: B faces, P probes, G gallery faces, N pairs; R = 7*7 cells; E embedding size. A (the contributions) is [B,R,E].
+Visibility is [B,1,h,w] with 1 = visible, h x w either 7x7 or 14x14. Scores are logits: higher is more alike.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oaml.net import GRIDS, IR, Backbone, IResNet, MobileFaceNet
+
+GRID = GRIDS[4]
+CELLS = GRID[0] * GRID[1]
+KNOTS = 21  # of the offset, evenly over shares from 0 to 1
+CHUNK_BYTES = 64 * 2**20  # weighted sums of the pairs held at once by match()
+
+
+def contributions(backbone: Backbone, features: Tensor) -> Tensor:
+    """What every cell adds to the embedding.
+
+    Args:
+        backbone: its output layer is used as in eval mode, with running statistics and without dropout, in either mode.
+        features: F4 [B,C,7,7].
+
+    Returns:
+        A [B,49,E], float32 (float64 for float64); the sum over cells is `embedding * norm` of `forward_head` in eval mode. The
+        constant of the affine map is spread evenly over the cells.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        x = features.double() if features.dtype == torch.float64 else features.float()
+        if isinstance(backbone, MobileFaceNet):
+            depthwise, norm = backbone.pool
+            scale, shift = _affine(norm)
+            out_scale, out_shift = _affine(backbone.output_bn)
+            cells = x.flatten(2) * (cast(Tensor, depthwise.weight).flatten(1) * scale[:, None])
+            matrix = backbone.output.weight.flatten(1) * out_scale[:, None]  # [E,C]
+            constant = matrix @ shift + out_shift
+            if backbone.output.bias is not None:
+                constant = constant + backbone.output.bias * out_scale
+            return cells.transpose(1, 2) @ matrix.T + constant / CELLS
+        if isinstance(backbone, IR):
+            norm, _, _, linear, out_norm = backbone.output_layer
+        elif isinstance(backbone, IResNet):
+            norm, linear, out_norm = backbone.bn2, backbone.fc, backbone.features
+        else:
+            raise TypeError(f"{type(backbone).__name__}: its output layer has no known split into cells")
+        assert isinstance(linear, nn.Linear)
+        (scale, shift), (out_scale, out_shift) = _affine(norm), _affine(out_norm)
+        # the linear layer reads the flattened map, channel by channel: [E,C*49] -> [49,C,E]
+        weight = linear.weight.view(len(linear.weight), -1, CELLS).permute(2, 1, 0)
+        cells = torch.bmm((x.flatten(2) * scale[:, None]).permute(2, 0, 1), weight)  # [49,B,E]
+        constant = torch.einsum("rce,c->e", weight, shift) + linear.bias
+        return (cells.transpose(0, 1) + constant / CELLS) * out_scale + out_shift / CELLS
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Batch normalisation with running statistics as scale and shift, both [channels]."""
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale, shift + norm.bias if norm.affine else shift
+
+
+def cell_visibility(visibility: Tensor) -> Tensor:
+    """[B,1,h,w] on 7x7 or 14x14 cells -> [B,49] on the cells of A (2x2 cells averaged).
+
+    Raises:
+        ValueError: another shape.
+    """
+    if visibility.dim() != 4 or visibility.shape[1] != 1 or tuple(visibility.shape[2:]) not in GRIDS.values():
+        raise ValueError(f"visibility is {tuple(visibility.shape)}, expected [B,1,7,7] or [B,1,14,14]")
+    if visibility.shape[2:] != GRID:
+        visibility = F.avg_pool2d(visibility, 2)
+    return visibility.flatten(1)
+
+
+class Compared(NamedTuple):
+    """What the weighted sums of pairs say, each [P,G] or [N]."""
+
+    cosine: Tensor
+    """Cosine in [-1,1]; 0 where nothing is visible in common."""
+    unseen: Tensor
+    """Share of the face that the two do not both show, in [0,1]."""
+
+
+class CellShares(NamedTuple):
+    """How the joint cosine of one pair splits into cells, each [7,7]."""
+
+    share: Tensor
+    """What each cell adds to the cosine; the sum is the cosine."""
+    weight: Tensor
+    """How much of the cell both faces show."""
+    cosine: float
+
+
+class Joint(nn.Module):
+    """Score of what both faces show: the cosine of the weighted sums, and a confidence that falls as less is shared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(2.5))
+        self.confidence = nn.Parameter(torch.tensor([-6.0, 0.0, 0.0, 0.0]))  # k0 .. k3
+
+    def compare(self, probe: Tensor, gallery: Tensor, prob_occ: Tensor, gal_occ: Tensor) -> Compared:
+        """Every probe against every gallery face: A [P,R,E], [G,R,E], visibility [P,1,h,w], [G,1,h,w] -> [P,G] each.
+
+        With visibility 1 everywhere the cosine is that of the two embeddings. Symmetric in the two faces.
+        """
+        with torch.autocast(probe.device.type, enabled=False):
+            (a, v_p), (b, v_g) = _ready(probe, prob_occ), _ready(gallery, gal_occ)
+            # sum_r V_p[r] V_g[r] A[r], for either face: [P,G,E]
+            left = torch.einsum("pre,gr->pge", a * v_p[..., None], v_g)
+            right = torch.einsum("gre,pr->pge", b * v_g[..., None], v_p)
+            return Compared(_cosine(left, right), 1 - v_p @ v_g.T / CELLS)
+
+    def compare_pairs(self, a: Tensor, b: Tensor, a_occ: Tensor, b_occ: Tensor) -> Compared:
+        """Row i of a against row i of b: A [N,R,E] twice, visibility [N,1,h,w] twice -> [N] each."""
+        with torch.autocast(a.device.type, enabled=False):
+            (a, v_a), (b, v_b) = _ready(a, a_occ), _ready(b, b_occ)
+            weight = (v_a * v_b)[..., None]
+            return Compared(_cosine((a * weight).sum(1), (b * weight).sum(1)), 1 - weight.mean((1, 2)))
+
+    def logit(self, compared: Compared) -> Tensor:
+        """Cosine and unseen share, of any shape -> logit of that shape."""
+        k0, k1, k2, k3 = self.confidence
+        unseen = compared.unseen
+        return self.log_scale.exp() * compared.cosine * (1 + k1 * unseen) + k0 + k2 * unseen + k3 * unseen**2
+
+    def forward(self, probe: Tensor, gallery: Tensor, prob_occ: Tensor, gal_occ: Tensor) -> Tensor:
+        """A [P,R,E], [G,R,E], visibility [P,1,h,w], [G,1,h,w] -> logits [P,G]; see `compare`."""
+        return self.logit(self.compare(probe, gallery, prob_occ, gal_occ))
+
+    @torch.inference_mode()
+    def match(
+        self,
+        probe: Tensor,
+        gallery: Tensor,
+        prob_occ: Tensor,
+        gal_occ: Tensor,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> Compared:
+        """As `compare`, in blocks whose weighted sums take about `chunk_bytes`, whatever P and G are."""
+        block = max(1, min(int((chunk_bytes / (2 * 4 * probe.shape[2])) ** 0.5), 512))
+        rows = []
+        for p, v_p in zip(probe.split(block), prob_occ.split(block), strict=True):
+            parts = [
+                self.compare(p, g, v_p, v_g)
+                for g, v_g in zip(gallery.split(block), gal_occ.split(block), strict=True)
+            ]
+            rows.append(Compared(*(torch.cat(field, 1) for field in zip(*parts, strict=True))))
+        return Compared(*(torch.cat(field) for field in zip(*rows, strict=True)))
+
+    @torch.inference_mode()
+    def explain(self, a: Tensor, b: Tensor, a_occ: Tensor, b_occ: Tensor) -> CellShares:
+        """How the cosine of one pair splits into cells: A [R,E] twice, visibility [1,h,w] twice.
+
+        The dot product of the two sums is a double sum over cells; a cell's share is the mean of its row and its column
+        (what it adds as a cell of either face), so that the split is symmetric and sums to the cosine.
+        """
+        (a, v_a), (b, v_b) = _ready(a[None], a_occ[None]), _ready(b[None], b_occ[None])
+        weight = (v_a * v_b)[0]
+        a, b = a[0] * weight[:, None], b[0] * weight[:, None]
+        left, right = a.sum(0), b.sum(0)
+        share = (a @ right + b @ left) / 2 / (left.norm() * right.norm()).clamp_min(1e-6)
+        return CellShares(share.view(GRID), weight.view(GRID), float(share.sum()))
+
+
+class Fusion(nn.Module):
+    """One logit from the joint embedding, QAConv and the plain cosine, whose meaning doesn't move with what is covered.
+
+    The sum of the logits, less the offset of the share that the two faces don't both show. The offset is fitted after training
+    on pairs of different people (`oaml.evaluation.calibration`), so that one threshold keeps its false-accept rate.
+    """
+
+    offset: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cosine_weight = nn.Parameter(torch.tensor(0.0))
+        self.register_buffer("offset", torch.zeros(KNOTS))
+
+    def forward(self, joint: Tensor, qaconv: Tensor, cosine: Tensor, unseen: Tensor) -> Tensor:
+        """Logits, cosine and unseen share of the joint embedding, all of one shape -> calibrated logit of that shape.
+
+        The cosine of the whole embeddings counts by the share that both show: it knows nothing of covers.
+        """
+        return joint + qaconv + self.cosine_weight * (1 - unseen) * cosine - self.offset_at(unseen)
+
+    def offset_at(self, unseen: Tensor) -> Tensor:
+        """Offset of any share in [0,1], linear between the knots."""
+        place = unseen.clamp(0, 1) * (KNOTS - 1)
+        low = place.floor().clamp_max(KNOTS - 2)
+        weight, low = place - low, low.long()
+        return self.offset[low] * (1 - weight) + self.offset[low + 1] * weight
+
+
+def _ready(contributions: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
+    weight = cell_visibility(visibility)
+    if contributions.dim() != 3 or contributions.shape[1] != CELLS or len(contributions) != len(weight):
+        raise ValueError(
+            f"contributions are {tuple(contributions.shape)}, expected [{len(weight)},{CELLS},E] for as many visibility maps"
+        )
+    if contributions.dtype in (torch.float16, torch.bfloat16):
+        contributions = contributions.float()
+    return contributions, weight.to(contributions.dtype)
+
+
+def _cosine(left: Tensor, right: Tensor) -> Tensor:
+    lengths = left.norm(dim=-1) * right.norm(dim=-1)
+    return (left * right).sum(-1) / lengths.clamp_min(1e-6)

@@ -1,0 +1,100 @@
+"""What is kept of a face, and the three roles that work with it: extractor, pairwise matcher, re-ranker.
+
+Shapes: N faces, P probes, G gallery faces; E embedding size; R = 49 cells of the joint embedding; C channels on h x w matched
+cells. Visibility is 1 where the face shows. Scores: higher is more alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Scores = dict[str, "Tensor"]
+"""Name of a score -> its values."""
+COLUMNS = ("cosine", "qaconv", "qaconv_visibility", "joint", "fused")
+"""All scores, in the order of tables."""
+
+
+@dataclass(frozen=True)
+class Templates:
+    """What a network says about N faces; float32, on any device. Large fields may be memory-mapped files."""
+
+    embedding: Tensor
+    """[N,E], unit length."""
+    norm: Tensor
+    """[N], length of the embedding before normalisation."""
+    visibility: Tensor
+    """[N,1,h,w] in [0,1], 1 where the face shows."""
+    local: Tensor
+    """[N,C,h,w], unit length in every cell: what QAConv compares."""
+    contributions: Tensor
+    """[N,49,E]: what each cell adds to the joint embedding."""
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    def __getitem__(self, rows: slice | Tensor) -> Templates:
+        """Some of the faces, in the order of `rows`."""
+        return self._each(lambda x: x[rows])
+
+    def to(self, device: torch.device | str) -> Templates:
+        """The same on another device."""
+        return self._each(lambda x: x.to(device))
+
+    def visible(self) -> Tensor:
+        """Mean visibility of each face, float64 [N] in [0,1]."""
+        return self.visibility.double().flatten(1).mean(1)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Templates:
+        return Templates(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
+
+class Extractor(Protocol):
+    """Faces to templates; `oaml.model.Model` is one."""
+
+    def extract(self, images: Tensor) -> Templates:
+        """RGB [N,3,112,112] in [0,1] -> N templates."""
+        ...
+
+
+class PairwiseMatcher(Protocol):
+    """Templates to scores; `oaml.model.Model` is one."""
+
+    def compare(self, a: Templates, b: Templates) -> Scores:
+        """Row by row -> [N] each."""
+        ...
+
+    def compare_all(self, probes: Templates, gallery: Templates) -> Scores:
+        """Every probe with every gallery face -> [P,G] each."""
+        ...
+
+
+class Reranker(Protocol):
+    """Puts the best candidates of a cheap first stage into a better order."""
+
+    def rerank(self, probes: Templates, gallery: Templates, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """candidates int64 [P,k], rows of the gallery -> the same rows best first [P,k], and their scores [P,k]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScoreReranker:
+    """Orders candidates by one score of a pairwise matcher."""
+
+    matcher: PairwiseMatcher
+    score: str = "fused"
+
+    def rerank(self, probes: Templates, gallery: Templates, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Reranker`. Equal scores keep the order of the first stage."""
+        import torch
+
+        rows = []
+        for i, chosen in enumerate(candidates):
+            rows.append(self.matcher.compare_all(probes[i : i + 1], gallery[chosen])[self.score][0])
+        scores, order = torch.stack(rows).sort(dim=1, descending=True, stable=True)
+        return candidates.gather(1, order), scores
