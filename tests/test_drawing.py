@@ -52,6 +52,58 @@ def test_histograms(tmp_path: Path) -> None:
     drawing.draw_histograms(tmp_path / "constant.png", constant, title="All alike")
 
 
+def test_histograms_show_the_threshold_they_are_given(tmp_path: Path) -> None:
+    scores = {name: {"cosine": _scores(2), "QAConv": _scores(3)} for name in ("bare", "niqab")}
+    drawn = [
+        _read(drawing.draw_histograms(tmp_path / f"{i}.png", scores, title="Scores", thresholds=thresholds))
+        for i, thresholds in enumerate(
+            ({"cosine": (2.0, "FAR 1e-2")}, {"cosine": (-1.0, "FAR 1e-2")}, {"cosine": (2.0, "of the model")})
+        )
+    ]
+    middle = drawn[0].shape[1] // 2 + 40  # the second column has a line of its own in all three
+    for other in drawn[1:]:
+        assert (drawn[0][:, : middle - 80] != other[:, : middle - 80]).any()
+        np.testing.assert_array_equal(drawn[0][:, middle:], other[:, middle:])
+
+
+def _points(*enough: bool) -> list[drawing.SharePoint]:
+    return [drawing.SharePoint(0.2 + 0.3 * i, 0.9 - 0.2 * i, (0.5, 0.95), e) for i, e in enumerate(enough)]
+
+
+def _solid(picture: np.ndarray, colour: str) -> int:
+    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return int((np.abs(picture - rgb).max(-1) <= 2).sum())
+
+
+@pytest.mark.parametrize("kinds", [1, 7])
+def test_robustness(tmp_path: Path, kinds: int) -> None:
+    def picture(name: str, *enough: bool) -> np.ndarray:
+        panels = {f"kind {k}": {"cosine": _points(*enough), "fused": _points(True)} for k in range(kinds)}
+        return _read(drawing.draw_robustness(tmp_path / name, panels, title="Curves", edges=(0, 0.5, 1)))
+
+    sure, unsure = picture("sure.png", True, True), picture("unsure.png", False, False)
+    assert _solid(sure, drawing.BLUE) > _solid(unsure, drawing.BLUE) + 100 * kinds  # hollow and faint
+    assert _solid(unsure, drawing.BLUE) > 0  # of the legend
+    assert _has(sure, drawing.ORANGE)
+    nothing = {"kind": {"cosine": [], "fused": [drawing.SharePoint(0.5, 0.0, None, True)]}}
+    assert drawing.draw_robustness(tmp_path / "none.png", nothing, title="No points").exists()
+
+
+def test_pair_sheet(tmp_path: Path) -> None:
+    red, green = (np.full((112, 112, 3), c, np.uint8) for c in ((255, 0, 0), (0, 255, 0)))
+    row = drawing.PairRow(red, np.ones((7, 7)), green, np.zeros((7, 7)), "score 1.00\n$x^{.png\n<b>顔</b>")
+    blocks = {"bare": {"highest": [row, row], "lowest": [row]}, "niqab": {"highest": [row], "lowest": []}}
+    picture = _read(drawing.draw_pair_sheet(tmp_path / "p.png", blocks, title="Pairs"))
+    for colour in ("#FF0000", "#00FF00", "#FDE737", "#00224D"):
+        assert _has(picture, colour), colour
+    one = _read(drawing.draw_pair_sheet(tmp_path / "one.png", {"bare": {"highest": [row]}}))
+    assert one.shape[0] < picture.shape[0]
+    assert one.shape[1] < picture.shape[1]
+    with pytest.raises(ValueError, match="at least one"):
+        drawing.draw_pair_sheet(tmp_path / "none.png", {"bare": {"highest": []}})
+    assert not (tmp_path / "none.png").exists()
+
+
 @pytest.mark.parametrize(("count", "kind"), [(2, "bytes"), (5, "floats")])
 def test_map_sheet(tmp_path: Path, count: int, kind: str) -> None:
     image = np.zeros((112, 112, 3), np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.occluders import occlude_folder
 from oaml.qaconv import QAConvConfig
+from oaml.template import COLUMNS, Templates
 
 PEOPLE, SHOTS = 8, 3
 
@@ -69,7 +71,7 @@ def _read_csv(path: Path) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def faces(work: Path) -> scoring.FaceFeatures:
+def faces(work: Path) -> Templates:
     paths = list_images(work / "faces")
     return scoring.extract(Model.load(work / "model"), map(read_image, paths), len(paths))
 
@@ -77,48 +79,57 @@ def faces(work: Path) -> scoring.FaceFeatures:
 # --- faces ---
 
 
-def test_a_face_is_what_the_model_says(work: Path, faces: scoring.FaceFeatures) -> None:
+def test_a_face_is_what_the_model_says(work: Path, faces: Templates) -> None:
     model = Model.load(work / "model")
     paths = list_images(work / "faces")
     x = torch.from_numpy(np.stack([read_image(p) for p in paths])).permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():
         expected = model(x)
         local = model.matcher.prepare(expected.features)  # what is kept is what the matcher compares
+        contributions = model.contributions(expected)
     assert len(faces) == PEOPLE * SHOTS
-    assert {values.dtype for values in vars(faces).values()} == {np.dtype(np.float32)}
+    assert {getattr(faces, f.name).dtype for f in fields(faces)} == {torch.float32}
     for name, values in {
         "local": local,
         "embedding": expected.embedding,
+        "norm": expected.norm[:, 0],
         "visibility": expected.visibility,
+        "contributions": contributions,
     }.items():
         close = 1e-5 * float(values.abs().max())
-        np.testing.assert_allclose(getattr(faces, name).reshape(values.shape), values.numpy(), 1e-4, close)
+        np.testing.assert_allclose(getattr(faces, name).numpy(), values.numpy(), 1e-4, close)
     np.testing.assert_allclose(faces.visible(), expected.visibility.mean((1, 2, 3)).numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 32])
-def test_a_face_does_not_depend_on_its_company(
-    work: Path, faces: scoring.FaceFeatures, batch_size: int
-) -> None:
+def test_a_face_does_not_depend_on_its_company(work: Path, faces: Templates, batch_size: int) -> None:
     some = np.random.default_rng(0).permutation(len(faces))[:11]
     images = [read_image(list_images(work / "faces")[i]) for i in some]
     threads = torch.get_num_threads()
     again = scoring.extract(Model.load(work / "model"), images, 11, batch_size=batch_size)
     assert torch.get_num_threads() == threads
-    for name, values in vars(again).items():
-        np.testing.assert_array_equal(values, getattr(faces, name)[some])
+    for field in fields(again):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(faces, field.name)[some])
 
 
-def test_large_maps_go_to_a_file(
-    work: Path, faces: scoring.FaceFeatures, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_maps_go_to_a_file(work: Path, faces: Templates, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "MEMORY_BYTES", 10_000)
+    rooms: list[np.ndarray] = []
+    room = scoring._room
+
+    def noted(shape: tuple[int, ...]) -> np.ndarray:
+        rooms.append(room(shape))
+        return rooms[-1]
+
+    monkeypatch.setattr(scoring, "_room", noted)
     model, paths = Model.load(work / "model"), list_images(work / "faces")
     held = scoring.extract(model, map(read_image, paths), len(paths))
-    assert isinstance(held.local, np.memmap)
+    in_files = {r.shape for r in rooms if isinstance(r, np.memmap)}
+    assert in_files == {tuple(held.local.shape), tuple(held.contributions.shape)}
     index = np.arange(len(paths))
-    one = scoring.score_pairs(model, faces, index, faces, index[::-1])
-    two = scoring.score_pairs(model, held, index, held, index[::-1])
+    back = index[::-1].copy()
+    one = scoring.score_pairs(model, faces, index, faces, back)
+    two = scoring.score_pairs(model, held, index, held, back)
     for score in one:
         np.testing.assert_array_equal(one[score], two[score])
 
@@ -141,13 +152,13 @@ def test_the_number_of_images_must_be_right(work: Path) -> None:
 # --- pairs ---
 
 
-def test_pair_scores_against_one_pair_at_a_time(work: Path, faces: scoring.FaceFeatures) -> None:
+def test_pair_scores_against_one_pair_at_a_time(work: Path, faces: Templates) -> None:
     model = Model.load(work / "model")
     rng = np.random.default_rng(1)
     a, b = rng.integers(0, len(faces), (2, 70))  # more than a block
     scores = scoring.score_pairs(model, faces, a, faces, b)
-    assert list(scores) == ["cosine", "qaconv", "qaconv_visibility"]
-    features, visible = torch.from_numpy(faces.local), torch.from_numpy(faces.visibility)
+    assert list(scores) == list(COLUMNS)
+    features, visible, cells = faces.local, faces.visibility, faces.contributions
     for i in (0, 17, 63, 64, 69):
         p, g = slice(a[i], a[i] + 1), slice(b[i], b[i] + 1)
         plain = model.matcher.match(features[p], features[g], prepared=True)
@@ -160,12 +171,17 @@ def test_pair_scores_against_one_pair_at_a_time(work: Path, faces: scoring.FaceF
             rtol=1e-5,
         )
         assert scores["qaconv_visibility"][i] == pytest.approx(float(weighted), rel=1e-4, abs=1e-5)
-        cosine = float(faces.embedding[a[i]].astype(float) @ faces.embedding[b[i]])
+        cosine = float(faces.embedding[a[i]].double() @ faces.embedding[b[i]].double())
         assert scores["cosine"][i] == pytest.approx(cosine, abs=1e-9)
+        compared = model.joint.compare(cells[p], cells[g], visible[p], visible[g])
+        joint = model.joint.logit(compared)
+        assert scores["joint"][i] == pytest.approx(float(joint.detach()), rel=1e-4, abs=1e-5)
+        fused = model.fusion(joint, weighted, torch.tensor([[cosine]]), compared.unseen)
+        assert scores["fused"][i] == pytest.approx(float(fused.detach()), rel=1e-4, abs=1e-5)
     assert np.abs(scores["qaconv"] - scores["qaconv_visibility"]).max() > 1e-3
 
 
-def test_all_against_all_equals_pairs(work: Path, faces: scoring.FaceFeatures) -> None:
+def test_all_against_all_equals_pairs(work: Path, faces: Templates) -> None:
     model = Model.load(work / "model")
     p, g = np.array([3, 1, 7]), np.array([0, 5, 9, 2, 20])
     whole = scoring.score_all(model, faces, p, faces, g, chunk=2)
@@ -174,11 +190,11 @@ def test_all_against_all_equals_pairs(work: Path, faces: scoring.FaceFeatures) -
         np.testing.assert_allclose(values.reshape(-1), pairs[score], rtol=1e-4, atol=1e-5)
 
 
-def test_a_score_that_is_no_number_names_its_pair(work: Path, faces: scoring.FaceFeatures) -> None:
+def test_a_score_that_is_no_number_names_its_pair(work: Path, faces: Templates) -> None:
     model = Model.load(work / "model")
-    features = faces.local.copy()
+    features = faces.local.clone()
     features[4] = np.nan
-    broken = scoring.FaceFeatures(faces.embedding, faces.norm, faces.visibility, features)
+    broken = replace(faces, local=features)
     with pytest.raises(OamlError, match="pair 2: the score qaconv is not finite"):
         scoring.score_pairs(model, broken, np.array([0, 1, 4]), broken, np.array([1, 2, 3]))
     with pytest.raises(OamlError, match="probe 1: the score qaconv is not finite"):
@@ -196,13 +212,13 @@ def _score(work: Path, pairs: Path, out: Path) -> list[str]:
 def test_a_line_depends_on_nothing_but_its_pair(work: Path, tmp_path: Path) -> None:
     header, *rows = _read_csv(work / "pairs.csv")
     whole = _score(work, work / "pairs.csv", tmp_path / "whole.csv")
-    assert whole[0] == "path_a,path_b,same,cosine,qaconv,visible_a,visible_b"
+    assert whole[0] == "path_a,path_b,same,cosine,qaconv,joint,fused,visible_a,visible_b"
     assert [line.split(",")[:3] for line in whole[1:]] == rows
     for line in whole[1:]:
         numbers = [float(value) for value in line.split(",")[3:]]
         assert np.isfinite(numbers).all()
         assert abs(numbers[0]) <= 1 + 1e-6
-        assert 0 <= min(numbers[2:]) <= max(numbers[2:]) <= 1
+        assert 0 <= min(numbers[4:]) <= max(numbers[4:]) <= 1
 
     rng = np.random.default_rng(7)
     for count in (len(rows), 77, 1):
@@ -313,12 +329,14 @@ def _finite(value: object) -> bool:
 def test_a_report_is_complete(report: Path) -> None:
     assert sorted(path.name for path in report.iterdir()) == [
         "maps.png",
+        "pairs.png",
+        "report.html",
         "report.json",
         "roc.png",
         "scores.png",
         "table.md",
     ]
-    for name in ("maps.png", "roc.png", "scores.png"):
+    for name in ("maps.png", "pairs.png", "roc.png", "scores.png"):
         picture = cv2.imread(str(report / name))
         assert picture is not None
         assert min(picture.shape[:2]) > 300
@@ -359,7 +377,7 @@ def test_a_report_agrees_with_the_measures(work: Path, report: Path, tmp_path: P
         )
         scoring.score(str(work / "model"), images=tmp_path, pairs=file, out=tmp_path / "scores.csv")
         numbers = np.array(_read_csv(tmp_path / "scores.csv")[1:])[:, 3:].astype(float)
-        for column, score in ((0, "cosine"), (1, "qaconv_visibility")):
+        for column, score in enumerate(("cosine", "qaconv_visibility", "joint", "fused")):
             values, reported = numbers[:, column], found["conditions"][condition][score]
             assert reported["auc"] == pytest.approx(metrics.auc(values, same), abs=1e-4)
             assert reported["eer"] == pytest.approx(metrics.eer(values, same), abs=1e-3)
@@ -377,8 +395,13 @@ def test_a_report_agrees_with_the_measures(work: Path, report: Path, tmp_path: P
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("draw_roc", "draw_histograms", "draw_map_sheet"):
-        monkeypatch.setattr(f"oaml.drawing.{name}", lambda *_, **__: None)
+    def empty(path: Path, *_: object, **__: object) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
+
+    for name in ("draw_roc", "draw_histograms", "draw_map_sheet", "draw_pair_sheet", "draw_robustness"):
+        monkeypatch.setattr(f"oaml.drawing.{name}", empty)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -397,8 +420,8 @@ def test_the_covered_side_is_the_one_asked_for(work: Path, tmp_path: Path) -> No
         condition = found["verification"]["conditions"]
         aucs[side] = condition["mask"]["cosine"]["auc"]
         assert condition["mask"]["cosine"]["auc_interval"] is None
-        # each list lacks the last or the first image on one side
-        assert found["maps"]["mask"]["images"] == PEOPLE * SHOTS - (side != "both")
+        # whatever side is asked for, pairs with both covered are measured too
+        assert found["maps"]["mask"]["images"] == PEOPLE * SHOTS
     assert len(set(aucs.values())) == 3
 
 

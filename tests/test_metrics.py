@@ -185,6 +185,72 @@ def test_resampling_equals_building_the_resampled_list() -> None:
     np.testing.assert_allclose(np.array(found, float), expected, rtol=1e-12)
 
 
+def test_rates_at_a_fixed_threshold_against_loops() -> None:
+    scores, same, a, b = _population(14, 2)
+    found = metrics.rates(scores, same, 1.0, a, b, resamples=30, seed=5)
+    assert (found.same_pairs, found.different_pairs) == (same.sum(), (~same).sum())
+    assert found.tar == pytest.approx(np.mean([s >= 1.0 for s in scores[same]]))
+    assert found.far == pytest.approx(np.mean([s >= 1.0 for s in scores[~same]]))
+    generator = np.random.default_rng(5)
+    values = []
+    for _ in range(30):
+        copies = np.bincount(generator.integers(14, size=14), minlength=14)
+        times = [copies[i] if i == j else copies[i] * copies[j] for i, j in zip(a, b, strict=True)]
+        s, t = np.repeat(scores, times), np.repeat(same, times)
+        values.append([(s[t] >= 1.0).mean(), (s[~t] >= 1.0).mean()])
+    expected = np.percentile(values, [2.5, 97.5], axis=0).T
+    np.testing.assert_allclose(np.array([found.tar_interval, found.far_interval], float), expected)
+    # names or numbers, in any order
+    shuffled = np.random.default_rng(0).permutation(len(scores))
+    named = metrics.rates(
+        scores[shuffled],
+        same[shuffled],
+        1.0,
+        np.char.add("p", np.char.zfill(a[shuffled].astype(str), 3)),
+        np.char.add("p", np.char.zfill(b[shuffled].astype(str), 3)),
+        resamples=30,
+        seed=5,
+    )
+    np.testing.assert_allclose(np.array(named.far_interval), expected[1])
+
+
+def test_rates_of_a_class_without_pairs_are_unknown() -> None:
+    scores, same, a, b = _population(8, 3)
+    only = metrics.rates(scores[same], same[same], 1.0, a[same], b[same], resamples=5)
+    assert only.tar is not None
+    assert only.tar_interval is not None
+    assert only.far is only.far_interval is None
+    assert metrics.rates(scores, same, 1.0, a, b, resamples=0).tar_interval is None
+    nothing = np.zeros(0)
+    empty = metrics.rates(nothing, nothing.astype(bool), 1.0, nothing, nothing)
+    assert empty == (0, 0, None, None, None, None)
+    accepted = metrics.rates(scores, same, -np.inf, a, b, resamples=0)
+    assert (accepted.tar, accepted.far) == (1, 1)
+    assert metrics.rates(scores, same, np.inf, a, b, resamples=0).far == 0
+    with pytest.raises(ValueError, match="as many of each"):
+        metrics.rates(scores, same[1:], 1.0, a, b)
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.rates(np.full(2, np.nan), np.ones(2, bool), 1.0, np.arange(2), np.arange(2))
+
+
+@given(st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 1.0])), max_size=20))
+def test_bins_hold_their_lower_edge(shares: list[float]) -> None:
+    expected = [sum(share >= edge for edge in (0.1, 0.3, 0.5, 0.7)) for share in shares]
+    assert metrics.share_bins(np.array(shares)).tolist() == expected
+    assert metrics.share_bins(np.array(shares), (0.0, 1.0)).tolist() == [0] * len(shares)
+
+
+def test_a_share_outside_the_bins_is_refused() -> None:
+    for share in (-0.01, 1.01, np.nan):
+        with pytest.raises(ValueError, match=r"not in \[0, 1\]"):
+            metrics.share_bins(np.array([0.5, share]))
+
+
+def test_a_frozen_far_needs_thirty_expected_accepts() -> None:
+    assert metrics.enough_expected(30_000, 1e-3)
+    assert not metrics.enough_expected(29_999, 1e-3)
+
+
 def test_intervals_by_person_cover_the_truth() -> None:
     truth = metrics.auc(*_population(700, 999)[:2])
     covered = 0

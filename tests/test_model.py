@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from oaml.errors import OamlError
-from oaml.model import Model, ModelConfig
+from oaml.model import FORMAT, Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.qaconv import QAConvConfig
+from oaml.template import COLUMNS
 from oaml.weights import Preprocessing
 
 
@@ -39,7 +40,7 @@ def small(seed: int = 0, **net: Any) -> Model:
             qaconv=QAConvConfig(adapter=8),
             preprocessing=Preprocessing("BGR", (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)),
             training={"steps": 12, "data": ["faces", "masks"]},
-            thresholds={"qaconv@0.001": 1.25},
+            thresholds={"0.001": 1.25},
             licence="CC0-1.0",
         )
     )
@@ -92,9 +93,11 @@ def folder(model: Model, tmp_path: Path) -> Path:
 # --- there and back
 
 
-@pytest.mark.parametrize("stage", [3, 4])
-def test_round_trip(tmp_path: Path, stage: int) -> None:
-    original = small(stage=stage)
+@pytest.mark.parametrize(
+    "net", [{"stage": 3}, {"stage": 4}, {"occlusion_stage": 3}, {"occlusion_stage": 3, "branch": True}]
+)
+def test_round_trip(tmp_path: Path, net: dict[str, Any]) -> None:
+    original = small(**net)
     assert original.save(tmp_path / "runs" / "model") == tmp_path / "runs" / "model"
     loaded = Model.load(tmp_path / "runs" / "model")
     assert not loaded.training
@@ -112,6 +115,19 @@ def test_hub_interface_reads_and_writes_the_same_folder(model: Model, folder: Pa
     assert_same(loaded, model)
     model.save_pretrained(tmp_path / "hub")
     assert_same(Model.load(tmp_path / "hub"), model)
+
+
+def test_every_score_comes_back(model: Model, folder: Path) -> None:
+    state = model.state_dict()
+    assert {name for name in state if name.startswith(("joint.", "fusion."))} == {
+        "joint.log_scale", "joint.confidence", "fusion.cosine_weight", "fusion.offset",
+    }  # fmt: skip
+    loaded = Model.load(folder)
+    a, b = images().split(1)
+    ours = model.compare(model.extract(a), model.extract(b), plain=True)
+    theirs = loaded.compare(loaded.extract(a), loaded.extract(b), plain=True)
+    assert tuple(ours) == COLUMNS
+    assert all(torch.equal(ours[name], theirs[name]) for name in COLUMNS)
 
 
 def test_matcher_ignores_the_position_bias_of_other_methods() -> None:
@@ -214,12 +230,12 @@ def test_damaged_weights(folder: Path, kind: str) -> None:
         "[]",
         "3",
         "{}",
-        '{"format": 1, "net": {"architecture": "ir_7"}}',
-        '{"format": 1, "net": {"colour": 3}}',
-        '{"format": 1, "net": 5}',
-        '{"format": 1, "net": {"embedding_size": "many"}}',
-        '{"format": 1, "preprocessing": {"mean": [0.5]}}',
-        '{"format": 1, "qaconv": {"method": "both"}}',
+        '{"format": 2, "net": {"architecture": "ir_7"}}',
+        '{"format": 2, "net": {"colour": 3}}',
+        '{"format": 2, "net": 5}',
+        '{"format": 2, "net": {"embedding_size": "many"}}',
+        '{"format": 2, "preprocessing": {"mean": [0.5]}}',
+        '{"format": 2, "qaconv": {"method": "both"}}',
         "\udcff",
     ],
 )
@@ -231,7 +247,9 @@ def test_damaged_description(folder: Path, text: str) -> None:
 def test_description_of_other_versions(folder: Path) -> None:
     edit_config(folder, format=99, oaml="7.0")
     refused(folder, "config.json", "format", "7.0")
-    edit_config(folder, format=1, colour=3)
+    edit_config(folder, format=1)  # before the joint embedding
+    refused(folder, "config.json", "format")
+    edit_config(folder, format=FORMAT, colour=3)
     refused(folder, "config.json", "unknown", "colour")
 
 
@@ -254,3 +272,73 @@ def test_missing_and_unknown_weights_are_listed(folder: Path) -> None:
     state["intruder"] = state.pop("matcher.log_scale")
     safetensors.torch.save_file(state, path)
     refused(folder, "missing: matcher.log_scale", "unknown: intruder")
+    state["matcher.log_scale"] = state.pop("intruder")
+    for name in ("joint.confidence", "fusion.offset"):
+        safetensors.torch.save_file({key: value for key, value in state.items() if key != name}, path)
+        refused(folder, f"missing: {name}", "unknown: none")
+
+
+def test_damaged_branch_description(folder: Path) -> None:
+    edit_config(folder, net={"architecture": "ir_mini", "embedding_size": 16, "branch": True})
+    refused(folder, "config.json", "branch", "occlusion_stage 3")
+    net = {"architecture": "ir_mini", "embedding_size": 16, "branch": True, "occlusion_stage": 3}
+    edit_config(folder, net=net)
+    refused(folder, "model.safetensors", "does not belong to config.json", "net.branch")
+
+
+# --- extractor and matcher
+
+
+@pytest.mark.parametrize(
+    ("net", "grid"), [({"stage": 4}, 7), ({"stage": 3}, 14), ({"occlusion_stage": 3, "branch": True}, 7)]
+)
+def test_extract(net: dict[str, Any], grid: int) -> None:
+    model = small(**net)
+    found = model.extract(images(3))
+    with torch.no_grad():
+        face = model(images(3))
+    assert len(found) == 3
+    assert torch.equal(found.embedding, face.embedding)
+    assert torch.equal(found.norm, face.norm[:, 0])
+    assert torch.equal(found.visibility, face.visibility)
+    assert found.visibility.shape == (3, 1, grid, grid)
+    assert found.local.shape == (3, 8, grid, grid)
+    torch.testing.assert_close(found.local.norm(dim=1), torch.ones(3, grid, grid))
+    assert found.contributions.shape == (3, 49, 16)
+    if "branch" in net:  # the branch's own output layer, which differs from the backbone's here
+        assert model.net.branch is not None
+        with torch.no_grad():
+            embedding, norm = model.net.branch.forward_head(face.stage4)
+    else:
+        embedding, norm = found.embedding, found.norm[:, None]
+    error = found.contributions.sum(1) - embedding * norm
+    assert error.abs().max() <= 1e-5 * found.contributions.abs().sum(1).max()
+
+
+def test_extract_needs_eval_mode() -> None:
+    with pytest.raises(RuntimeError, match=r"\.eval\(\)"):
+        small().train().extract(images())
+
+
+def test_row_by_row_is_the_diagonal_of_all_against_all(model: Model) -> None:
+    a, b = model.extract(images(4)[:2]), model.extract(images(4)[2:])
+    pairs, everything = model.compare(a, b, plain=True), model.compare_all(a, b, plain=True)
+    assert tuple(pairs) == tuple(everything) == COLUMNS
+    for name in COLUMNS:
+        assert everything[name].shape == (2, 2)
+        torch.testing.assert_close(everything[name].diagonal(), pairs[name], rtol=1e-5, atol=1e-5)
+        turned = model.compare_all(b, a, plain=True)[name].T
+        torch.testing.assert_close(everything[name], turned, rtol=1e-4, atol=1e-4)
+    assert "qaconv" not in model.compare(a, b)
+    assert "qaconv" not in model.compare_all(a, b)
+
+
+def test_fused_is_put_together_from_the_others(model: Model) -> None:
+    a, b = model.extract(images(4)[:2]), model.extract(images(4)[2:])
+    scores = model.compare(a, b)
+    compared = model.joint.compare_pairs(a.contributions, b.contributions, a.visibility, b.visibility)
+    torch.testing.assert_close(scores["joint"], model.joint.logit(compared))
+    fused = model.fusion(
+        scores["joint"], scores["qaconv_visibility"], scores["cosine"].float(), compared.unseen
+    )
+    torch.testing.assert_close(scores["fused"], fused)

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oaml.net import Net, NetConfig, OcclusionHead, build_backbone
+from oaml import net as nets
+from oaml.net import Backbone, Net, NetConfig, OcclusionHead, build_backbone
 
 GOLDEN = Path(__file__).parent / "golden"
 IR = ("ir_18", "ir_34", "ir_50", "ir_101", "ir_se_50")
@@ -94,6 +95,8 @@ def test_shapes_and_a_gradient_for_every_parameter(architecture: str) -> None:
     assert out.norm.shape == (3, 1)
     assert out.visibility.shape == (3, 1, *net.grid) == (3, 1, 14, 14)
     assert out.features.shape == (3, net.channels, *net.grid)
+    assert out.stage4.shape == (3, net.backbone.channels[4], 7, 7)
+    assert out.fine is out.visibility
     torch.testing.assert_close(out.embedding.norm(dim=1), torch.ones(3))
     assert 0 <= out.visibility.min() <= out.visibility.max() <= 1
 
@@ -131,6 +134,8 @@ def test_the_stage_leaves_the_embedding_alone(architecture: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(parameters[0].values(), parameters[1].values(), strict=True))
     assert torch.equal(outputs[0].embedding, outputs[1].embedding)
     assert torch.equal(outputs[0].norm, outputs[1].norm)
+    assert torch.equal(outputs[0].stage4, outputs[1].features)
+    assert outputs[1].stage4 is outputs[1].features
 
 
 @pytest.mark.parametrize("stage", [3, 4])
@@ -226,11 +231,36 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("architecture", "ir_19"), ("embedding_size", 0), ("stage", 2), ("dropout", 1.0)]
+    ("field", "settings"),
+    [
+        ("architecture", {"architecture": "ir_19"}),
+        ("embedding_size", {"embedding_size": 0}),
+        ("stage", {"stage": 2}),
+        ("dropout", {"dropout": 1.0}),
+        ("occlusion_stage", {"occlusion_stage": 2}),
+        ("occlusion_stage", {"stage": 3, "occlusion_stage": 4}),  # no cells of 7 for a map of 14
+        ("branch", {"branch": True}),
+        ("branch", {"branch": True, "occlusion_stage": 4}),
+    ],
 )
-def test_config_errors_name_the_field(field: str, value: object) -> None:
+def test_config_errors_name_the_field(field: str, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{field}: "):
-        NetConfig(**{field: value})  # type: ignore[arg-type]
+        NetConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stage"),
+    [
+        ({}, 4),
+        ({"stage": 3}, 3),
+        ({"occlusion_stage": 3}, 3),
+        ({"occlusion_stage": 4}, 4),
+        ({"stage": 3, "occlusion_stage": 3, "branch": True}, 3),
+        ({"stage": 3, "branch": True}, 3),
+    ],
+)
+def test_stage_of_the_occlusion_head(settings: dict[str, Any], stage: int) -> None:
+    assert NetConfig(**settings).map_stage == stage
 
 
 def test_dropout_reaches_the_output_layer() -> None:
@@ -238,3 +268,140 @@ def test_dropout_reaches_the_output_layer() -> None:
         with torch.device("meta"):
             backbone = build_backbone(config(architecture, dropout=0.25))
         assert [m.p for m in backbone.modules() if isinstance(m, nn.Dropout)] == [0.25]
+
+
+# --- a finer map, and a second last stage
+
+
+def with_statistics(module: nn.Module, seed: int = 0) -> Any:
+    """Eval mode, with statistics and weights of the norms that are not 0 and 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            part.running_mean.normal_(0, 0.2, generator=generator)
+            part.running_var.uniform_(0.5, 2, generator=generator)
+            if part.affine:
+                part.weight.data.uniform_(0.5, 1.5, generator=generator)
+                part.bias.data.normal_(0, 0.2, generator=generator)
+    return module.eval()
+
+
+def branched(**settings: Any) -> Net:
+    torch.manual_seed(0)
+    made = config("ir_mini", embedding_size=16, occlusion_stage=3, branch=True, **settings)
+    return with_statistics(Net(made))
+
+
+def fresh(architecture: str) -> Backbone:
+    torch.manual_seed(0)
+    if architecture == "ir_se_mini":  # ir_se_50 in small
+        return nets.IR([1, 2, 1, 2], (16, 16, 32, 32), 16, 0.0, se=True, early=True)
+    return build_backbone(config(architecture, embedding_size=16))
+
+
+@pytest.mark.parametrize(
+    "architecture", ["ir_mini", "ir_se_mini", "iresnet18", "mobilefacenet", "mobilefacenet_relu6"]
+)
+def test_a_copy_without_the_front_is_the_same_last_stage(architecture: str) -> None:
+    whole = with_statistics(fresh(architecture))
+    back = whole.without_front()
+    x = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        stage3, stage4 = whole.forward_stages(x)
+        assert torch.equal(back.forward_stage4(stage3), stage4)
+        for ours, theirs in zip(back.forward_head(stage4), whole.forward_head(stage4), strict=True):
+            assert torch.equal(ours, theirs)
+        with pytest.raises((AttributeError, RuntimeError)):  # the front is gone
+            back.forward_stage3(x)
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (whole, back)]
+    assert sizes[1] < sizes[0]
+    # a copy, and not the same weights under another name
+    before = stage4.clone()
+    with torch.no_grad():
+        for parameter in back.parameters():
+            parameter.add_(1)
+        assert torch.equal(whole.forward_stage4(stage3), before)
+
+
+def test_a_finer_map_is_averaged_for_matching() -> None:
+    torch.manual_seed(0)
+    net = with_statistics(Net(config("ir_mini", embedding_size=16, occlusion_stage=3)))
+    with torch.no_grad():
+        out = net(torch.randn(2, 3, 112, 112))
+        stage3 = net.backbone.forward_stage3(torch.randn(2, 3, 112, 112))
+    assert out.fine.shape == (2, 1, 14, 14)
+    assert out.visibility.shape == (2, 1, 7, 7)
+    torch.testing.assert_close(out.visibility, nn.functional.avg_pool2d(out.fine, 2))
+    assert out.features.shape[2:] == (7, 7)
+    assert net.output is net.backbone
+    assert torch.equal(net.matched(stage3, out.fine), net.backbone.forward_stage4(stage3))
+
+
+def test_a_fresh_branch_that_sees_no_cover_is_the_backbone() -> None:
+    torch.manual_seed(0)
+    net = Net(config("ir_mini", embedding_size=16, occlusion_stage=3, branch=True)).eval()
+    stage3 = torch.randn(2, 64, 14, 14)
+    with torch.no_grad():
+        found = net.matched(stage3, torch.ones(2, 1, 14, 14))
+        assert torch.equal(found, net.backbone.forward_stage4(stage3))
+    assert net.output is net.branch
+
+
+def test_the_branch_does_not_see_what_is_under_a_cover() -> None:
+    net = branched()
+    generator = torch.Generator().manual_seed(0)
+    stage3 = torch.randn(2, 64, 14, 14, generator=generator)
+    fine = torch.rand(2, 1, 14, 14, generator=generator)
+    fine[:, :, 6:] = 0
+    other = stage3.clone()
+    other[:, :, 6:] = torch.randn(2, 64, 8, 14, generator=generator) * 9
+    with torch.no_grad():
+        found = net.matched(stage3, fine)
+        assert torch.equal(net.matched(other, fine), found)
+        assert not torch.equal(net.matched(other, torch.ones_like(fine)), found)
+        assert not torch.equal(net.backbone.forward_stage4(other), net.backbone.forward_stage4(stage3))
+
+
+@pytest.mark.parametrize("stage", [3, 4])
+def test_the_branch_leaves_the_embedding_alone(stage: int) -> None:
+    net = branched(stage=stage)
+    assert net.branch is not None
+    x = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        out = net(x)
+        embedding, norm = net.backbone(x)
+        stage3 = net.backbone.forward_stage3(x)
+        assert torch.equal(out.embedding, embedding)
+        assert torch.equal(out.norm, norm)
+        assert torch.equal(out.stage4, net.branch.forward_stage4(stage3 * out.fine))
+        assert torch.equal(out.features, out.stage4 if stage == 4 else stage3)
+        assert out.visibility.shape[2:] == out.features.shape[2:] == net.grid
+
+
+def test_gradients_of_the_branch() -> None:
+    net = branched().train()
+    out = net(torch.randn(2, 3, 112, 112))
+    (out.features * torch.randn_like(out.features)).sum().backward()
+    assert net.branch is not None
+    assert all(p.grad is None for p in net.occlusion_head.parameters())
+    reached = {name for name, p in net.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    # stage 4 of the branch and the front that both share; neither output layer, nor the backbone's own stage 4
+    assert any(name.startswith("branch.body.3.") for name in reached)
+    assert any(name.startswith("backbone.input_layer.") for name in reached)
+    assert not any(name.startswith(("backbone.body.3.", "backbone.output_layer.")) for name in reached)
+    assert not any(name.startswith("branch.output_layer.") for name in reached)
+
+    net.zero_grad()
+    net(torch.randn(2, 3, 112, 112)).fine.mean().backward()
+    assert all(p.grad is not None for p in net.occlusion_head.parameters())
+
+
+def test_the_branch_under_bfloat16_autocast() -> None:
+    net = branched()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = net(torch.randn(2, 3, 112, 112))
+    assert out.features.dtype == torch.bfloat16
+    assert out.visibility.dtype == out.fine.dtype == torch.float32
+    assert bool(out.features.isfinite().all())

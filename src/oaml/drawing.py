@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -57,6 +57,7 @@ def draw_roc(
             axes.set_ylabel("same person accepted (TAR)")
         if number + _columns(len(curves)) >= len(curves):
             axes.set_xlabel("different people accepted (FAR)")
+            axes.tick_params(labelbottom=True)
     if curves:
         _legend(figure, panels[0])
     return _save(figure, path)
@@ -68,18 +69,20 @@ def draw_histograms(
     *,
     title: str,
     bins: int = 40,
+    thresholds: Mapping[str, tuple[float, str]] | None = None,
 ) -> Path:
     """Write histograms of same-person and different-person scores: a row a condition, a column a score.
 
     Each histogram is scaled to its own number of pairs. Columns share their axis, so that one can see whether
-    one threshold would serve all conditions; the dashed line is the condition's own threshold with the fewest
-    errors.
+    one threshold serves all conditions; it is the dashed line. Of a score without one, the line is the condition's
+    own threshold with the fewest errors.
 
     Args:
         path: PNG to write.
         scores: condition -> score name -> (scores [N], same bool [N]).
         title: of the whole picture.
         bins: bars across the range of a column.
+        thresholds: score name -> (threshold, label), one for all conditions.
     """
     from matplotlib.figure import Figure
 
@@ -101,8 +104,11 @@ def draw_histograms(
                     share = np.histogram(values[chosen], edges)[0] / chosen.sum()
                     axes.stairs(share, edges, fill=True, color=colour, alpha=0.35, label=label)
                     axes.stairs(share, edges, color=colour, linewidth=1.4, hatch=hatch)
-            if same.any() and not same.all():
-                axes.axvline(_balanced_threshold(values, same), color=GREY, linestyle="--", linewidth=1)
+            if name in (thresholds or {}):
+                _mark(axes, *(thresholds or {})[name], low, high)
+            elif same.any() and not same.all():
+                _mark(axes, _balanced_threshold(values, same), "fewest errors", low, high)
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.15)  # room for the label of the line
             axes.set_yticks([])
             axes.spines[["top", "right", "left"]].set_visible(False)
             axes.tick_params(labelsize=8)
@@ -111,9 +117,27 @@ def draw_histograms(
             if column == 0:
                 axes.set_ylabel(condition, rotation=0, ha="right", va="center", fontsize=10)
         grid[-1, column].set_xlabel("score (larger = more alike)", fontsize=9)
-    figure.suptitle(f"{title}\ndashed: the threshold with the fewest errors in that condition", fontsize=11)
+    figure.suptitle(title, fontsize=11)
     _legend(figure, grid[0, 0])
     return _save(figure, path)
+
+
+def _mark(axes: Axes, threshold: float, label: str, low: float, high: float) -> None:
+    """A dashed line with its label beside it, on the side that has more room."""
+    axes.axvline(threshold, color=GREY, linestyle="--", linewidth=1)
+    left = threshold > (low + high) / 2
+    axes.annotate(
+        label,
+        (threshold, 1),
+        (-3 if left else 3, -1),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        va="top",
+        fontsize=6.5,
+        color="0.15",
+        bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.75, "linewidth": 0},
+    )
 
 
 def draw_map_sheet(
@@ -183,6 +207,136 @@ def draw_map_sheet(
     bar.ax.set_yticklabels(["0 covered", "0.5", "1 visible"], fontsize=8)
     figure.suptitle(title, fontsize=12, y=1 - 0.12 / size[1], va="top")
     return _save(figure, path)
+
+
+class SharePoint(NamedTuple):
+    """Pairs of one person in one bin of covered share."""
+
+    share: float
+    """Mean covered share of the pairs, 0 to 1."""
+    tar: float
+    """Share of the pairs that are accepted, 0 to 1."""
+    interval: tuple[float, float] | None
+    """Of the TAR; None draws no bar."""
+    enough: bool
+    """Whether the pairs suffice; otherwise the point is hollow and its line faint."""
+
+
+def draw_robustness(
+    path: str | Path,
+    panels: Mapping[str, Mapping[str, Sequence[SharePoint]]],
+    *,
+    title: str,
+    edges: Sequence[float] = (),
+) -> Path:
+    """Write TAR against covered share, one panel a kind of cover and one line a score.
+
+    Args:
+        path: PNG to write.
+        panels: kind -> score -> points by rising share.
+        title: of the whole picture.
+        edges: of the bins, 0 to 1; drawn as thin lines.
+    """
+    figure, drawn = _panels(len(panels), title)
+    columns = _columns(len(panels))
+    points = [p for lines in panels.values() for ps in lines.values() for p in ps]
+    highest = [max([p.tar, *(p.interval or ())]) if p.enough else p.tar for p in points]
+    top = min(1.01, 1.1 * max(highest, default=1) + 0.01)
+    for number, (axes, (kind, lines)) in enumerate(zip(drawn, panels.items(), strict=True)):
+        styles = _styles(len(lines))
+        for place, ((score, line), (colour, dashes)) in enumerate(zip(lines.items(), styles, strict=True)):
+            # beside each other, so that bars of equal shares don't hide each other
+            x = [100 * p.share + 0.9 * (place - (len(lines) - 1) / 2) for p in line]
+            axes.plot([], [], color=colour, linestyle=dashes, marker="o", markersize=4, label=score)
+            for k, point in enumerate(line):
+                faint = 1.0 if point.enough else 0.4
+                if k:
+                    joined = min(faint, 1.0 if line[k - 1].enough else 0.4)
+                    ends = (x[k - 1 : k + 1], [line[k - 1].tar, point.tar])
+                    axes.plot(*ends, color=colour, linestyle=dashes, linewidth=1.6, alpha=joined)
+                if point.interval is not None:
+                    axes.plot([x[k]] * 2, point.interval, color=colour, linewidth=1, alpha=0.6 * faint)
+                inside = colour if point.enough else "white"
+                axes.plot(
+                    x[k], point.tar, "o", markersize=4.5, color=colour, markerfacecolor=inside, alpha=faint
+                )
+        for edge in edges:
+            axes.axvline(100 * edge, color="0.92", linewidth=0.8, zorder=0)
+        axes.set(xlim=(-4, 104), ylim=(0, top), title=kind)
+        axes.grid(axis="y", color="0.9")
+        axes.set_axisbelow(True)
+        if number % columns == 0:
+            axes.set_ylabel("same person accepted (TAR)")
+        if number + columns >= len(panels):
+            axes.set_xlabel("covered share of the face, %")
+            axes.tick_params(labelbottom=True)
+    if panels:
+        _legend(figure, drawn[0])
+    return _save(figure, path)
+
+
+class PairRow(NamedTuple):
+    """Two faces that were compared."""
+
+    image_a: np.ndarray
+    """RGB uint8 [H,W,3]."""
+    map_a: np.ndarray
+    """Predicted visibility [h,w] in [0,1]."""
+    image_b: np.ndarray
+    map_b: np.ndarray
+    caption: str
+    """A few short lines."""
+
+
+def draw_pair_sheet(
+    path: str | Path, blocks: Mapping[str, Mapping[str, Sequence[PairRow]]], *, title: str = ""
+) -> Path:
+    """Write pairs of faces, each beside its predicted map; blocks side by side, groups below each other.
+
+    Args:
+        path: PNG to write.
+        blocks: heading of a block -> heading of a group -> pairs.
+        title: of the whole picture.
+
+    Raises:
+        ValueError: no pair.
+    """
+    import warnings
+
+    from matplotlib.figure import Figure
+
+    if not any(rows for groups in blocks.values() for rows in groups.values()):
+        raise ValueError("no pairs: a sheet needs at least one")
+    cell, gap, top, head, words = 0.95, 0.06, 0.95, 0.36, 2.15  # inches
+    wide = 4 * (cell + gap) + words
+    tall = max(sum(head + len(rows) * (cell + gap) for rows in groups.values()) for groups in blocks.values())
+    size = (0.2 + len(blocks) * wide, top + tall + 0.1)
+    figure = Figure(figsize=size)
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        # names of files hold any character: a dollar is no formula
+        figure.text(x / size[0], 1 - y / size[1], text, parse_math=False, va="top", **style)
+
+    colours = {"cmap": "cividis", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    for number, (block, groups) in enumerate(blocks.items()):
+        left, down = 0.15 + number * wide, top
+        write(left, top - 0.3, block, fontsize=11, fontweight="bold")
+        for group, rows in groups.items():
+            write(left, down + 0.1, group, fontsize=9.5)
+            down += head
+            for row in rows:
+                for k, picture in enumerate((row.image_a, row.map_a, row.image_b, row.map_b)):
+                    x = left + k * (cell + gap)
+                    box = (x / size[0], 1 - (down + cell) / size[1], cell / size[0], cell / size[1])
+                    axes = figure.add_axes(box)
+                    axes.imshow(picture, **(colours if picture.ndim == 2 else {}))
+                    axes.axis("off")
+                write(left + 4 * (cell + gap) + 0.05, down + 0.05, row.caption, fontsize=7.5, linespacing=1.4)
+                down += cell + gap
+    figure.suptitle(title, fontsize=12, y=1 - 0.12 / size[1], va="top")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks
+        return _save(figure, path)
 
 
 def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:

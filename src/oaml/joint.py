@@ -122,6 +122,8 @@ class Joint(nn.Module):
         """
         with torch.autocast(probe.device.type, enabled=False):
             (a, v_p), (b, v_g) = _ready(probe, prob_occ), _ready(gallery, gal_occ)
+            if a.shape[2] != b.shape[2]:
+                raise ValueError(f"embeddings of {a.shape[2]} and {b.shape[2]} numbers can't be compared")
             # sum_r V_p[r] V_g[r] A[r], for either face: [P,G,E]
             left = torch.einsum("pre,gr->pge", a * v_p[..., None], v_g)
             right = torch.einsum("gre,pr->pge", b * v_g[..., None], v_p)
@@ -131,6 +133,10 @@ class Joint(nn.Module):
         """Row i of a against row i of b: A [N,R,E] twice, visibility [N,1,h,w] twice -> [N] each."""
         with torch.autocast(a.device.type, enabled=False):
             (a, v_a), (b, v_b) = _ready(a, a_occ), _ready(b, b_occ)
+            if a.shape != b.shape:  # one face would otherwise be compared with every face of the other side
+                raise ValueError(
+                    f"contributions are {tuple(a.shape)} and {tuple(b.shape)}; pairs are compared row by row"
+                )
             weight = (v_a * v_b)[..., None]
             return Compared(_cosine((a * weight).sum(1), (b * weight).sum(1)), 1 - weight.mean((1, 2)))
 
@@ -154,7 +160,7 @@ class Joint(nn.Module):
         chunk_bytes: int = CHUNK_BYTES,
     ) -> Compared:
         """As `compare`, in blocks whose weighted sums take about `chunk_bytes`, whatever P and G are."""
-        block = max(1, min(int((chunk_bytes / (2 * 4 * probe.shape[2])) ** 0.5), 512))
+        block = max(1, min(int((chunk_bytes / (2 * 4 * probe.shape[-1])) ** 0.5), 512))
         rows = []
         for p, v_p in zip(probe.split(block), prob_occ.split(block), strict=True):
             parts = [

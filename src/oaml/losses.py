@@ -18,7 +18,7 @@ from oaml.errors import OamlError
 
 @dataclass
 class LossWeights:
-    """Weights of the terms: total = ada * L_ada + qaconv * L_qa + occlusion * L_occ."""
+    """Weights of the terms: total = ada * L_ada + qaconv * L_qa + occlusion * L_occ + joint * L_joint."""
 
     ada: float = 1.0
     """Classification of the embedding."""
@@ -26,9 +26,11 @@ class LossWeights:
     """Matching of local cells."""
     occlusion: float = 1.0
     """Mean squared error of the visibility map."""
+    joint: float = 1.0
+    """Matching by the joint embedding."""
 
     def __post_init__(self) -> None:
-        for name in ("ada", "qaconv", "occlusion"):
+        for name in ("ada", "qaconv", "occlusion", "joint"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"weights.{name}: {getattr(self, name)} is not a finite number of 0 or more")
 
@@ -122,6 +124,20 @@ def occlusion_loss(visibility: Tensor, mask: Tensor, has_mask: Tensor | None = N
     if has_mask is None:
         return error.mean()
     return (error * has_mask).sum() / has_mask.sum().clamp_min(1)
+
+
+def distillation_loss(contributions: Tensor, target: Tensor, visibility: Tensor) -> Tensor:
+    """How far the cells that show are from what the unchanged network makes of the same face without its cover.
+
+    Args:
+        contributions: [B,R,E] of covered faces; target: [B,R,E] of the bare ones; visibility: [B,R] in [0,1].
+
+    Returns:
+        scalar: squared error of the visible cells, relative to their squared length.
+    """
+    error = (contributions.float() - target.float()).square().sum(-1)
+    length = target.float().square().sum(-1)
+    return (error * visibility).sum() / (length * visibility).sum().clamp_min(1e-6)
 
 
 def combine(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

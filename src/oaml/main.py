@@ -35,6 +35,11 @@ COMMANDS = {
         "train a network with its occlusion head and matcher",
         "oaml train --config configs/default.yaml --data.people faces/ --out runs/first",
     ),
+    "adapt": Command(
+        "oaml.adapt:adapt",
+        "make any checkpoint occlusion-aware in minutes, on a CPU",
+        "oaml adapt --backbone weights.pth --people faces/ --out runs/adapted",
+    ),
     "evaluate": Command(
         "oaml.evaluation.report:evaluate",
         "all scores side by side on the same pairs, bare and covered: table, report.json, pictures",
@@ -44,6 +49,11 @@ COMMANDS = {
         "oaml.evaluation.scoring:score",
         "one line of scores a pair, no judgement",
         "oaml score runs/first/best --images faces/ --pairs pairs.csv --out scores.csv",
+    ),
+    "verify": Command(
+        "oaml.verify:verify",
+        "are two faces the same person? Decision, score, threshold, and how much of the face both show",
+        "oaml verify a.jpg b.jpg --model runs/adapted --draw why.png",
     ),
     "occlude": Command(
         "oaml.occluders:occlude_folder",
@@ -126,7 +136,15 @@ def parser_of(name: str) -> tuple[Any, Any, list[str]]:
     command = COMMANDS[name]
     module, _, attribute = command.function.partition(":")
     function = getattr(importlib.import_module(module), attribute)
-    parser = ArgumentParser(prog=f"oaml {name}", description=f"{command.summary}. Example: {command.example}")
+    switches = [] if name == "train" else _switches(function)
+
+    class Parser(ArgumentParser):
+        def parse_args(self, args: Any = None, *rest: Any, **named: Any) -> Any:
+            return super().parse_args(
+                _with_values(sys.argv[1:] if args is None else args, switches), *rest, **named
+            )
+
+    parser = Parser(prog=f"oaml {name}", description=f"{command.summary}. Example: {command.example}")
     if name == "train":
         parser.add_argument("--config", action="config", help="YAML file with any of the options below")
         parser.add_class_arguments(importlib.import_module(module).TrainConfig)
@@ -136,6 +154,20 @@ def parser_of(name: str) -> tuple[Any, Any, list[str]]:
         parser.add_argument(argument, type=_type(function, argument))
     parser.add_function_arguments(function, as_positional=False, skip=set(positional))
     return parser, function, positional
+
+
+def _switches(function: Any) -> list[str]:
+    """Flags of a command that are either true or false."""
+    return [f"--{p}" for p in inspect.signature(function).parameters if _type(function, p) is bool]
+
+
+def _with_values(arguments: list[str], switches: list[str]) -> list[str]:
+    """The same arguments with `--json` said as `--json=true`, so that a switch may stand alone, and before a file name."""
+    said = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        alone = argument in switches and following.lower() not in ("true", "false")
+        said.append(f"{argument}=true" if alone else argument)
+    return said
 
 
 def _positional(function: Any) -> list[inspect.Parameter]:

@@ -6,7 +6,7 @@ cells. Visibility is 1 where the face shows. Scores: higher is more alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,8 +16,15 @@ if TYPE_CHECKING:
 
 Scores = dict[str, "Tensor"]
 """Name of a score -> its values."""
-COLUMNS = ("cosine", "qaconv", "qaconv_visibility", "joint", "fused")
-"""All scores, in the order of tables."""
+TITLES = {
+    "cosine": "cosine",
+    "qaconv": "QAConv",
+    "qaconv_visibility": "QAConv + visibility",
+    "joint": "joint embedding",
+    "fused": "fused",
+}
+"""All scores in the order of tables, with their names for people."""
+COLUMNS = tuple(TITLES)
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,15 @@ class Templates:
     def visible(self) -> Tensor:
         """Mean visibility of each face, float64 [N] in [0,1]."""
         return self.visibility.double().flatten(1).mean(1)
+
+    @staticmethod
+    def join(parts: Sequence[Templates]) -> Templates:
+        """Several sets as one, in their order."""
+        import torch
+
+        return Templates(
+            **{field.name: torch.cat([getattr(p, field.name) for p in parts]) for field in fields(Templates)}
+        )
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Templates:
         return Templates(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
@@ -96,5 +112,6 @@ class ScoreReranker:
         rows = []
         for i, chosen in enumerate(candidates):
             rows.append(self.matcher.compare_all(probes[i : i + 1], gallery[chosen])[self.score][0])
-        scores, order = torch.stack(rows).sort(dim=1, descending=True, stable=True)
+        scores = torch.stack(rows) if rows else probes.norm.new_zeros(candidates.shape)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
         return candidates.gather(1, order), scores

@@ -53,6 +53,7 @@ from oaml.model import Model, ModelConfig
 from oaml.net import FaceOutput, NetConfig
 from oaml.occluders import occlude
 from oaml.qaconv import QAConvConfig
+from oaml.template import Templates
 from oaml.weights import Preprocessing
 
 
@@ -104,7 +105,8 @@ class TrainConfig:
     """Folder for the models (best/, last/), logs/, pictures/ and the checkpoint to resume from."""
     data: DataConfig
     backbone: Path | None = None
-    """Published weights to start from; the architecture is then theirs and net.architecture is not used."""
+    """Published weights, or a model folder (whose matchers and occlusion head are kept), to start from; `net` is then theirs and
+    not used."""
     net: NetConfig = field(default_factory=NetConfig)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """What the network is fed; published weights bring their own."""
@@ -211,6 +213,8 @@ class OcclusionFace(L.LightningModule):
         visibility = output.visibility[:count].detach()  # the head learns to see, not to please the matcher
         logits = self.head(output.embedding[:count], output.norm[:count], label)
         scores = self.model.matcher(features, features, visibility, visibility)
+        cells = self.model.contributions(output)[:count]
+        joint = self.model.joint(cells, cells, visibility, visibility)
         labelled = torch.arange(len(images), device=images.device) >= (
             0 if self.config.recognition_masks else count
         )
@@ -218,7 +222,8 @@ class OcclusionFace(L.LightningModule):
         terms = {
             "ada": F.cross_entropy(logits, label),
             "qaconv": self.matching_loss(scores, same_person(label, label)),
-            "occlusion": occlusion_loss(output.visibility, masks, labelled),
+            "occlusion": occlusion_loss(output.fine, masks, labelled),
+            "joint": self.matching_loss(joint, same_person(label, label)),
         }
         return output, terms
 
@@ -256,7 +261,7 @@ class OcclusionFace(L.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         assert self.validation is not None
-        self.validation.add(self.model(batch["image"].float() / 255), batch["mask"])
+        self.validation.add(self.model.extract(batch["image"].float() / 255), batch["mask"])
 
     def on_validation_epoch_end(self) -> None:
         assert self.validation is not None
@@ -318,30 +323,23 @@ class Validation:
                         "mask": torch.from_numpy(mask)[None],
                     }
                 )
-        self.outputs: list[tuple[FaceOutput, Tensor]] = []
+        self.outputs: list[tuple[Templates, Tensor]] = []
 
     def loader(self) -> DataLoader[dict[str, Any]]:
         return DataLoader(cast(Any, self.items), batch_size=32)
 
-    def add(self, output: FaceOutput, mask: Tensor) -> None:
-        self.outputs.append((FaceOutput(*(part.float().cpu() for part in output)), mask.cpu()))
+    def add(self, faces: Templates, mask: Tensor) -> None:
+        self.outputs.append((faces.to("cpu"), mask.cpu()))
 
     def finish(self, model: Model) -> dict[str, float]:
-        """Measures of all three scores on covered probes, and the map's mean absolute error, bare and covered apart."""
-        embedding, _, visibility, features = (
-            torch.cat(part) for part in zip(*(o for o, _ in self.outputs), strict=True)
-        )
+        """Measures of all scores on covered probes, and the map's mean absolute error, bare and covered apart."""
+        faces = Templates.join([found for found, _ in self.outputs])
         mask = torch.cat([m for _, m in self.outputs])
         self.outputs.clear()
         device = next(model.parameters()).device
         gallery, probe = slice(0, None, 2), slice(1, None, 2)
-        f, v = features.to(device), visibility.to(device)
-        scores = {
-            "cosine": embedding[probe] @ embedding[gallery].T,
-            "qaconv": model.matcher.match(f[probe], f[gallery]),
-            "qaconv_visibility": model.matcher.match(f[probe], f[gallery], v[probe], v[gallery]),
-        }
-        same = np.eye(len(embedding[probe]), dtype=bool).ravel()
+        scores = model.compare_all(faces[probe].to(device), faces[gallery].to(device), plain=True)
+        same = np.eye(len(mask[probe]), dtype=bool).ravel()
         results: dict[str, float] = {}
         for name, matrix in scores.items():
             values = matrix.cpu().numpy().ravel()
@@ -351,7 +349,7 @@ class Validation:
                 )
             results[f"tar_{name}"] = tar_at_far(values, same, 1e-2).tar
             results[f"auc_{name}"] = auc(values, same)
-        error = (visibility - align_mask(mask, model.net.grid)).abs().flatten(1).mean(1)
+        error = (faces.visibility - align_mask(mask, model.net.grid)).abs().flatten(1).mean(1)
         results["map_error_bare"], results["map_error_covered"] = (
             float(error[gallery].mean()),
             float(error[probe].mean()),
@@ -467,6 +465,11 @@ def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
 
 def build_model(config: TrainConfig) -> Model:
     """The untrained or published model that the configuration starts from."""
+    if config.backbone is not None and config.backbone.is_dir():
+        model = Model.load(config.backbone)
+        model.config.thresholds = {}  # they don't survive the training
+        model.fusion.offset.zero_()
+        return model.train()
     if config.backbone is not None:
         return Model.from_backbone(config.backbone, config.net.stage, config.qaconv)
     return Model(ModelConfig(net=config.net, qaconv=config.qaconv, preprocessing=config.preprocessing))

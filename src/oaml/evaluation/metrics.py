@@ -34,6 +34,21 @@ With k false accepts the true rate at the threshold has a relative standard erro
 at 10. With one, the threshold is a single pair's score, and "FAR 1e-4" would be a name and not a measurement.
 """
 
+COVERED_SHARES: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
+"""Edges of the bins of covered share: a bin holds its lower edge, the last also its upper one."""
+
+VISIBLE_SHARES: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+"""Edges of the bins of the area that two faces both show."""
+
+MIN_SAME_PAIRS = 30
+"""With fewer same-person pairs in a bin, one pair moves the TAR by more than .03: such a bin is marked."""
+
+MIN_EXPECTED = 30
+"""A FAR at a frozen threshold is stated only where at least this many false accepts are expected.
+
+With 30, chance alone gives between 20 and 42 in 95 of 100 lists: a third more or less, and a doubled rate shows.
+"""
+
 
 class Roc(NamedTuple):
     """Operating points from "accept nothing" (threshold inf) to "accept all", one a distinct score."""
@@ -69,6 +84,18 @@ class Folds(NamedTuple):
     """float64 [folds], share of correct decisions in each held-out fold."""
     threshold: np.ndarray
     """float64 [folds], distance below which a pair was called same, chosen on the other folds."""
+
+
+class Rates(NamedTuple):
+    """What a threshold that was fixed beforehand accepts; None for a class without pairs."""
+
+    same_pairs: int
+    different_pairs: int
+    tar: float | None
+    far: float | None
+    tar_interval: Interval | None
+    """95 %, by resampling people; None without resamples too."""
+    far_interval: Interval | None
 
 
 class Summary(NamedTuple):
@@ -266,6 +293,81 @@ def summarise(
         intervals[1],
         {**dict.fromkeys(fars), **dict(zip(stated, intervals[2:], strict=True))},
     )
+
+
+def rates(
+    scores: np.ndarray,
+    same: np.ndarray,
+    threshold: float,
+    person_a: np.ndarray,
+    person_b: np.ndarray,
+    *,
+    resamples: int = 200,
+    seed: int = 0,
+) -> Rates:
+    """TAR and FAR at a threshold that stays as it is, with intervals by person as in `summarise`.
+
+    Args:
+        scores: [N], larger = more alike; N may be 0.
+        same: bool [N]; one class may be empty.
+        threshold: a pair is accepted when its score is at least this.
+        person_a, person_b: [N], who is in each image.
+        resamples: 0 leaves the intervals out.
+        seed: of the resampling.
+    """
+    if not len(scores) == len(same) == len(person_a) == len(person_b):
+        raise ValueError(
+            f"{len(scores)} scores, {len(same)} same, {len(person_a)} and {len(person_b)} people: as many of each"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("scores: some are not finite")
+    scores, same = np.asarray(scores), np.asarray(same, bool)
+    names, codes = np.unique(np.concatenate([person_a, person_b]), return_inverse=True)
+    a, b = codes.reshape(2, -1)
+    # All pairs of images of the same two people are drawn together, so they are counted once and for all.
+    meetings, place = np.unique(a * len(names) + b, return_inverse=True)
+    first, second = np.divmod(meetings, max(len(names), 1))
+    accepted = scores >= threshold
+    counts = np.stack(
+        [
+            np.bincount(place[chosen], minlength=len(meetings))
+            for chosen in (same & accepted, same, ~same & accepted, ~same)
+        ]
+    ).astype(np.float64)
+    totals = counts.sum(1)
+    drawn = []
+    generator = np.random.default_rng(seed)
+    for _ in range(resamples if len(scores) else 0):
+        copies = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))
+        drawn.append(counts @ (copies[first] * np.where(first == second, 1, copies[second])))
+
+    def share(which: int) -> tuple[float | None, Interval | None]:
+        if not totals[which + 1]:
+            return None, None
+        chosen = np.array([d[which] / d[which + 1] for d in drawn if d[which + 1]])
+        interval = _intervals(chosen[:, None])[0] if len(chosen) else None
+        return float(totals[which] / totals[which + 1]), interval
+
+    (tar, tar_interval), (far, far_interval) = share(0), share(2)
+    return Rates(int(totals[1]), int(totals[3]), tar, far, tar_interval, far_interval)
+
+
+def enough_expected(trials: int, far: float) -> bool:
+    """Whether so many different-person trials can check a stated FAR: trials * far >= MIN_EXPECTED."""
+    return trials * far >= MIN_EXPECTED - 1e-9
+
+
+def share_bins(shares: np.ndarray, edges: tuple[float, ...] = COVERED_SHARES) -> np.ndarray:
+    """Bin of each share, int [N] from 0 to len(edges) - 2; see `COVERED_SHARES`.
+
+    Args:
+        shares: [N] in [edges[0], edges[-1]].
+        edges: ascending.
+    """
+    shares = np.asarray(shares, np.float64)
+    if len(shares) and not (edges[0] <= shares.min() and shares.max() <= edges[-1]):
+        raise ValueError(f"shares: some are not in [{edges[0]:g}, {edges[-1]:g}]")
+    return np.searchsorted(np.array(edges[1:-1]), shares, side="right")
 
 
 def bootstrap_mean(

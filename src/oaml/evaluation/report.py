@@ -1,11 +1,11 @@
-"""`oaml evaluate`: all scores side by side on the same images, bare and covered; table, numbers, pictures."""
+"""`oaml evaluate`: all scores side by side on the same images, bare and covered; a page, tables, numbers, pictures."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from oaml import __version__
 from oaml.errors import OamlError
-from oaml.evaluation import metrics
+from oaml.evaluation import conditions, metrics, page
+from oaml.evaluation.conditions import BARE, DIFFERENT_LIMIT, Faces, Measured, Pool, Trials
 from oaml.evaluation.protocols import (
     Identification,
     Pairs,
@@ -22,28 +23,19 @@ from oaml.evaluation.protocols import (
     read_identification,
     read_pairs,
 )
-from oaml.evaluation.scoring import BATCH_SIZE, extract, load_model, score_all, score_pairs
-from oaml.files import read_image, write_file
-from oaml.template import Templates
+from oaml.evaluation.scoring import BATCH_SIZE, load_model
+from oaml.files import write_file
+from oaml.template import COLUMNS, TITLES
 
 if TYPE_CHECKING:
-    from oaml.model import Model
-    from oaml.occluders import Covered
+    from oaml.drawing import SharePoint
 
-BARE = "bare"
 ALL = "all"
-TITLES = {
-    "cosine": "cosine",
-    "qaconv": "QAConv",
-    "qaconv_visibility": "QAConv + visibility",
-    "joint": "joint embedding",
-    "fused": "fused",
-}
-"""Scores in the order of the table, with their names for people."""
-PROBE_BLOCK = 128
-
-Scores = dict[str, dict[str, np.ndarray]]
-"""Condition -> score -> [N]."""
+CURVE_FAR = 1e-2
+"""FAR of the robustness curves and of the thresholds drawn into the histograms."""
+FROZEN_FAR = 1e-3
+TAIL = 0.999
+"""Quantile of the scores of two people that is compared between areas: what a FAR of 1e-3 is decided by."""
 
 
 def evaluate(
@@ -66,11 +58,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a model on people it was not trained on, bare and under drawn covers.
 
-    Writes OUT/report.json (all numbers), OUT/table.md, OUT/maps.png and, with pairs, OUT/roc.png and
-    OUT/scores.png; prints the table. The same images are measured bare and under every kind asked for. A
-    cover depends on the seed, the kind and the image's path alone, as in `oaml occlude`. An interval in
-    brackets covers 95 % of what other people would give (see `oaml.evaluation.metrics.summarise`); a person
-    is a folder of images.
+    Writes OUT/report.html (everything, in one file), OUT/report.json (all numbers), OUT/table.md, OUT/maps.png and, with
+    pairs, OUT/roc.png, OUT/scores.png, OUT/pairs.png and OUT/robustness.png; prints the main tables. The same images are
+    measured bare and under every kind asked for. A cover depends on the seed, the kind and the image's path alone, as in
+    `oaml occlude`. Whatever side is asked for, pairs are also measured with one and with both images covered, each with
+    its own cover and with the same one (see `oaml.evaluation.conditions`); of long lists a fixed random part. An interval
+    in brackets covers 95 % of what other people would give (see `oaml.evaluation.metrics.summarise`); a person is a folder
+    of images.
 
     Example:
         oaml evaluate runs/first/best --images faces --pairs pairs.csv --out report --occlude niqab,mask
@@ -78,7 +72,7 @@ def evaluate(
     Args:
         model: a model folder (config.json + model.safetensors).
         images: folder that the paths in the lists are relative to.
-        out: folder for the results; files of these names are replaced.
+        out: folder for the results; files of these names are replaced, a picture that lacks data is removed.
         pairs: CSV with the columns path_a, path_b and same (1 or 0).
         identification: CSV with the columns path, person and role (gallery or probe), for rank-1.
         occlude: kinds of cover, separated by commas, or all.
@@ -107,37 +101,33 @@ def evaluate(
     known = None if identification is None else read_identification(identification, images)
     if listed is not None:
         _check_pairs(Path(pairs or ""), listed, protocol)
-    cover = _coverer(seed, style, templates)
+    cover = conditions.coverer(seed, style, templates)
     loaded = load_model(model, device, batch_size)
-
-    measured = _Faces(loaded, images, resize, batch_size, cover)
-    sides = _sides(listed, known)
-    scores: Scores = {}
-    hits: Scores = {}
-    for condition in (BARE, *kinds):
-        covered = (
-            set().union(*(sides[name] for name in ("ab" if side == "both" else side))) if kinds else set()
-        )
-        measured.measure(condition, sides["a"] | sides["b"] if condition == BARE else covered)
-        if listed is not None:
-            scores[condition] = _score(loaded, measured, listed, condition, side)
-        if known is not None:
-            hits[condition] = _identify(loaded, measured, known, condition, side)
+    faces = Faces(loaded, images, resize, batch_size, cover)
+    measured = conditions.measure(faces, listed, known, kinds, side, seed)
 
     report: dict[str, Any] = {
         "oaml": __version__,
         "model": {"name": str(model), **asdict(loaded.config)},
         "arguments": arguments,
+        "kinds": kinds,
         "notes": [],
-        "maps": measured.maps,
+        "maps": faces.maps,
     }
     if listed is not None:
-        report["verification"] = _verification(scores, listed, protocol, bootstrap, seed)
-        report["notes"] += _notes(listed)
+        numbers = Numbers(listed, measured, bootstrap, seed)
+        report["verification"] = numbers.verification(protocol)
+        report["frozen_threshold"] = numbers.frozen(loaded.config.thresholds)
+        if kinds:
+            report["pair_classes"] = numbers.pair_classes(report["verification"])
+            report["robustness"] = numbers.robustness()
+            report["shortcuts"] = numbers.shortcuts()
+        report["examples"] = numbers.examples(report["verification"])
+        report["notes"] += _notes(listed, measured)
     if known is not None:
-        report["identification"] = _identification(hits, known, bootstrap, seed)
+        report["identification"] = _identification(measured, known, bootstrap, seed)
     report = _plain(report)
-    _write(report, out, scores, listed, measured, side)
+    _write(report, out, measured, listed)
     return report
 
 
@@ -187,176 +177,262 @@ def _check_pairs(file: Path, pairs: Pairs, protocol: str) -> None:
         raise OamlError(f"{file}: holds {len(pairs)} pairs; protocol lfw needs at least 10, one a fold")
 
 
-def _coverer(seed: int, style: Literal["a", "b"], templates: Path | None) -> Callable[..., Covered]:
-    from oaml.occluders import cover_rng, load_templates, occlude
-
-    pictures = [] if templates is None else load_templates(templates)
-
-    def cover(image: np.ndarray, kind: str, path: str) -> Covered:
-        rng = cover_rng(seed, kind, Path(path).as_posix())
-        return occlude(image, kind, rng, pictures, style=style)
-
-    return cover
-
-
-def _sides(pairs: Pairs | None, known: Identification | None) -> dict[str, set[str]]:
-    """The images on side a (and in the gallery) and on side b (and among the probes)."""
-    a, b = set(), set()
-    if pairs is not None:
-        a.update(pairs.path_a)
-        b.update(pairs.path_b)
-    if known is not None:
-        a.update(known.gallery)
-        b.update(known.probes)
-    return {"a": a, "b": b}
-
-
-# --- measuring ---
-
-
-@dataclass
-class _Covering:
-    """The features of some images under one condition."""
-
-    faces: Templates
-    place: dict[str, int]
-
-
-class _Faces:
-    """Features of the bare images and of those under the latest cover; never of more, to bound memory."""
-
-    def __init__(
-        self, model: Model, images: Path, resize: bool, batch_size: int, cover: Callable[..., Covered]
-    ) -> None:
-        self.model, self.images, self.resize, self.batch_size = model, images, resize, batch_size
-        self.cover = cover
-        self.bare: _Covering | None = None
-        self.latest: _Covering | None = None
-        self.maps: dict[str, dict[str, Any]] = {}
-        """Condition -> how visible faces were and how far off the maps are; goes into the report."""
-        self.examples: dict[str, dict[str, np.ndarray]] = {}
-        """Condition -> path -> predicted map [h,w], for the sheet of maps."""
-
-    def read(self, path: str, condition: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image uint8 [112,112,3] and its true mask [112,112] where a cover was drawn."""
-        image = read_image(self.images / path, resize=self.resize)
-        return (image, None) if condition == BARE else self.cover(image, condition, path)
-
-    def measure(self, condition: str, paths: set[str]) -> None:
-        """Extract the features of the images under the condition and judge their maps."""
-        names = sorted(paths)
-        true: list[np.ndarray] = []
-
-        def stream() -> Iterator[np.ndarray]:
-            for path in names:
-                image, mask = self.read(path, condition)
-                if mask is not None:
-                    assert self.bare is not None  # measured first
-                    true.append(_area_average(mask, tuple(self.bare.faces.visibility.shape[2:])))
-                yield image
-
-        faces = extract(
-            self.model, stream(), len(names), batch_size=self.batch_size, label=f"faces, {condition}"
-        )
-        self.latest = _Covering(faces, {path: i for i, path in enumerate(names)})
-        if condition == BARE:
-            self.bare = self.latest
-        found: dict[str, Any] = {"images": len(names), "visible": float(faces.visible().mean())}
-        # Nothing is known about what covers a photograph; only what was drawn has a true map.
-        found["true_visible"] = float(np.mean(true)) if true else None
-        found["error"] = (
-            float(np.abs(faces.visibility[:, 0].numpy() - np.array(true)).mean()) if true else None
-        )
-        self.maps[condition] = found
-        some = np.unique(np.linspace(0, len(names) - 1, min(8, len(names))).astype(int))
-        self.examples[condition] = {names[i]: faces.visibility[i, 0].numpy().copy() for i in some}
-
-    def side(self, paths: list[str], covered: bool) -> tuple[Templates, np.ndarray]:
-        """The features that hold these images, bare or under the latest cover, and their places in them."""
-        chosen = self.latest if covered else self.bare
-        assert chosen is not None
-        return chosen.faces, np.array([chosen.place[path] for path in paths])
-
-
-def _area_average(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """Mask [H,W] -> mean of each cell, float32 [h,w]; H and W are multiples of h and w."""
-    height, width = grid
-    return mask.reshape(height, mask.shape[0] // height, width, mask.shape[1] // width).mean((1, 3))
-
-
-def _score(model: Model, faces: _Faces, pairs: Pairs, condition: str, side: str) -> dict[str, np.ndarray]:
-    covered = condition != BARE
-    return score_pairs(
-        model,
-        *faces.side(pairs.path_a, covered and side in ("a", "both")),
-        *faces.side(pairs.path_b, covered and side in ("b", "both")),
-        name=lambda i: f"{pairs.path_a[i]} and {pairs.path_b[i]} ({condition})",
-        label=f"pairs, {condition}",
-    )
-
-
-def _identify(
-    model: Model, faces: _Faces, known: Identification, condition: str, side: str
-) -> dict[str, np.ndarray]:
-    """Which probes each score finds, bool [P]; in blocks, so that the scores of all never stand in memory."""
-    covered = condition != BARE
-    gallery, index_g = faces.side(known.gallery, covered and side in ("a", "both"))
-    probes, index_p = faces.side(known.probes, covered and side in ("b", "both"))
-    people_g, people_p = np.array(known.gallery_person), np.array(known.probe_person)
-    hits: dict[str, list[np.ndarray]] = {score: [] for score in TITLES}
-    for start in range(0, len(index_p), PROBE_BLOCK):
-        part = slice(start, start + PROBE_BLOCK)
-        found = score_all(
-            model,
-            probes,
-            index_p[part],
-            gallery,
-            index_g,
-            name=lambda i, start=start: f"{known.probes[start + i]} ({condition})",
-        )
-        for score, values in found.items():
-            hits[score].append(metrics.rank1_hits(values, people_p[part], people_g))
-    return {score: np.concatenate(parts) for score, parts in hits.items()}
-
-
 # --- numbers ---
 
 
-def _verification(scores: Scores, pairs: Pairs, protocol: str, bootstrap: int, seed: int) -> dict[str, Any]:
-    same = labels(pairs)
-    people = [np.array([person_of(path) for path in side]) for side in (pairs.path_a, pairs.path_b)]
-    conditions: dict[str, Any] = {}
-    for condition, by_score in _with_all(scores).items():
-        times = len(next(iter(by_score.values()))) // len(same)
-        conditions[condition] = {}
-        for score, values in by_score.items():
-            summary = metrics.summarise(
+class Numbers:
+    """The numbers of a list of pairs, each method one section of the report."""
+
+    def __init__(self, pairs: Pairs, measured: Measured, resamples: int, seed: int) -> None:
+        self.same, self.measured, self.resamples, self.seed = labels(pairs), measured, resamples, seed
+        people = [person_of(path) for path in (*pairs.path_a, *pairs.path_b)]
+        names, codes = np.unique(people, return_inverse=True)
+        self.people = len(names)
+        self.a, self.b = codes.reshape(2, -1)
+        self.bare = self.pool([measured.asked[BARE]])
+
+    def pool(self, trials: Iterable[Trials]) -> Pool:
+        """Several conditions as one list."""
+        return Pool.of(list(trials), self.same, self.a, self.b)
+
+    def summary(self, values: np.ndarray, pool: Pool, repeats: int) -> dict[str, Any]:
+        """All measures of one score."""
+        return _numbers(
+            metrics.summarise(
                 values,
-                np.tile(same, times),
-                np.tile(people[0], times),
-                np.tile(people[1], times),
-                resamples=bootstrap,
-                seed=seed,
-                repeats=times,
+                pool.same,
+                pool.a,
+                pool.b,
+                resamples=self.resamples,
+                seed=self.seed,
+                repeats=repeats,
             )
-            numbers = _numbers(summary)
-            if protocol == "lfw" and condition != ALL:
-                numbers["kfold"] = _kfold(score, values, same)
-            conditions[condition][score] = numbers
-    return {
-        "same_pairs": int(same.sum()),
-        "different_pairs": int((~same).sum()),
-        "people": len(np.unique(np.concatenate(people))),
-        "false_accepts_needed": metrics.MIN_FALSE_ACCEPTS,
-        "conditions": conditions,
-    }
+        )
+
+    def rates(self, score: str, pool: Pool, threshold: float) -> metrics.Rates:
+        """What one score accepts at a fixed threshold."""
+        return metrics.rates(
+            pool.scores[score],
+            pool.same,
+            threshold,
+            pool.a,
+            pool.b,
+            resamples=self.resamples,
+            seed=self.seed,
+        )
+
+    def verification(self, protocol: str) -> dict[str, Any]:
+        """All measures by condition; `all` is every condition, bare included, as one list under one threshold."""
+        found: dict[str, Any] = {}
+        asked = self.measured.asked
+        for condition, chosen in _with_all(asked).items():
+            pool = self.pool(chosen)
+            found[condition] = {}
+            for score, values in pool.scores.items():
+                found[condition][score] = self.summary(values, pool, len(chosen))
+                if protocol == "lfw" and condition != ALL:
+                    found[condition][score]["kfold"] = _kfold(score, values, self.same)
+        return {
+            "same_pairs": int(self.same.sum()),
+            "different_pairs": int((~self.same).sum()),
+            "people": self.people,
+            "false_accepts_needed": metrics.MIN_FALSE_ACCEPTS,
+            "conditions": found,
+        }
+
+    def pair_classes(self, verification: dict[str, Any]) -> dict[str, Any]:
+        """All measures by class of pairs and kind of cover; every condition has its own threshold."""
+        found: dict[str, Any] = {}
+        for name, by_kind in self.measured.classes.items():
+            found[name] = {}
+            for kind, chosen in _with_all(by_kind).items():
+                if len(chosen) == 1 and chosen[0] is self.measured.asked.get(kind):
+                    known = verification["conditions"][kind]  # these pairs are measured already
+                    found[name][kind] = {
+                        score: {key: value for key, value in numbers.items() if key != "kfold"}
+                        for score, numbers in known.items()
+                    }
+                    continue
+                pool = self.pool(chosen)
+                if pool.same.any() and not pool.same.all():
+                    found[name][kind] = {
+                        score: self.summary(values, pool, len(chosen))
+                        for score, values in pool.scores.items()
+                    }
+        return {
+            "different_pairs_at_most": DIFFERENT_LIMIT,
+            "shared_covers": self.measured.groups,
+            "classes": found,
+        }
+
+    def robustness(self) -> dict[str, Any]:
+        """TAR by covered share, each score at the threshold that bare pairs give it."""
+        thresholds = {score: self.threshold(score, CURVE_FAR) for score in COLUMNS}
+        asked = {kind: trials for kind, trials in self.measured.asked.items() if kind != BARE}
+        found: dict[str, Any] = {
+            "far": CURVE_FAR,
+            "thresholds": thresholds,
+            "same_pairs_needed": metrics.MIN_SAME_PAIRS,
+            "different_pairs_needed": round(metrics.MIN_FALSE_ACCEPTS / CURVE_FAR),
+            "edges": list(metrics.COVERED_SHARES),
+            "bare": None,
+            "kinds": {},
+        }
+        if any(threshold is None for threshold in thresholds.values()):
+            return found
+        found["bare"] = self._point(self.bare, thresholds)
+        for kind, chosen in _with_all(asked).items():
+            pool = self.pool(chosen)
+            bins = metrics.share_bins(pool.share)
+            found["kinds"][kind] = []
+            for number in range(len(metrics.COVERED_SHARES) - 1):
+                part = pool.part((bins == number) & pool.same)
+                if len(part.same):
+                    edges = list(metrics.COVERED_SHARES[number : number + 2])
+                    found["kinds"][kind].append({"covered": edges, **self._point(part, thresholds)})
+        return found
+
+    def _point(self, pool: Pool, thresholds: dict[str, Any]) -> dict[str, Any]:
+        pool = pool.part(pool.same)
+        tar: dict[str, Any] = {}
+        for score, threshold in thresholds.items():
+            rates = self.rates(score, pool, threshold)
+            tar[score] = {"tar": rates.tar, "interval": rates.tar_interval and list(rates.tar_interval)}
+        return {
+            "share": float(pool.share.mean()),
+            "same_pairs": len(pool.same),
+            "sufficient": len(pool.same) >= metrics.MIN_SAME_PAIRS,
+            "scores": tar,
+        }
+
+    def threshold(self, score: str, far: float) -> float | None:
+        """Threshold on the bare pairs of the list; None where they are too few for this FAR."""
+        if not metrics.enough_negatives(int((~self.same).sum()), far):
+            return None
+        return metrics.tar_at_far(self.bare.scores[score], self.same, far).threshold
+
+    def frozen(self, stored: dict[str, float]) -> dict[str, Any]:
+        """FAR and TAR by class and covered share at one threshold that stays as it is.
+
+        Args:
+            stored: FAR -> threshold of the fused score, from the model's config.
+        """
+        own = stored.get(f"{FROZEN_FAR:g}")
+        scores: dict[str, Any] = {}
+        for score, model in (("fused", own), ("cosine", None)):
+            threshold = self.threshold(score, FROZEN_FAR) if model is None else float(model)
+            scores[score] = {
+                "threshold": threshold,
+                "source": "bare pairs of this list" if model is None else "model",
+                "rows": [] if threshold is None else [*self._rows(score, threshold)],
+            }
+        return {
+            "far": FROZEN_FAR,
+            "expected_needed": metrics.MIN_EXPECTED,
+            "same_pairs_needed": metrics.MIN_SAME_PAIRS,
+            "different_pairs_needed": round(metrics.MIN_FALSE_ACCEPTS / FROZEN_FAR),
+            "scores": scores,
+        }
+
+    def _rows(self, score: str, threshold: float) -> Iterable[dict[str, Any]]:
+        for name, by_kind in self.measured.classes.items():
+            if not by_kind:
+                continue
+            pool = self.pool(by_kind.values())
+            yield self._row(name, None, score, pool, threshold)
+            if name == "bare-covered":
+                bins = metrics.share_bins(pool.share)
+                for number in np.unique(bins):
+                    edges = list(metrics.COVERED_SHARES[number : number + 2])
+                    yield self._row(name, edges, score, pool.part(bins == number), threshold)
+
+    def _row(
+        self, name: str, covered: list[float] | None, score: str, pool: Pool, threshold: float
+    ) -> dict[str, Any]:
+        rates = self.rates(score, pool, threshold)
+        enough = metrics.enough_expected(rates.different_pairs, FROZEN_FAR)
+        far, interval = (rates.far, rates.far_interval) if enough else (None, None)
+        return {
+            "class": name,
+            "covered": covered,
+            "different_pairs": rates.different_pairs,
+            "expected_false_accepts": rates.different_pairs * FROZEN_FAR,
+            "far": far,
+            "far_interval": interval and list(interval),
+            "ratio": None if far is None else far / FROZEN_FAR,
+            "same_pairs": rates.same_pairs,
+            "tar": rates.tar,
+            "tar_interval": rates.tar_interval and list(rates.tar_interval),
+        }
+
+    def shortcuts(self) -> dict[str, Any]:
+        """Whether covers alone, or how little is visible, say who somebody is."""
+        own = self.measured.classes["covered-covered"]
+        controls: dict[str, Any] = {}
+        for kind, chosen in _with_all(own).items():
+            pool = self.pool(chosen)
+            controls[kind] = {}
+            for name in ("maps_alike", "covers_alike"):
+                values = np.concatenate([getattr(trials, name) for trials in chosen])
+                summary = self.summary(values, pool, len(chosen))
+                interval = summary["auc_interval"]
+                controls[kind][name] = {
+                    "auc": summary["auc"],
+                    "interval": interval,
+                    "at_chance": None if interval is None else bool(interval[0] <= 0.5 <= interval[1]),
+                }
+        tails = {}
+        classes = self.measured.classes
+        for name, chosen in (
+            ("own covers", [t for c in list(classes)[:3] for t in classes[c].values()]),
+            ("same cover", list(classes["same-cover"].values())),
+        ):
+            if chosen:
+                tails[name] = self._tail(self.pool(chosen))
+        return {"controls": controls, "tail": {"quantile": TAIL, "score": "fused", "areas": tails}}
+
+    def _tail(self, pool: Pool) -> dict[str, Any]:
+        """High scores of two people by the area that both show."""
+        bins = metrics.share_bins(pool.visible, metrics.VISIBLE_SHARES)
+        rows = []
+        for number in range(len(metrics.VISIBLE_SHARES) - 1):
+            values = pool.scores["fused"][(bins == number) & ~pool.same]
+            enough = metrics.enough_negatives(len(values), 1 - TAIL)
+            rows.append(
+                {
+                    "visible": list(metrics.VISIBLE_SHARES[number : number + 2]),
+                    "different_pairs": len(values),
+                    "score": float(np.quantile(values, TAIL)) if enough else None,
+                }
+            )
+        known = [row["score"] for row in rows if row["score"] is not None]
+        rises = known[0] > known[-1] if len(known) > 1 else None
+        return {"rows": rows, "rises_as_the_area_shrinks": rises}
+
+    def examples(self, verification: dict[str, Any]) -> dict[str, Any]:
+        """Paths and scores of the best and worst pairs, bare and under the kind with the lowest AUC of the fused score."""
+        kinds = [kind for kind in self.measured.asked if kind != BARE]
+        hardest = min(kinds, key=lambda kind: verification["conditions"][kind]["fused"]["auc"], default=None)
+        shown = [BARE, *([hardest] if hardest else [])]
+        return {
+            condition: {
+                group: [
+                    {
+                        key: getattr(pair, key)
+                        for key in ("path_a", "path_b", "condition_a", "condition_b", "score")
+                    }
+                    for pair in found
+                ]
+                for group, found in self.measured.asked[condition].examples.items()
+            }
+            for condition in shown
+        }
 
 
-def _with_all(scores: Scores) -> Scores:
-    """Adds all conditions, bare included, as one list: what a single threshold for everybody achieves."""
-    if len(scores) == 1:
-        return scores
-    return {**scores, ALL: {score: np.concatenate([by[score] for by in scores.values()]) for score in TITLES}}
+def _with_all(by_kind: dict[str, Trials]) -> dict[str, list[Trials]]:
+    """Adds all conditions as one list where there are several."""
+    found = {kind: [trials] for kind, trials in by_kind.items()}
+    return found if len(found) < 2 else {**found, ALL: list(by_kind.values())}
 
 
 def _numbers(summary: metrics.Summary) -> dict[str, Any]:
@@ -394,34 +470,39 @@ def _kfold(score: str, values: np.ndarray, same: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _identification(hits: Scores, known: Identification, bootstrap: int, seed: int) -> dict[str, Any]:
+def _identification(measured: Measured, known: Identification, bootstrap: int, seed: int) -> dict[str, Any]:
     people = np.array(known.probe_person)
-    conditions: dict[str, Any] = {}
-    for condition, by_score in hits.items():
-        conditions[condition] = {}
-        for score, found in by_score.items():
-            interval = metrics.bootstrap_mean(found, people, bootstrap, seed)
-            conditions[condition][score] = {
-                "rank1": float(found.mean()),
-                "interval": interval and list(interval),
-            }
+    found: dict[str, Any] = {}
+    for condition, by_score in measured.hits.items():
+        found[condition] = {}
+        for score, hits in by_score.items():
+            interval = metrics.bootstrap_mean(hits, people, bootstrap, seed)
+            found[condition][score] = {"rank1": float(hits.mean()), "interval": interval and list(interval)}
     return {
         "gallery": len(known.gallery),
         "probes": len(known.probes),
         "people": len(set(known.gallery_person)),
-        "conditions": conditions,
+        "conditions": found,
     }
 
 
-def _notes(pairs: Pairs) -> list[str]:
+def _notes(pairs: Pairs, measured: Measured) -> list[str]:
+    notes = []
     within = [person_of(a) == person_of(b) for a, b in zip(pairs.path_a, pairs.path_b, strict=True)]
     odd = int((np.array(within) != labels(pairs)).sum())
-    if not odd:
-        return []
-    return [
-        f"{odd} of {len(pairs)} pairs disagree with the folders (one person in two of them, or two in one); "
-        "the intervals take each folder for one person"
-    ]
+    if odd:
+        notes.append(
+            f"{odd} of {len(pairs)} pairs disagree with the folders (one person in two of them, or two in one); "
+            "the intervals take each folder for one person"
+        )
+    for name, by_kind in measured.classes.items():
+        counts = {int((~labels(pairs)[t.rows]).sum()) for t in by_kind.values()}
+        if counts == {DIFFERENT_LIMIT} and (~labels(pairs)).sum() > DIFFERENT_LIMIT:
+            notes.append(
+                f"{page.PAIR_CLASSES[name]}: a random {DIFFERENT_LIMIT:,} of the pairs of two people (seeded), "
+                "all pairs of one person"
+            )
+    return notes
 
 
 def _plain(value: Any) -> Any:
@@ -438,70 +519,146 @@ def _plain(value: Any) -> Any:
 # --- results ---
 
 
-def _write(
-    report: dict[str, Any],
-    out: Path,
-    scores: Scores,
-    pairs: Pairs | None,
-    faces: _Faces,
-    side: str,
-) -> None:
+def _write(report: dict[str, Any], out: Path, measured: Measured, pairs: Pairs | None) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from oaml import drawing
-
-    text = [f"# {report['model']['name']}\n"]
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a file has no width, and 80 would cut numbers
-    for title, header, rows in _tables(report):
-        table = Table(*header)
-        last = ""
-        for row in rows:
-            if last and row[0] != last:
-                table.add_section()
-            # the interval goes below its number, or the table is wider than a terminal
-            table.add_row(
-                "" if row[0] == last else row[0], row[1], *(c.replace(" (", "\n(") for c in row[2:])
-            )
-            last = row[0]
-        console.print(title, markup=False, highlight=False)
-        console.print(table)
-        text += [title + "\n", _markdown(header, rows)]
+    tables = page.tables(report)
+    page.show(console, [table for table in tables if table.key in page.SHORT])
     for note in report["notes"]:
         console.print(f"note: {note}", style="yellow", markup=False)
-        text.append(f"Note: {note}\n")
+    text = [f"# {report['model']['name']}\n", *map(page.markdown, tables)]
+    text += [f"Note: {note}\n" for note in report["notes"]]
 
-    covered = {"a": "first image", "b": "second image", "both": "both images"}[side]
+    pictures = _draw(report, out, measured, pairs)
+    _write_text(out / "table.md", "\n".join(text))
+    _write_text(out / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    written = _write_text(out / "report.html", page.html(report, pictures))
+    console.print(f"the page: {written}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _write_text(path: Path, text: str) -> Path:
+    return write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _draw(report: dict[str, Any], out: Path, measured: Measured, pairs: Pairs | None) -> dict[str, Path]:
+    """Write all pictures that there is something for; one of an earlier run that isn't drawn again is removed."""
+    from oaml import drawing
+
+    names = ("roc.png", "scores.png", "robustness.png", "pairs.png", "maps.png")
+    drawn = {"maps.png": _draw_maps(out / "maps.png", measured.faces)}
     if pairs is not None:
         same = labels(pairs)
-        drawn = {
-            _name(condition): {TITLES[score]: values for score, values in by_score.items()}
-            for condition, by_score in _with_all(scores).items()
-        }
-        counts = f"{same.sum():,} pairs of one person, {(~same).sum():,} of two"
-        if len(scores) > 1:
-            counts += f"; {covered} covered"
-        everything = {
-            condition: {
-                score: (values, np.tile(same, len(values) // len(same))) for score, values in by.items()
+        by_condition = {
+            page.condition_name(condition): {
+                TITLES[score]: (
+                    np.concatenate([t.scores[score] for t in chosen]),
+                    np.tile(same, len(chosen)),
+                )
+                for score in COLUMNS
             }
-            for condition, by in drawn.items()
+            for condition, chosen in _with_all(measured.asked).items()
         }
-        curves = {
-            c: {score: metrics.roc(*pair) for score, pair in by.items()} for c, by in everything.items()
-        }
-        drawing.draw_roc(out / "roc.png", curves, title=f"Who is accepted, by score\n{counts}")
-        drawing.draw_histograms(out / "scores.png", everything, title=f"Scores of pairs: {counts}")
-    _draw_maps(out / "maps.png", faces)
-    write_file(out / "table.md", lambda temporary: temporary.write_text("\n".join(text), encoding="utf-8"))
-    content = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    write_file(out / "report.json", lambda temporary: temporary.write_text(content, encoding="utf-8"))
-    console.print(f"written to {out}", markup=False, highlight=False)
+        covered = {"a": "first image", "b": "second image", "both": "both images"}[
+            report["arguments"]["side"]
+        ]
+        counts = f"{same.sum():,} pairs of one person, {(~same).sum():,} of two"
+        counts += f"; {covered} covered" * (len(measured.asked) > 1)
+        curves = {c: {s: metrics.roc(*pair) for s, pair in by.items()} for c, by in by_condition.items()}
+        drawn["roc.png"] = drawing.draw_roc(
+            out / "roc.png", curves, title=f"Who is accepted, by score\n{counts}"
+        )
+        lines = _lines(report)
+        drawn["scores.png"] = drawing.draw_histograms(
+            out / "scores.png",
+            by_condition,
+            title=f"Scores of pairs: {counts}" + "\ndashed: one threshold for all conditions" * bool(lines),
+            thresholds=lines,
+        )
+        drawn["pairs.png"] = _draw_pairs(out / "pairs.png", report, measured)
+        panels = _panels(report)
+        if panels:
+            drawn["robustness.png"] = drawing.draw_robustness(
+                out / "robustness.png",
+                panels,
+                title=f"Who is accepted by how much is covered, at the bare threshold of FAR 1e-2\n{counts}; "
+                f"hollow: fewer than {metrics.MIN_SAME_PAIRS} pairs",
+                edges=metrics.COVERED_SHARES,
+            )
+    for name in names:
+        if name not in drawn:
+            (out / name).unlink(missing_ok=True)
+    return {name: drawn[name] for name in names if name in drawn}
 
 
-def _draw_maps(path: Path, faces: _Faces) -> None:
+def _lines(report: dict[str, Any]) -> dict[str, tuple[float, str]]:
+    """The threshold of each score that the histograms show: the model's own, or that of the bare pairs."""
+    lines = {}
+    for score, numbers in report["verification"]["conditions"][BARE].items():
+        point = numbers["tar_at_far"][f"{CURVE_FAR:g}"]
+        if point and point["threshold"] is not None:
+            lines[TITLES[score]] = (point["threshold"], "FAR 1e-2, bare")
+    own = report["frozen_threshold"]["scores"]["fused"]
+    if own["source"] == "model":
+        lines[TITLES["fused"]] = (own["threshold"], "FAR 1e-3, model's own")
+    return lines
+
+
+def _panels(report: dict[str, Any]) -> dict[str, dict[str, list[SharePoint]]]:
+    """The robustness curves as they are drawn; each starts at the bare pairs."""
+    found = report.get("robustness")
+    if not found or found["bare"] is None:
+        return {}
+    from oaml.drawing import SharePoint
+
+    return {
+        "all kinds" if kind == "all" else kind: {
+            title: [
+                SharePoint(p["share"], p["scores"][s]["tar"], p["scores"][s]["interval"], p["sufficient"])
+                for p in (found["bare"], *points)
+            ]
+            for s, title in TITLES.items()
+        }
+        for kind, points in found["kinds"].items()
+    }
+
+
+def _draw_pairs(path: Path, report: dict[str, Any], measured: Measured) -> Path:
+    from oaml.drawing import PairRow, draw_pair_sheet
+
+    def face(path: str, condition: str) -> np.ndarray:
+        bare, covered = measured.faces.read(path, condition)
+        return bare if covered is None else covered.image
+
+    blocks = {
+        condition if condition == BARE else f"{condition} (the hardest cover)": {
+            group: [
+                PairRow(
+                    face(pair.path_a, pair.condition_a),
+                    pair.map_a,
+                    face(pair.path_b, pair.condition_b),
+                    pair.map_b,
+                    f"fused {pair.score:.2f}\n{_brief(pair.path_a)}\n{_brief(pair.path_b)}",
+                )
+                for pair in found
+            ]
+            for group, found in measured.asked[condition].examples.items()
+        }
+        for condition in report["examples"]
+    }
+    title = "Best and worst pairs: either face and its predicted map (bright = visible, dark = covered)"
+    return draw_pair_sheet(path, blocks, title=title)
+
+
+def _brief(path: str, length: int = 34) -> str:
+    """The end of a path, without characters that can't be printed."""
+    shown = "".join(c if c.isprintable() else "?" for c in path)
+    return shown if len(shown) <= length else "..." + shown[3 - length :]
+
+
+def _draw_maps(path: Path, faces: Faces) -> Path:
     from oaml.drawing import draw_map_sheet
 
     each = max(2, 8 // len(faces.examples))
@@ -509,91 +666,9 @@ def _draw_maps(path: Path, faces: _Faces) -> None:
     for number, (condition, examples) in enumerate(faces.examples.items()):
         # other faces for every condition: more people are seen
         for name in list(np.roll(list(examples), -number * each))[:each]:
-            image, mask = faces.read(name, condition)
+            image, covered = faces.read(name, condition)
             predicted = examples[name]
-            true = None if mask is None else _area_average(mask, predicted.shape)
-            rows.append((image, true, predicted))
+            true = None if covered is None else conditions.area_average(covered.mask, predicted.shape)
+            rows.append((image if covered is None else covered.image, true, predicted))
             names.append(condition)
-    draw_map_sheet(path, rows, title="What the network takes for visible", names=names)
-
-
-def _name(condition: str) -> str:
-    return "all, one threshold" if condition == ALL else condition
-
-
-def _tables(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and rows of everything there is to tabulate."""
-    if "verification" in report:
-        found = report["verification"]
-        every = [numbers for by_score in found["conditions"].values() for numbers in by_score.values()]
-        fars = [far for far in every[0]["tar_at_far"] if any(numbers["tar_at_far"][far] for numbers in every)]
-        folded = "kfold" in every[0]
-        rows = []
-        for condition, by_score in found["conditions"].items():
-            for score, numbers in by_score.items():
-                points = [numbers["tar_at_far"][far] for far in fars]
-                folds = numbers.get("kfold")
-                rows.append(
-                    [
-                        _name(condition),
-                        TITLES[score],
-                        *(_value(p["tar"], p["interval"]) if p else "insufficient data" for p in points),
-                        _value(numbers["auc"], numbers["auc_interval"]),
-                        _value(numbers["eer"], numbers["eer_interval"]),
-                        *([f"{folds['mean']:.3f} ±{folds['std']:.3f}" if folds else ""] if folded else []),
-                    ]
-                )
-        names = [f"TAR@FAR {_short(far)}" for far in fars]
-        header = ["condition", "score", *names, "AUC", "EER", *(["10-fold accuracy"] if folded else [])]
-        title = (
-            f"Verification: {found['same_pairs']:,} pairs of one person, {found['different_pairs']:,} "
-            f"of two, {found['people']:,} people; bare = as photographed; brackets: 95 % intervals by person."
-        )
-        for far in every[0]["tar_at_far"]:
-            if far not in fars:
-                needed = round(found["false_accepts_needed"] / float(far))
-                title += f" FAR {_short(far)}: insufficient data, needs {needed:,} pairs of two people."
-        yield title, header, rows
-    if "identification" in report:
-        found = report["identification"]
-        rows = [
-            [condition, TITLES[score], _value(numbers["rank1"], numbers["interval"])]
-            for condition, by_score in found["conditions"].items()
-            for score, numbers in by_score.items()
-        ]
-        title = (
-            f"Identification: {found['probes']:,} probes in a gallery of {found['gallery']:,} images of "
-            f"{found['people']:,} people"
-        )
-        yield title, ["condition", "score", "rank-1"], rows
-    rows = []
-    for condition, numbers in report["maps"].items():
-        values = [numbers[key] for key in ("visible", "true_visible", "error")]
-        rows.append(
-            [condition, f"{numbers['images']:,}", *("not known" if v is None else f"{v:.3f}" for v in values)]
-        )
-    title = "Visibility maps: mean over all cells, and mean absolute error against the drawn masks"
-    yield title, ["condition", "images", "predicted visible", "truly visible", "mean absolute error"], rows
-
-
-def _value(value: float, interval: list[float] | None) -> str:
-    return _number(value) + (f" ({_number(interval[0])}-{_number(interval[1])})" if interval else "")
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0")
-
-
-def _short(far: str) -> str:
-    """0.01 -> 1e-2."""
-    return f"{float(far):.0e}".replace("e-0", "e-")
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table that also reads well as plain text."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *rows]
-    padded = (
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines
-    )
-    return "\n".join(padded) + "\n"
+    return draw_map_sheet(path, rows, title="What the network takes for visible", names=names)

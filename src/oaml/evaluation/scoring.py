@@ -157,6 +157,7 @@ def score_all(
     gallery: Templates,
     index_g: np.ndarray,
     *,
+    plain: bool = True,
     chunk: int = 128,
     name: Callable[[int], str] = "probe {}".format,
 ) -> dict[str, np.ndarray]:
@@ -165,6 +166,7 @@ def score_all(
     Args:
         probes, gallery: from `extract` with this model.
         index_p, index_g: int [P] and [G], which of their faces take part.
+        plain: as in `score_pairs`.
         chunk: gallery faces compared at a time.
         name: what to call probe i in an error.
 
@@ -182,13 +184,11 @@ def score_all(
 
     def one_block(start: int) -> dict[str, np.ndarray]:
         right = gallery[torch.from_numpy(index_g[start : start + chunk])].to(device)
-        return {
-            name: values.cpu().numpy() for name, values in model.compare_all(left, right, plain=True).items()
-        }
+        return {name: values.cpu().numpy() for name, values in model.compare_all(left, right, plain).items()}
 
     with _workers(device.type) as run:
         blocks = list(run(one_block, range(0, len(index_g), chunk)))
-    scores = {column: np.concatenate([block[column] for block in blocks], 1) for column in COLUMNS}
+    scores = {column: np.concatenate([block[column] for block in blocks], 1) for column in blocks[0]}
     for column, values in scores.items():
         _need_finite(column, values.sum(1), name)
     return scores
