@@ -16,11 +16,13 @@ from oaml.datasets.people import DrawnFolder
 from oaml.demo import PEOPLE, demo, demo_config
 from oaml.errors import OamlError
 from oaml.evaluation.metrics import tar_at_far
+from oaml.evaluation.scoring import extract
 from oaml.losses import align_mask, balanced_matching_loss, same_person
 from oaml.model import Model
 from oaml.net import FaceOutput
 from oaml.occluders import Covered, occlude
 from oaml.qaconv import QAConv
+from oaml.template import COLUMNS
 from oaml.train_val import TrainConfig, train
 
 KINDS = ("niqab", "mask", "sunglasses", "patch")
@@ -51,9 +53,8 @@ def unseen(people: int = 50, shots: int = 4) -> tuple[np.ndarray, np.ndarray, np
 def bare_tar(model: Model) -> dict[str, float]:
     images, labels, gallery, probes = unseen()
     same = labels[probes][:, None] == labels[gallery][None]
-    p, g = see(model, [images[i] for i in probes]), see(model, [images[i] for i in gallery])
-    matched = model.matcher.match(p.features, g.features, p.visibility, g.visibility)
-    return {"cosine": accepted(p.embedding @ g.embedding.T, same), "matcher": accepted(matched, same)}
+    p, g = (extract(model, (images[i] for i in places), len(places)) for places in (probes, gallery))
+    return {name: accepted(scores, same) for name, scores in model.compare_all(p, g).items()}
 
 
 def trained(out: Path, change: Callable[[TrainConfig], None] = lambda config: None) -> Model:
@@ -80,8 +81,8 @@ def test_shuffled_labels_cost_tar(right: Model, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(DataConfig, "load_people", shuffled)
     expected, wrong = bare_tar(right), bare_tar(trained(tmp_path / "run"))
-    assert expected["cosine"] - wrong["cosine"] >= 0.1, (expected, wrong)
-    assert expected["matcher"] - wrong["matcher"] >= 0.1, (expected, wrong)
+    for score in ("cosine", "qaconv_visibility", "joint", "fused"):
+        assert expected[score] - wrong[score] >= 0.1, (score, expected, wrong)
 
 
 def matcher_on_true_maps(model: Model, weights: bool, steps: int = 100) -> QAConv:
@@ -145,14 +146,19 @@ def test_training_without_occlusion_weights_costs_tar(right: Model) -> None:
     assert found[True] - found[False] >= 0.08, found
 
 
-def test_the_demo_trains_evaluates_and_draws(tmp_path: Path) -> None:
+def test_the_demo_trains_evaluates_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     demo(out=tmp_path / "demo", steps=2)
+    last_lines = "".join(capsys.readouterr().out.rpartition("Drawn people are a test pattern")[1:])
     report = json.loads((tmp_path / "demo" / "report" / "report.json").read_text())
     conditions = report["verification"]["conditions"]
     assert set(conditions) >= {"bare", *KINDS}
-    assert set(conditions["niqab"]) == {"cosine", "qaconv", "qaconv_visibility"}
-    assert 0 <= conditions["niqab"]["cosine"]["auc"] <= 1
-    for name in ("roc.png", "scores.png", "maps.png"):
+    assert tuple(conditions["niqab"]) == COLUMNS
+    assert all(0 <= conditions["niqab"][score]["auc"] <= 1 for score in COLUMNS)
+    for name in ("report.html", "robustness.png", "roc.png", "scores.png", "pairs.png", "maps.png"):
         assert (tmp_path / "demo" / "report" / name).stat().st_size > 5000
+        assert name in last_lines
+    assert str(tmp_path / "demo" / "report" / "report.html") in last_lines
+    assert (tmp_path / "demo" / "training" / "last" / "config.json").is_file()
+    assert str(tmp_path / "demo" / "training" / "last") in last_lines
     with pytest.raises(OamlError, match="not empty"):
         demo(out=tmp_path / "demo", steps=2)

@@ -83,7 +83,7 @@ def face_of(picture: np.ndarray, x: int, y: int) -> np.ndarray:
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    "net", [{"stage": 4}, {"stage": 3}, {"occlusion_stage": 3}, {"occlusion_stage": 3, "branch": True}]
+    "net", [{"stage": 4}, {"stage": 3}, {"occlusion_stage": 3}, {"occlusion_stage": 3, "branch": "stage"}]
 )
 def test_the_parts_add_up(net: dict[str, Any], faces: tuple[np.ndarray, np.ndarray]) -> None:
     model = small(**net)

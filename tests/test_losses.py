@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
@@ -253,8 +254,13 @@ def test_guard_names_step_term_and_files(bad: float) -> None:
     check_finite(terms, 1, [])
 
 
-@pytest.mark.parametrize("name", ["ada", "qaconv", "occlusion"])
+@pytest.mark.parametrize("name", ["ada", "qaconv", "occlusion", "joint"])
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_wrong_weights(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^weights\.{name}:"):
         LossWeights(**{name: value})
+
+
+def test_every_term_has_a_voice_by_default() -> None:
+    assert asdict(LossWeights()) == {"ada": 1, "qaconv": 1, "occlusion": 1, "joint": 1}
+    assert LossWeights(joint=0).joint == 0  # switched off

@@ -15,10 +15,11 @@ from PIL import Image
 import oaml
 from oaml import train_val
 from oaml.errors import OamlError
-from oaml.main import COMMANDS, main
+from oaml.main import COMMANDS, main, parser_of
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.y*ml"))
+WITHOUT_OUTPUT = {"verify"}  # answers on the terminal
 HEAVY = ("torch", "numpy", "lightning", "kornia", "cv2", "jsonargparse", "matplotlib", "PIL")
 
 
@@ -69,6 +70,35 @@ def test_nothing_heavy_is_imported(arguments: tuple[str, ...]) -> None:
     assert not imported(*arguments) & set(HEAVY)
 
 
+PRINT_POLICY = """
+import os, sys
+import oaml.main
+before = os.environ.get("OMP_WAIT_POLICY")
+sys.argv = ["oaml", "--version"]
+oaml.main.main({arguments})
+assert "torch" not in sys.modules
+print(before, os.environ.get("OMP_WAIT_POLICY"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "found"),
+    [
+        ("", None, "None passive"),  # the command line: sys.argv
+        ("", "active", "active active"),  # the user's own choice stays
+        ("['--version']", None, "None None"),  # a program that calls a command keeps its environment
+    ],
+)
+def test_waiting_threads_rest_on_the_command_line(
+    arguments: str, given: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    result = python("-c", PRINT_POLICY.format(arguments=arguments))
+    assert result.stdout.splitlines()[1:] == [found], result.stderr
+
+
 # --- calls
 
 
@@ -90,7 +120,7 @@ def test_help_of_every_command(name: str, capsys: pytest.CaptureFixture[str]) ->
     shown = " ".join(capsys.readouterr().out.split())
     assert f"usage: oaml {name}" in shown
     assert COMMANDS[name].summary.partition(":")[0] in shown
-    assert "--out" in shown
+    assert ("--out OUT" in shown) == (name not in WITHOUT_OUTPUT)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -117,6 +147,7 @@ def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--out", "x", "--data.drawn_people", "4", "--learning_rate", "1"], "learning_rate"),
         (["train", "--out", "x", "--data.drawn_people", "4", "--head.kind", "softmax"], "head.kind"),
         (["train", "--out", "x", "--data.drawn_people", "4", "--steps", "0"], "steps"),
+        (["train", "--out", "x", "--data.drawn_people", "4", "--weights.joint", "-1"], "weights.joint"),
         (["train", "--out", "x", "--data.drawn_people", "4", "--data.identities", "1"], "data.identities"),
         (["train", "--out", "x"], "data.people"),
         (["train", "--data.drawn_people", "4"], "out"),
@@ -193,6 +224,86 @@ def test_configurations_that_come_along(path: Path, monkeypatch: pytest.MonkeyPa
     code, config = trained_with(monkeypatch, *arguments)
     assert code == 0
     assert isinstance(config, train_val.TrainConfig)
+
+
+# --- lists
+
+
+ADAPT = ["--backbone", "weights.pth", "--out", "runs/adapted"]
+
+
+def adapted_with(*arguments: str) -> Any:
+    """The options of `oaml adapt`, without adapting."""
+    return parser_of("adapt")[0].parse_args([*ADAPT, *arguments])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--occluders", "niqab", "mask", "--people", "faces"],
+        ["--people", "faces", "--occluders", "niqab", "mask"],
+        ["--occluders=niqab", "mask", "--people", "faces"],
+        ["--occluders", '["niqab", "mask"]', "--people", "faces"],
+        ["--occluders=[niqab, mask]", "--people", "faces"],
+        ["--occluders", "hand", "--people", "faces", "--occluders", "niqab", "mask"],  # the last one counts
+        ["--people", "faces", "--occluders", "niqab", "--occluders+", "mask"],
+    ],
+)
+def test_a_list_is_all_words_up_to_the_next_flag(arguments: list[str]) -> None:
+    parsed = adapted_with(*arguments)
+    assert parsed.occluders == ["niqab", "mask"]
+    assert parsed.people == Path("faces")
+    assert parsed.masks == []
+
+
+def test_words_of_a_list_stay_words() -> None:
+    parsed = adapted_with("--people", "faces", "--masks", "my masks", "2024", "null", "a,b", "--resize")
+    assert parsed.masks == [Path("my masks"), Path("2024"), Path("null"), Path("a,b")]
+    assert parsed.resize is True
+    assert adapted_with("--people", "faces", "--masks", "niqab/").masks == [Path("niqab")]
+    assert adapted_with("--people", "faces", "--masks", "[]").masks == []
+
+
+def test_lists_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.yaml").write_text("data: {masks: [of/the/file], kinds: [hand]}\n")
+    code, config = trained_with(
+        monkeypatch,
+        *("--config", str(tmp_path / "a.yaml"), "--data.people", "faces", "--out", "runs/x"),
+        *("--data.masks", "niqab", "hats", "--optimiser.milestones", "0.25", "0.5", "--steps", "7"),
+    )
+    assert code == 0
+    assert config.data.masks == [Path("niqab"), Path("hats")]
+    assert config.data.kinds == ["hand"]
+    assert config.optimiser.milestones == [0.25, 0.5]
+    assert config.steps == 7
+
+
+def test_the_help_shows_that_a_list_takes_several_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["adapt", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "[--masks MASKS ...]" in shown
+    assert "[--occluders OCCLUDERS ...]" in shown
+
+
+@pytest.mark.parametrize("arguments", [["--occluders"], ["--occluders", "--seed", "1"], ["--occluders="]])
+def test_a_list_flag_without_a_word_is_a_wrong_call(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["adapt", *ADAPT, "--people", "faces", *arguments]) == 2
+    assert "--occluders: names nothing" in capsys.readouterr().err.rpartition("error:")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"), [(["niqab", "wig"], "'wig'"), (["niqab mask"], "'niqab mask'"), (["[]"], "no kind")]
+)
+def test_occluders_that_are_none(
+    words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "adapted"
+    paths = ["--backbone", str(tmp_path / "w.pth"), "--people", str(tmp_path / "faces"), "--out", str(out)]
+    assert main(["adapt", *paths, "--occluders", *words]) == 1
+    one_line(capsys, "oaml adapt: --occluders", named, "niqab, mask, sunglasses, scarf, hand, patch")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- bad input

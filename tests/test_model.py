@@ -94,7 +94,7 @@ def folder(model: Model, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "net", [{"stage": 3}, {"stage": 4}, {"occlusion_stage": 3}, {"occlusion_stage": 3, "branch": True}]
+    "net", [{"stage": 3}, {"stage": 4}, {"occlusion_stage": 3}, {"occlusion_stage": 3, "branch": "stage"}]
 )
 def test_round_trip(tmp_path: Path, net: dict[str, Any]) -> None:
     original = small(**net)
@@ -279,9 +279,9 @@ def test_missing_and_unknown_weights_are_listed(folder: Path) -> None:
 
 
 def test_damaged_branch_description(folder: Path) -> None:
-    edit_config(folder, net={"architecture": "ir_mini", "embedding_size": 16, "branch": True})
+    edit_config(folder, net={"architecture": "ir_mini", "embedding_size": 16, "branch": "stage"})
     refused(folder, "config.json", "branch", "occlusion_stage 3")
-    net = {"architecture": "ir_mini", "embedding_size": 16, "branch": True, "occlusion_stage": 3}
+    net = {"architecture": "ir_mini", "embedding_size": 16, "branch": "stage", "occlusion_stage": 3}
     edit_config(folder, net=net)
     refused(folder, "model.safetensors", "does not belong to config.json", "net.branch")
 
@@ -290,7 +290,7 @@ def test_damaged_branch_description(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("net", "grid"), [({"stage": 4}, 7), ({"stage": 3}, 14), ({"occlusion_stage": 3, "branch": True}, 7)]
+    ("net", "grid"), [({"stage": 4}, 7), ({"stage": 3}, 14), ({"occlusion_stage": 3, "branch": "stage"}, 7)]
 )
 def test_extract(net: dict[str, Any], grid: int) -> None:
     model = small(**net)

@@ -239,8 +239,8 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
         ("dropout", {"dropout": 1.0}),
         ("occlusion_stage", {"occlusion_stage": 2}),
         ("occlusion_stage", {"stage": 3, "occlusion_stage": 4}),  # no cells of 7 for a map of 14
-        ("branch", {"branch": True}),
-        ("branch", {"branch": True, "occlusion_stage": 4}),
+        ("branch", {"branch": "stage"}),
+        ("branch", {"branch": "stage", "occlusion_stage": 4}),
     ],
 )
 def test_config_errors_name_the_field(field: str, settings: dict[str, Any]) -> None:
@@ -255,8 +255,8 @@ def test_config_errors_name_the_field(field: str, settings: dict[str, Any]) -> N
         ({"stage": 3}, 3),
         ({"occlusion_stage": 3}, 3),
         ({"occlusion_stage": 4}, 4),
-        ({"stage": 3, "occlusion_stage": 3, "branch": True}, 3),
-        ({"stage": 3, "branch": True}, 3),
+        ({"stage": 3, "occlusion_stage": 3, "branch": "stage"}, 3),
+        ({"stage": 3, "branch": "stage"}, 3),
     ],
 )
 def test_stage_of_the_occlusion_head(settings: dict[str, Any], stage: int) -> None:
@@ -290,7 +290,7 @@ def with_statistics(module: nn.Module, seed: int = 0) -> Any:
 
 def branched(**settings: Any) -> Net:
     torch.manual_seed(0)
-    made = config("ir_mini", embedding_size=16, occlusion_stage=3, branch=True, **settings)
+    made = config("ir_mini", embedding_size=16, occlusion_stage=3, branch="stage", **settings)
     return with_statistics(Net(made))
 
 
@@ -341,7 +341,7 @@ def test_a_finer_map_is_averaged_for_matching() -> None:
 
 def test_a_fresh_branch_that_sees_no_cover_is_the_backbone() -> None:
     torch.manual_seed(0)
-    net = Net(config("ir_mini", embedding_size=16, occlusion_stage=3, branch=True)).eval()
+    net = Net(config("ir_mini", embedding_size=16, occlusion_stage=3, branch="stage")).eval()
     stage3 = torch.randn(2, 64, 14, 14)
     with torch.no_grad():
         found = net.matched(stage3, torch.ones(2, 1, 14, 14))

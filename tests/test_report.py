@@ -21,7 +21,8 @@ from oaml.datasets.drawn import DrawnPeople
 from oaml.evaluation import conditions, metrics, page
 from oaml.evaluation.conditions import BARE, Faces, Measured, Trials
 from oaml.evaluation.protocols import Pairs, labels, person_of, read_pairs
-from oaml.evaluation.report import Numbers, evaluate
+from oaml.evaluation.report import evaluate
+from oaml.evaluation.summary import Numbers
 from oaml.files import read_image
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
@@ -474,7 +475,7 @@ def test_the_page_escapes_names_and_says_everything(out: Path, report: dict[str,
         "nobody <i>at all</i>",
         "Apache-2.0 & more",
         *TITLES.values(),
-        *page.PAIR_CLASSES.values(),
+        *conditions.PAIR_CLASSES.values(),
         "the model's own, fitted on bare faces of other people",
         "cosine: insufficient data, needs 10,000 pairs of two people",
         "fewer than 30 pairs of one person",

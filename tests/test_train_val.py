@@ -23,7 +23,11 @@ from oaml.losses import NonFiniteLoss
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.qaconv import QAConvConfig
-from oaml.train_val import OcclusionFace, OptimiserConfig, TrainConfig, train
+from oaml.template import COLUMNS
+from oaml.train_val import OcclusionFace, OptimiserConfig, TrainConfig, build_model, train
+from oaml.weights import Preprocessing
+
+TERMS = ("ada", "qaconv", "occlusion", "joint")
 
 
 def tiny(out: Path, **changes: Any) -> TrainConfig:
@@ -99,13 +103,71 @@ def test_recognition_and_matching_reach_the_first_convolution(
     assert gradient(terms["qaconv"], first_convolution(module)) > 0
 
 
-def test_visibility_is_detached_in_the_matching_loss(tmp_path: Path) -> None:
-    module = module_of(tmp_path)
-    _, terms = module.terms(batch_of())
-    head = list(module.model.net.occlusion_head.parameters())
-    assert all(gradient(terms["qaconv"], p) == 0 for p in head)
-    assert all(gradient(terms["ada"], p) == 0 for p in head)
+NETS: dict[str, dict[str, Any]] = {
+    "stage 3": {"stage": 3},
+    "stage 4": {"stage": 4},
+    "maps of stage 3": {"occlusion_stage": 3, "occlusion_context": True},
+    "branch": {"occlusion_stage": 3, "occlusion_context": True, "branch": "stage"},
+}
+
+
+@pytest.fixture(params=NETS)
+def module_of_net(request: pytest.FixtureRequest, tmp_path: Path) -> OcclusionFace:
+    """A module of every kind of network."""
+    net = NetConfig(architecture="ir_mini", embedding_size=16, **NETS[request.param])
+    return module_of(tmp_path, net=net)
+
+
+def test_the_joint_loss_reaches_the_first_convolution(module_of_net: OcclusionFace) -> None:
+    _, terms = module_of_net.terms(batch_of())
+    net = module_of_net.model.net
+    assert gradient(terms["joint"], first_convolution(module_of_net)) > 0
+    assert all(gradient(terms["joint"], p) > 0 for p in module_of_net.model.joint.parameters())
+    matched = net.output  # what splits the embedding into cells: the branch, where there is one
+    assert all(gradient(terms["joint"], p) > 0 for n, p in matched.named_parameters() if "output" in n)
+    if net.branch is not None:
+        assert all(gradient(terms["ada"], p) == 0 for p in net.branch.parameters())
+    if net.config.branch == "stage":
+        own = dict(net.backbone.named_parameters())
+        last_block = [p for name, p in own.items() if name.startswith("body.3.")]
+        assert last_block
+        # the backbone's own last stage is for the embedding alone
+        assert all(gradient(terms["joint"], p) == 0 for p in last_block)
+
+
+def test_visibility_is_detached_in_the_matching_losses(module_of_net: OcclusionFace) -> None:
+    _, terms = module_of_net.terms(batch_of())
+    head = list(module_of_net.model.net.occlusion_head.parameters())
+    for term in ("ada", "qaconv", "joint"):
+        assert all(gradient(terms[term], p) == 0 for p in head), term
     assert all(gradient(terms["occlusion"], p) > 0 for p in head)
+
+
+def test_the_joint_loss_is_that_of_what_both_faces_show(tmp_path: Path) -> None:
+    module = module_of(tmp_path).eval()
+    batch = batch_of()
+    output, terms = module.terms(batch)
+    label, (a, v) = batch["recognition"]["label"], (output.stage4[:4], output.visibility[:4, 0].flatten(1))
+    linear = module.model.net.backbone.output_layer
+    cells = []
+    for r in range(49):  # a cell alone, less what no cell at all gives
+        alone = torch.zeros_like(a).flatten(2)
+        alone[:, :, r] = a.flatten(2)[:, :, r]
+        nothing = linear(torch.zeros_like(a))
+        cells.append(linear(alone.view_as(a)) - nothing + nothing / 49)
+    scores = torch.zeros(4, 4)
+    joint = module.model.joint
+    k0, k1, k2, k3 = joint.confidence
+    for p in range(4):
+        for g in range(4):
+            left, right = (sum(v[p, r] * v[g, r] * cells[r][i] for r in range(49)) for i in (p, g))
+            unseen = 1 - (v[p] * v[g]).mean()
+            cosine = torch.nn.functional.cosine_similarity(left, right, 0)  # type: ignore[arg-type]
+            scores[p, g] = (
+                joint.log_scale.exp() * cosine * (1 + k1 * unseen) + k0 + k2 * unseen + k3 * unseen**2
+            )
+    wanted = module.matching_loss(scores, label[:, None] == label)
+    torch.testing.assert_close(terms["joint"], wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_occlusion_gradient_reaches_the_backbone_only_when_shared(tmp_path: Path) -> None:
@@ -115,12 +177,13 @@ def test_occlusion_gradient_reaches_the_backbone_only_when_shared(tmp_path: Path
         assert (gradient(terms["occlusion"], first_convolution(module)) > 0) == reaches
 
 
-def test_every_parameter_is_trained(tmp_path: Path) -> None:
-    module = module_of(tmp_path)
-    _, terms = module.terms(batch_of())
+def test_every_parameter_is_trained(module_of_net: OcclusionFace) -> None:
+    _, terms = module_of_net.terms(batch_of())
     sum(terms.values(), torch.tensor(0.0)).backward()
-    untouched = [n for n, p in module.named_parameters() if p.grad is None]
-    assert untouched == []
+    parameters = dict(module_of_net.named_parameters())
+    # no term holds the fused score, and two processes would wait for a parameter without a gradient
+    assert [n for n, p in parameters.items() if not p.requires_grad] == ["model.fusion.cosine_weight"]
+    assert [n for n, p in parameters.items() if p.requires_grad and p.grad is None] == []
 
 
 def test_a_batch_without_masks_trains_everything_but_the_head(tmp_path: Path) -> None:
@@ -128,7 +191,8 @@ def test_a_batch_without_masks_trains_everything_but_the_head(tmp_path: Path) ->
     _, terms = module.terms(batch_of(covered=0))
     assert float(terms["occlusion"].detach()) == 0
     sum(terms.values(), torch.tensor(0.0)).backward()
-    assert all(p.grad is not None for p in module.parameters())  # connected: two processes stay in step
+    trained = [p for p in module.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in trained)  # connected: two processes stay in step
     assert all(
         bool((p.grad == 0).all()) for p in module.model.net.occlusion_head.parameters() if p.grad is not None
     )
@@ -172,12 +236,62 @@ def test_train_writes_models_logs_pictures_and_every_term(tmp_path: Path) -> Non
     assert Model.load(config.out / "best").config.training["validation"]["tar_cosine"] >= 0
     with (config.out / "logs" / "metrics.csv").open() as file:
         header = next(csv.reader(file))
-    wanted = {f"{kind}/{term}" for kind in ("loss", "gradient") for term in ("ada", "qaconv", "occlusion")}
-    measures = ("tar_cosine", "tar_qaconv", "tar_qaconv_visibility", "map_error_bare", "map_error_covered")
+    wanted = {f"{kind}/{term}" for kind in ("loss", "gradient") for term in TERMS}
+    measures = (*(f"tar_{score}" for score in COLUMNS), "map_error_bare", "map_error_covered")
     assert (wanted | {"loss/total"} | {f"val/{m}" for m in measures}) <= set(header)
     picture = np.asarray(Image.open(config.out / "pictures" / "maps_0000002.png"))
     assert picture.std() > 10  # something is drawn
     assert list((config.out / "logs").glob("events*"))  # TensorBoard
+
+
+def test_a_training_starts_from_a_model_folder(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    given = Model(
+        ModelConfig(
+            net=NetConfig("ir_mini", 24, occlusion_stage=3, occlusion_context=True, branch="stage"),
+            qaconv=QAConvConfig(adapter=4),
+            preprocessing=Preprocessing("BGR"),
+            training={"backbone": "somebody's"},
+            thresholds={"0.001": 0.5},
+        )
+    )
+    for parameter in given.parameters():  # nothing is as it starts
+        parameter.data.add_(0.01)
+    given.fusion.offset.fill_(0.3)
+    given.save(tmp_path / "given")
+    config = tiny(tmp_path / "run", backbone=tmp_path / "given", steps=1)
+    model = build_model(config)
+    state, found = given.state_dict(), model.state_dict()
+    assert found.keys() == state.keys()
+    changed = [name for name in state if not torch.equal(state[name], found[name])]
+    assert changed == ["fusion.offset"]  # heads, matchers and branch are kept
+    assert not found["fusion.offset"].any()
+    assert model.config.thresholds == {}
+    assert (model.config.net, model.config.qaconv) == (given.config.net, given.config.qaconv)
+    assert model.config.preprocessing == given.config.preprocessing
+    assert model.training
+    assert Model.load(tmp_path / "given").config.thresholds == {"0.001": 0.5}  # the folder stays
+
+    last = Model.load(train(config))
+    assert last.config.net == given.config.net
+    assert last.config.thresholds == {}
+    assert not last.fusion.offset.any()
+    assert last.config.training["backbone"] == "somebody's"
+    assert last.config.training["steps"] == 1
+    after = last.state_dict()
+    for part in ("net.backbone.", "net.branch.", "net.occlusion_head.", "matcher.", "joint."):
+        # one small step away from what was given, which is far from any start
+        names = [name for name in state if name.startswith(part) and name.endswith("weight")] or [
+            "joint.log_scale"
+        ]
+        assert any(not torch.equal(state[name], after[name]) for name in names), part
+        assert all(float((state[name] - after[name]).abs().max()) < 0.02 for name in names), part
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    with pytest.raises(OamlError, match=r"given/config.json: no such file"):
+        train(tiny(tmp_path / "run", backbone=tmp_path / "given"))
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -1,3 +1,3 @@
 """OAML: occlusion-aware face recognition. Compares what both faces show."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,22 +24,24 @@ from oaml.cache import BARE, FeatureCache, Plan
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import People, PeopleFolder, Split, split_name
 from oaml.errors import OamlError
-from oaml.evaluation.calibration import fit_offset, fit_thresholds
-from oaml.evaluation.metrics import enough_negatives, tar_at_far
-from oaml.evaluation.scoring import extract, score_all
-from oaml.joint import CELLS, cell_visibility, contributions
-from oaml.losses import align_mask, balanced_matching_loss, check_finite, distillation_loss, occlusion_loss
+from oaml.evaluation.heldout import HeldOut, calibrate, scores, show, tars
+from oaml.joint import contributions
+from oaml.losses import balanced_matching_loss, check_finite, distillation_loss, occlusion_loss
 from oaml.model import Model
 from oaml.net import NetConfig
-from oaml.occluders import KINDS, Style, cover_rng, occlude, retexture
-from oaml.template import COLUMNS, TITLES, Templates
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
+from oaml.occluders import KINDS
 
 DISTILLATION = 2.0
 """Weight of the loss that keeps visible cells as the unchanged network has them, beside matching losses of about 2 to 4."""
+
+
+EMBEDDING = 4.0
+"""Weight of the loss that draws what shows of a face towards the unchanged embedding of the same face without its cover."""
+COSINE = 6.0
+"""Weight of the unchanged embedding's cosine in the fused score, times the share that both faces show; joint logits have scales of
+12 to 15."""
+BRANCH_RATE = 0.3
+"""Learning rate of the branch beside the matchers': it starts from weights that are good already."""
 
 
 @dataclass
@@ -65,6 +67,7 @@ def adapt(
     masks: list[Path] = [],  # noqa: B006  (read as the default of a flag; never changed)
     occluders: list[str] = list(KINDS),  # noqa: B006
     last_stage: bool = True,
+    flip: bool = True,
     use: Literal["all", "train"] = "all",
     covers: int = 6,
     head_steps: int = 700,
@@ -87,7 +90,9 @@ def adapt(
         masks: folders of covered photographs with real masks (images/ + masks/, or kept_faces/ + masks/); half of what the
             occlusion head learns from. Without any it learns from drawn covers alone.
         occluders: kinds of cover to draw: niqab, mask, sunglasses, scarf, hand, patch.
-        last_stage: train a second last stage for matching. Without it the backbone stays frozen whole.
+        last_stage: train a second last stage for matching. Without it only a second output layer is trained: faster, and
+            the maps stay those of the checkpoint.
+        flip: average every face with its mirror image from here on, the plain embedding as well.
         use: all keeps back only the people that thresholds and the final table need (1 of 10, by the hash of their name);
             train keeps back 2 of 10 more for a report of your own.
         covers: covers drawn on each of the two views of a training image (half as many for a person with one image).
@@ -115,7 +120,7 @@ def adapt(
     trained = PeopleFolder(people, lambda name: _trains(name, use), resize)
     held_out = PeopleFolder(people, lambda name: split_name(name) == "calibrate", resize)
     _check_people(people, trained, held_out)
-    model = start(backbone, last_stage).to(_device(device))
+    model = start(backbone, last_stage, flip).to(_device(device))
     torch.manual_seed(seed)
 
     plan = Plan.make(trained, list(occluders), covers, seed)
@@ -129,8 +134,8 @@ def adapt(
     cached.build()
     train_head(model, cached, Stage(head_steps, 128, 2e-3), seed)
     train_matchers(model, cached, predict_visibility(model, cached), Stage(steps, 96, 1e-3), seed)
-    judged = HeldOut(model, held_out, list(occluders), seed)
-    judged.calibrate()
+    console.print("fitting thresholds on the people held out", highlight=False)
+    calibrate(model, HeldOut(model, held_out, occluders, seed, "a", everybody=True))
     real = f"; real masks of {', '.join(map(str, masks))}" if masks else ""
     model.config.training.update(
         backbone=str(backbone),
@@ -140,7 +145,15 @@ def adapt(
     )
     if licence:
         model.config.licence = licence
-    judged.table(Console())
+    judged = HeldOut(model, held_out, occluders, seed, "b")
+    found, same, errors = scores(model, judged)
+    printed = Console()
+    show(
+        printed if printed.is_terminal else Console(width=120),
+        tars(found, same),
+        errors,
+        len(held_out.people),
+    )
     model.cpu().save(out)
     console.print(f"written to {out}", markup=False, highlight=False)
     return out
@@ -149,7 +162,7 @@ def adapt(
 # --- the parts ---
 
 
-def start(backbone: Path, last_stage: bool = True) -> Model:
+def start(backbone: Path, last_stage: bool = True, flip: bool = False) -> Model:
     """A model around a checkpoint, as `adapt` trains it: maps by stage 3, matching on 7x7 cells, by choice with a branch.
 
     Args:
@@ -166,13 +179,15 @@ def start(backbone: Path, last_stage: bool = True) -> Model:
         dropout=config.net.dropout,
         occlusion_stage=3,
         occlusion_context=True,
-        branch=last_stage,
+        branch="stage" if last_stage else "output",
     )
-    config.thresholds = {}
+    config.thresholds, config.flip = {}, flip
     model = Model(config)
     model.net.backbone.load_state_dict(given.net.backbone.state_dict())
     if model.net.branch is not None:
-        model.net.branch = model.net.backbone.without_front()
+        model.net.branch = model.net.backbone.without_front(last_stage)
+    with torch.no_grad():
+        model.fusion.cosine_weight.fill_(COSINE)
     return model.eval()
 
 
@@ -263,37 +278,36 @@ def train_matchers(
         visibility: of `predict_visibility`.
     """
     net, device = model.net, _where(model)
+    assert net.branch is not None
     sampler = PairSampler(cache, seed)
     target = _targets(model, cache, sampler)
     optimiser = torch.optim.AdamW(_groups(model, stage.lr), weight_decay=0.01)
     rng = np.random.default_rng((seed, 2))
-    if net.branch is not None:
-        net.branch.requires_grad_(True)
     model.eval()  # the branch normalises as the checkpoint does, with running statistics
     model.matcher.train()
     for step in _steps("matching", stage, optimiser):
         rows, clean = sampler.batch(stage.batch)
         pairs = len(rows) // 2
-        features = _channels_last(cache.rows(rows)[0].to(device))
+        stage3 = _channels_last(cache.rows(rows)[0].to(device))
         fine = torch.from_numpy(visibility[rows]).to(device).float()[:, None] / 255
-        with torch.set_grad_enabled(net.branch is not None):
-            stage4 = net.matched(features, fine)
-        seen = F.avg_pool2d(fine, 2)
-        cells = contributions(net.output, stage4)
+        with torch.set_grad_enabled(net.config.branch == "stage"):
+            stage4 = net.matched(stage3, fine)
+        cells, seen = contributions(net.branch, stage4), F.avg_pool2d(fine, 2)
         same = torch.eye(pairs, dtype=torch.bool, device=device)
         compared = model.joint.compare(cells[:pairs], cells[pairs:], seen[:pairs], seen[pairs:])
         joint = model.joint.logit(compared)
         terms = {"joint": balanced_matching_loss(joint, same)}
         # QAConv holds [pairs,pairs,49,49] numbers several times over: half of the pairs are a quarter of the work
         some = torch.from_numpy(rng.choice(pairs, max(2, pairs // 2), replace=False)).to(device)
-        local = model.matcher(
-            stage4[:pairs][some], stage4[pairs:][some], seen[:pairs][some], seen[pairs:][some]
-        )
+        features, shown = (stage4, seen) if net.config.stage == 4 else (stage3, fine)
+        (a, b), (a_occ, b_occ) = ((x[some], x[pairs + some]) for x in (features, shown))
+        local = model.matcher(a, b, a_occ, b_occ)
         terms["qaconv"] = balanced_matching_loss(local, same[some][:, some])
         terms["fused"] = balanced_matching_loss(joint[some][:, some] + local, same[some][:, some])
-        if net.branch is not None:
-            bare = torch.stack([target[int(row)] for row in clean]).to(device)
-            terms["distillation"] = DISTILLATION * distillation_loss(cells, bare, seen.flatten(1))
+        bare = torch.stack([target[int(row)] for row in clean]).to(device).float()
+        terms["distillation"] = DISTILLATION * distillation_loss(cells, bare, seen.flatten(1))
+        shown_sum = (cells * seen.flatten(1)[..., None]).sum(1)
+        terms["embedding"] = EMBEDDING * (1 - F.cosine_similarity(shown_sum, bare.sum(1))).mean()
         _step(optimiser, terms, step, cache, rows)
     model.eval()
 
@@ -316,9 +330,13 @@ def _groups(model: Model, lr: float) -> list[dict[str, object]]:
     few = [model.joint.log_scale, model.joint.confidence]
     few += [p for name, p in model.matcher.named_parameters() if not name.startswith("adapter")]
     many = [p for name, p in model.matcher.named_parameters() if name.startswith("adapter")]
-    if model.net.branch is not None:
-        many += list(model.net.branch.parameters())
-    return [{"params": many, "factor": 1.0}, {"params": few, "factor": 10.0, "weight_decay": 0.0}]
+    assert model.net.branch is not None
+    branch = list(model.net.branch.parameters())
+    return [
+        {"params": branch, "factor": BRANCH_RATE},
+        {"params": many, "factor": 1.0},
+        {"params": few, "factor": 10.0, "weight_decay": 0.0},
+    ]
 
 
 def _steps(label: str, stage: Stage, optimiser: torch.optim.Optimizer) -> Iterator[int]:
@@ -365,124 +383,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         first_line = (str(error).splitlines() or ["unknown"])[0]
         raise OamlError(f"device {name!r}: can't be used ({first_line}); choose cpu or auto") from error
-
-
-# --- people held out ---
-
-
-class HeldOut:
-    """People that no training saw: thresholds are fitted on them, and a table tells what came out.
-
-    Thresholds and offset are fitted on covers of the trained style; the table is about covers of the other one.
-    """
-
-    def __init__(self, model: Model, people: People, kinds: list[str], seed: int) -> None:
-        self.model, self.people, self.kinds, self.seed = model, people, kinds, seed
-        self.person = torch.from_numpy(people.labels)
-        first = np.unique(people.labels, return_index=True)[1]
-        self.gallery = torch.from_numpy(first)
-        self.probes = torch.from_numpy(np.setdiff1d(np.arange(len(people)), first))
-        self.bare = extract(model, map(people.image, range(len(people))), len(people), label="held out, bare")
-
-    def covered(self, kind: str, images: Tensor, style: Style) -> tuple[Templates, np.ndarray]:
-        """Templates of some images under one kind of cover, and the true visibility on the matched cells, [N,1,h,w]."""
-        masks: list[np.ndarray] = []
-
-        def stream() -> Iterator[np.ndarray]:
-            for i in images.tolist():
-                rng = cover_rng(self.seed, f"held out {kind}", self.people.names[i])
-                face = self.people.image(i)
-                covered = occlude(face, kind, rng, style=style)
-                if style == "a" and rng.random() < 0.5:
-                    covered = retexture(face, covered, rng)
-                masks.append(covered.mask)
-                yield covered.image
-
-        found = extract(self.model, stream(), len(images), label=f"held out, {kind}")
-        return found, align_mask(torch.from_numpy(np.stack(masks))[:, None], self.model.net.grid).numpy()
-
-    def calibrate(self) -> None:
-        """Fit the offset of the fused score over the unseen share, then the thresholds on bare faces of different people."""
-        model, everybody = self.model, torch.arange(len(self.people))
-        model.fusion.offset.zero_()
-        covered = [self.covered(kind, everybody, "a")[0] for kind in self.kinds]
-        gallery = self.bare[self.gallery]
-        pairs = []  # of different people: fused score and unseen share
-        for probes in (self.bare, *covered):
-            pairs.append(self._different(probes, self.person, gallery, self.person[self.gallery]))
-        for a, b in zip(covered, covered[1:] + covered[:1], strict=True):
-            alike = self.person[self.gallery]
-            pairs.append(self._different(a[self.gallery], alike, b[self.gallery], alike))
-        scores, unseen = (np.concatenate(values) for values in zip(*pairs, strict=True))
-        model.fusion.offset.copy_(torch.from_numpy(fit_offset(scores, unseen)))
-        scores, _ = self._different(self.bare, self.person, self.bare, self.person, once=True)
-        model.config.thresholds = fit_thresholds(scores)
-        model.config.training["thresholds_fitted_on"] = (
-            f"{len(scores):,} pairs of bare faces of {len(self.people.people)} people held out"
-        )
-
-    def _different(
-        self, a: Templates, person_a: Tensor, b: Templates, person_b: Tensor, once: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Fused scores and unseen shares of all pairs of different people; `once`: without the mirrored ones."""
-        different = person_a[:, None] != person_b
-        different = different.triu(1) if once else different
-        fused = score_all(self.model, a, np.arange(len(a)), b, np.arange(len(b)), plain=False)["fused"]
-        unseen = 1 - cell_visibility(a.visibility) @ cell_visibility(b.visibility).T / CELLS
-        return fused[different.numpy()], unseen[different].numpy()
-
-    def table(self, console: Console) -> dict[str, dict[str, dict[str, float]]]:
-        """Every score bare and under every kind, at thresholds of its own and at one for all -> condition -> score -> TAR.
-
-        One bare face a person is the gallery, all other images are probes, covered in the style that was not trained.
-        """
-        gallery, alike = self.bare[self.gallery], self.person[self.probes, None] == self.person[self.gallery]
-        found: dict[str, dict[str, np.ndarray]] = {}
-        errors: dict[str, str] = {}
-        for kind in ("bare", *self.kinds):
-            if kind == "bare":
-                probes = self.bare[self.probes]
-                true = np.ones(tuple(probes.visibility.shape), np.float32)
-            else:
-                probes, true = self.covered(kind, self.probes, "b")
-            errors[kind] = f"{np.abs(probes.visibility.numpy() - true).mean():.3f}"
-            found[kind] = score_all(
-                self.model, probes, np.arange(len(probes)), gallery, np.arange(len(gallery))
-            )
-        same = {kind: alike.numpy() for kind in found}
-        found["all, one threshold"] = {
-            score: np.concatenate([values[score] for values in found.values()]) for score in COLUMNS
-        }
-        same["all, one threshold"] = np.tile(alike.numpy(), (len(found) - 1, 1))
-        return _print_table(console, found, same, errors, len(self.people.people))
-
-
-def _print_table(
-    console: Console,
-    found: dict[str, dict[str, np.ndarray]],
-    same: dict[str, np.ndarray],
-    errors: dict[str, str],
-    people: int,
-) -> dict[str, dict[str, dict[str, float]]]:
-    from rich.table import Table
-
-    fars = [far for far in (1e-2, 1e-3) if enough_negatives(int((~same["bare"]).sum()), far)]
-    table = Table("condition", "map error", *(TITLES[score] for score in COLUMNS))
-    numbers: dict[str, dict[str, dict[str, float]]] = {}
-    for condition, scores in found.items():
-        numbers[condition] = {
-            score: {f"{far:g}": tar_at_far(values.ravel(), same[condition].ravel(), far).tar for far in fars}
-            for score, values in scores.items()
-        }
-        cells = (" / ".join(f"{tar:.3f}" for tar in numbers[condition][score].values()) for score in COLUMNS)
-        table.add_row(condition, errors.get(condition, ""), *cells)
-    console.print(
-        f"{people} people held out: share of probes accepted (TAR) at FAR {' / '.join(f'{far:g}' for far in fars)}, "
-        "covers of a style that was not trained, thresholds of each row",
-        highlight=False,
-    )
-    console.print(table)
-    return numbers
 
 
 # --- input ---

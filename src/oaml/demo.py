@@ -103,6 +103,12 @@ def demo(*, out: Path = Path("out/demo"), steps: int = 360, seed: int = 0) -> No
     console.print(
         "\nDrawn people are a test pattern: compare the scores with each other, not with real faces."
     )
+    report, pictures = out / "report", out / "training" / "pictures"
     console.print(
-        f"model     {model}\npictures  {out / 'report'} (roc.png, scores.png, maps.png), {out / 'training' / 'pictures'}"
+        f"model     {model}\n"
+        f"report    {report / 'report.html'} (all tables and pictures in one page)\n"
+        f"pictures  {report} (robustness.png, roc.png, scores.png, pairs.png, maps.png), {pictures}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,  # paths stay whole
     )

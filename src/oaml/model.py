@@ -31,6 +31,8 @@ class ModelConfig:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     training: dict[str, Any] = field(default_factory=dict)
     """What the weights were trained on and how: data, steps, source of the backbone."""
+    flip: bool = False
+    """Average every face with its mirror image, the plain embedding as well: twice the work, for steadier templates."""
     thresholds: dict[str, float] = field(default_factory=dict)
     """Thresholds at stated false-accept rates; empty until they have been fitted."""
     licence: str = "unstated"
@@ -83,7 +85,16 @@ class Model(nn.Module, ModelHubMixin):
             raise RuntimeError(
                 "the model is in training mode; call .eval() first (BN would depend on the other faces)"
             )
-        face = self(images)
+        found = self.templates(self.net.backbone.forward_stage3(self.preprocess(images)))
+        if not self.config.flip:
+            return found
+        mirrored = self.templates(self.net.backbone.forward_stage3(self.preprocess(images.flip(3))))
+        return found.with_mirrored(mirrored)
+
+    @torch.inference_mode()
+    def templates(self, stage3: Tensor) -> Templates:
+        """Maps after stage 3 [N,C3,14,14] -> N templates; `extract` without the front of the backbone and without flips."""
+        face = self.net.forward_from(stage3)
         return Templates(
             embedding=face.embedding,
             norm=face.norm[:, 0],

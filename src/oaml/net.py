@@ -74,9 +74,10 @@ class NetConfig:
     occlusion_context: bool = False
     """Let the occlusion head look further than the cells beside each one: three dilated depthwise blocks. Halves the error of a
     map from stage 3 for a tenth of the network's cost; off is the head of the specification."""
-    branch: bool = False
-    """A second last stage, for matching only, whose input is zero where the occlusion head sees a cover, so that a cover doesn't
-    leak into the cells beside it. The embedding stays that of the backbone. Needs occlusion_stage 3."""
+    branch: Literal["none", "output", "stage"] = "none"
+    """What is there twice, once for the embedding and once for matching. output: the output layer. stage: the last stage too, and
+    its input is zero where the occlusion head sees a cover, so that a cover doesn't leak into the cells beside it; needs
+    occlusion_stage 3."""
 
     def __post_init__(self) -> None:
         if self.architecture not in get_args(Architecture):
@@ -94,9 +95,11 @@ class NetConfig:
             raise ValueError(
                 "occlusion_stage: 4 is coarser than the cells of stage 3 that are matched; leave it out or say 3"
             )
-        if self.branch and self.map_stage != 3:
+        if self.branch not in ("none", "output", "stage"):
+            raise ValueError(f"branch: {self.branch!r} is none of none, output, stage")
+        if self.branch == "stage" and self.map_stage != 3:
             raise ValueError(
-                "branch: hides covers from the last stage, which needs a map before it; add occlusion_stage 3"
+                "branch: stage hides covers from the last stage, which needs a map before it; add occlusion_stage 3"
             )
 
     @property
@@ -165,8 +168,12 @@ class Backbone(nn.Module):
         """x [B,3,112,112] -> F4 [B,channels[4],7,7]."""
         return self.forward_stages(x)[1]
 
-    def without_front(self) -> Backbone:
-        """A copy of stage 4 and the output layer alone: `forward_stage4` and `forward_head` work, the rest is gone."""
+    def without_front(self, stage4: bool = True) -> Backbone:
+        """A copy of stage 4 and the output layer alone: `forward_stage4` and `forward_head` work, the rest is gone.
+
+        Args:
+            stage4: False leaves the output layer only.
+        """
         raise NotImplementedError
 
     def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,11 +283,11 @@ class IR(Backbone):
         """F3 [B,256,14,14] -> F4 [B,512,7,7] (fewer channels in a narrow network)."""
         return self.body[self.stage3_blocks :](stage3)
 
-    def without_front(self) -> IR:
-        """Blocks of stage 4 and the output layer."""
+    def without_front(self, stage4: bool = True) -> IR:
+        """Blocks of stage 4 (unless left out) and the output layer."""
         copy = deepcopy(self)
         del copy.input_layer
-        copy.body, copy.stage3_blocks = copy.body[self.stage3_blocks :], 0
+        copy.body, copy.stage3_blocks = copy.body[self.stage3_blocks if stage4 else len(self.body) :], 0
         return copy
 
     def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -352,9 +359,11 @@ class IResNet(Backbone):
         """F3 [B,256,14,14] -> F4 [B,512,7,7]."""
         return self.layer4(stage3)
 
-    def without_front(self) -> IResNet:
-        """layer4 and the output layer."""
+    def without_front(self, stage4: bool = True) -> IResNet:
+        """layer4 (unless left out) and the output layer."""
         copy = deepcopy(self)
+        if not stage4:
+            del copy.layer4
         del copy.conv1, copy.bn1, copy.prelu, copy.layer1, copy.layer2, copy.layer3
         return copy
 
@@ -446,11 +455,13 @@ class MobileFaceNet(Backbone):
         """F3 [B,128,14,14] -> F4 [B,512,7,7], after the activation of `last`."""
         return self.last(self.blocks[self.stage3_blocks :](stage3))
 
-    def without_front(self) -> MobileFaceNet:
-        """Blocks of stage 4 and the output layer."""
+    def without_front(self, stage4: bool = True) -> MobileFaceNet:
+        """Blocks of stage 4 with `last` (unless left out) and the output layer."""
         copy = deepcopy(self)
         del copy.stem, copy.stem_depthwise, copy.stem_pointwise
-        copy.blocks, copy.stage3_blocks = copy.blocks[self.stage3_blocks :], 0
+        copy.blocks, copy.stage3_blocks = copy.blocks[self.stage3_blocks if stage4 else len(self.blocks) :], 0
+        if not stage4:
+            del copy.last
         return copy
 
     def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -527,7 +538,9 @@ class Net(nn.Module):
         self.occlusion_head = OcclusionHead(
             self.backbone.channels[config.map_stage], config.occlusion_context
         )
-        self.branch = self.backbone.without_front() if config.branch else None
+        self.branch = (
+            None if config.branch == "none" else self.backbone.without_front(config.branch == "stage")
+        )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -555,11 +568,15 @@ class Net(nn.Module):
         """
         if x.dim() != 4 or tuple(x.shape[1:]) != (3, 112, 112):
             raise ValueError(f"network input: shape {tuple(x.shape)}, expected [B, 3, 112, 112]")
-        stage3, stage4 = self.backbone.forward_stages(x)
+        return self.forward_from(self.backbone.forward_stage3(x), detach_occlusion)
+
+    def forward_from(self, stage3: Tensor, detach_occlusion: bool = False) -> FaceOutput:
+        """F3 [B,C3,14,14] -> what `forward` gives for the images that it came from."""
+        stage4 = self.backbone.forward_stage4(stage3)
         embedding, norm = self.backbone.forward_head(stage4)
         seen = stage3 if self.config.map_stage == 3 else stage4
         fine = self.occlusion_head(seen.detach() if detach_occlusion else seen)
-        if self.branch is not None:
+        if self.config.branch == "stage":
             stage4 = self.matched(stage3, fine)
         features = stage4 if self.config.stage == 4 else stage3
         visibility = fine if fine.shape[2:] == features.shape[2:] else F.avg_pool2d(fine, 2)
@@ -570,6 +587,6 @@ class Net(nn.Module):
 
         Zeros where a cover is, before the last stage and in its features; no gradient reaches the occlusion head from here.
         """
-        if self.branch is None:
+        if self.branch is None or self.config.branch == "output":
             return self.backbone.forward_stage4(stage3)
         return self.branch.forward_stage4(stage3 * fine.detach().to(stage3.dtype))

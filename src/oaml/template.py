@@ -57,6 +57,25 @@ class Templates:
         """Mean visibility of each face, float64 [N] in [0,1]."""
         return self.visibility.double().flatten(1).mean(1)
 
+    def with_mirrored(self, mirrored: Templates) -> Templates:
+        """The mean of these faces and their mirror images, cell by cell: cells of the latter are mirrored back.
+
+        The embedding is that of both raw outputs added up, as is usual; so the contributions still sum to it.
+        """
+        import torch.nn.functional as F
+
+        raw = self.embedding * self.norm[:, None] + mirrored.embedding * mirrored.norm[:, None]
+        count, cells, size = self.contributions.shape
+        side = round(cells**0.5)
+        back = mirrored.contributions.view(count, side, side, size).flip(2).reshape(count, cells, size)
+        return Templates(
+            embedding=F.normalize(raw, dim=1),
+            norm=raw.norm(dim=1) / 2,
+            visibility=(self.visibility + mirrored.visibility.flip(3)) / 2,
+            local=F.normalize(self.local + mirrored.local.flip(3), dim=1),
+            contributions=(self.contributions + back) / 2,
+        )
+
     @staticmethod
     def join(parts: Sequence[Templates]) -> Templates:
         """Several sets as one, in their order."""

@@ -170,6 +170,8 @@ class OcclusionFace(L.LightningModule):
     ) -> None:
         super().__init__()
         self.config, self.model, self.sampler = config, model, sampler
+        # calibrated after a training, not by its terms: DDP stops at a parameter that no term reaches
+        model.fusion.requires_grad_(False)
         self.head = build_head(config.head, model.config.net.embedding_size, classnum)
         self.augment = Augment() if config.augment else None
         self.batches_done = 0

@@ -17,6 +17,8 @@ ANCHOR_FAR = 1e-3
 """False-accept rate at which the offset holds the threshold still."""
 LEAST = 20
 """False accepts that a window must hold for its quantile to count."""
+PAIRS_NEEDED = round(LEAST / ANCHOR_FAR)
+"""Different-person pairs that an offset can be fitted on."""
 MARGIN = 0.1
 """Of the distance between the thresholds of FAR 1e-2 and 1e-3, added at a share of 1: little shared area lowers confidence."""
 
@@ -55,9 +57,7 @@ def fit_offset(scores: np.ndarray, unseen: np.ndarray, far: float = ANCHOR_FAR) 
     beyond = knots > unseen[-1]
     if beyond.any():
         last = knots[~beyond][-1]
-        offset[beyond] = offset[~beyond][-1] + (scores[-need:].max() - found[-1]) * (knots[beyond] - last) / (
-            1 - last
-        )
+        offset[beyond] = offset[~beyond][-1] + (scores.max() - found[0]) * (knots[beyond] - last) / (1 - last)
     return offset.astype(np.float32)
 
 

@@ -1,0 +1,216 @@
+"""People that no training saw: on their faces thresholds are fitted and a table tells what a training gave.
+
+The maps after stage 3 do not depend on what `adapt` trains, so they are computed once and several models can be judged on them.
+Thresholds and offset are fitted on covers of style a, in any material; the table is about covers of style b.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oaml.cache import stage3
+from oaml.datasets.people import People
+from oaml.evaluation.calibration import PAIRS_NEEDED, fit_offset, fit_thresholds
+from oaml.evaluation.metrics import enough_negatives, tar_at_far
+from oaml.evaluation.scoring import score_all
+from oaml.joint import CELLS, cell_visibility
+from oaml.losses import align_mask
+from oaml.model import Model
+from oaml.occluders import Style, cover_rng, occlude, retexture
+from oaml.template import COLUMNS, TITLES, Templates
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BARE, ALL = "bare", "all, one threshold"
+BLOCK = 128  # faces a pass
+
+Table = dict[str, dict[str, dict[str, float]]]
+"""Condition -> score -> FAR as text -> TAR."""
+
+
+class HeldOut:
+    """Faces of people held out, bare and under every kind of cover, as maps after stage 3.
+
+    Args:
+        model: its backbone up to stage 3 is used, and whether it looks at mirrored faces.
+        people: nobody that was trained on.
+        kinds: of covers.
+        seed: of covers.
+        style: a for fitting, b for judging.
+        templates: pictures for the kind mask (`occluders.load_templates`).
+        everybody: cover all images; otherwise all but the first one of each person, which is the gallery.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        people: People,
+        kinds: Sequence[str],
+        seed: int,
+        style: Style,
+        templates: Sequence[np.ndarray] = (),
+        everybody: bool = False,
+    ) -> None:
+        self.people, self.kinds, self.seed = people, list(kinds), seed
+        self.style: Style = style
+        self.pictures = templates
+        self.person = torch.from_numpy(people.labels)
+        first = np.unique(people.labels, return_index=True)[1]
+        self.gallery = torch.from_numpy(first)
+        others = np.arange(len(people)) if everybody else np.setdiff1d(np.arange(len(people)), first)
+        self.probes = torch.from_numpy(others)
+        self.true: dict[str, np.ndarray] = {BARE: np.ones((len(people), 112, 112), np.float32)}
+        self._maps: dict[str, list[np.ndarray]] = {}
+        for condition in (BARE, *kinds):
+            faces = self._faces(condition)
+            self._maps[condition] = [stage3(model, faces)]
+            if model.config.flip:
+                self._maps[condition].append(stage3(model, [face[:, ::-1] for face in faces]))
+
+    def _faces(self, condition: str) -> list[np.ndarray]:
+        """uint8 RGB [112,112,3]: all images bare, or the probes under a cover."""
+        if condition == BARE:
+            return [self.people.image(i) for i in range(len(self.people))]
+        faces, masks = [], []
+        for i in self.probes.tolist():
+            rng = cover_rng(self.seed, f"held out {condition}", self.people.names[i])
+            face = self.people.image(i)
+            covered = occlude(
+                face, condition, rng, self.pictures if condition == "mask" else (), style=self.style
+            )
+            if self.style == "a" and rng.random() < 0.5:
+                covered = retexture(face, covered, rng)
+            faces.append(covered.image)
+            masks.append(covered.mask)
+        self.true[condition] = np.stack(masks)
+        return faces
+
+    def templates(self, model: Model, condition: str) -> Templates:
+        """Templates of all bare images or of all covered probes."""
+        sides = []
+        for maps in self._maps[condition]:
+            parts = []
+            for start in range(0, len(maps), BLOCK):
+                x = torch.from_numpy(maps[start : start + BLOCK]).permute(0, 3, 1, 2).float()
+                x = x.contiguous(memory_format=torch.channels_last).to(next(model.parameters()).device)
+                parts.append(model.templates(x).to("cpu"))
+            sides.append(Templates.join(parts))
+        return sides[0].with_mirrored(sides[1]) if len(sides) == 2 else sides[0]
+
+    def map_error(self, probes: Templates, condition: str, rows: Tensor | None = None) -> float:
+        """Mean absolute error of the predicted visibility on the matched cells."""
+        true = self.true[condition] if rows is None else self.true[condition][rows.numpy()]
+        grid = (probes.visibility.shape[2], probes.visibility.shape[3])
+        aligned = align_mask(torch.from_numpy(true)[:, None], grid)
+        return float((probes.visibility - aligned).abs().mean())
+
+
+def calibrate(model: Model, faces: HeldOut) -> None:
+    """Fit the offset of the fused score over the unseen share, then the thresholds on bare faces of different people.
+
+    Both are written into the model. With fewer pairs than an offset needs there is a warning, and it stays zero.
+    """
+    model.fusion.offset.zero_()
+    bare = faces.templates(model, BARE)
+    covered = [faces.templates(model, kind) for kind in faces.kinds]
+    first, person = faces.gallery, faces.person
+    gallery = bare[first]
+    pairs = [_different(model, bare, person, gallery, person[first])]  # fused score and unseen share
+    pairs += [_different(model, c, person[faces.probes], gallery, person[first]) for c in covered]
+    for a, b in zip(covered, covered[1:] + covered[:1], strict=True):
+        some = torch.arange(0, len(a), 2)
+        owner = person[faces.probes][some]
+        pairs.append(_different(model, a[some], owner, b[some], owner))
+    scores, unseen = (np.concatenate(values) for values in zip(*pairs, strict=True))
+    if len(scores) >= PAIRS_NEEDED:
+        model.fusion.offset.copy_(torch.from_numpy(fit_offset(scores, unseen)))
+    else:
+        warnings.warn(
+            f"{len(scores):,} pairs of different people are held out and {PAIRS_NEEDED:,} are needed: the fused score is not "
+            "calibrated over the covered share; give more people",
+            stacklevel=2,
+        )
+    scores, _ = _different(model, bare, person, bare, person, once=True)
+    model.config.thresholds = fit_thresholds(scores)
+    model.config.training["thresholds_fitted_on"] = (
+        f"{len(scores):,} pairs of bare faces of {len(faces.people.people)} people held out"
+    )
+
+
+def _different(
+    model: Model, a: Templates, person_a: Tensor, b: Templates, person_b: Tensor, once: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fused scores and unseen shares of all pairs of different people; `once`: without the mirrored ones."""
+    different = person_a[:, None] != person_b
+    different = different.triu(1) if once else different
+    fused = score_all(model, a, np.arange(len(a)), b, np.arange(len(b)), plain=False)["fused"]
+    unseen = 1 - cell_visibility(a.visibility) @ cell_visibility(b.visibility).T / CELLS
+    return fused[different.numpy()], unseen[different].numpy()
+
+
+def scores(
+    model: Model, faces: HeldOut
+) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray, dict[str, float]]:
+    """One bare face a person against all other images.
+
+    Returns:
+        Condition -> score -> [probes, people]; whether each pair is one person; condition -> map error.
+    """
+    bare = faces.templates(model, BARE)
+    gallery = bare[faces.gallery]
+    found: dict[str, dict[str, np.ndarray]] = {}
+    errors: dict[str, float] = {}
+    for condition in (BARE, *faces.kinds):
+        rows = faces.probes if condition == BARE else None
+        probes = bare[faces.probes] if condition == BARE else faces.templates(model, condition)
+        errors[condition] = faces.map_error(probes, condition, rows)
+        found[condition] = score_all(model, probes, np.arange(len(probes)), gallery, np.arange(len(gallery)))
+    return found, (faces.person[faces.probes, None] == faces.person[faces.gallery]).numpy(), errors
+
+
+def tars(
+    found: dict[str, dict[str, np.ndarray]], same: np.ndarray, fars: Iterable[float] = (1e-2, 1e-3)
+) -> Table:
+    """Share of probes accepted, each condition at thresholds of its own, and all conditions together at one.
+
+    False-accept rates that the pairs are too few for are left out.
+    """
+    fars = [far for far in fars if enough_negatives(int((~same).sum()), far)]
+    together = {
+        score: np.concatenate([values[score] for values in found.values()])
+        for score in next(iter(found.values()))
+    }
+    table: Table = {}
+    for condition, by_score in {**found, ALL: together}.items():
+        alike = np.tile(same, (len(found), 1)) if condition == ALL else same
+        table[condition] = {
+            score: {f"{far:g}": tar_at_far(values.ravel(), alike.ravel(), far).tar for far in fars}
+            for score, values in by_score.items()
+        }
+    return table
+
+
+def show(console: Console, table: Table, errors: dict[str, float], people: int) -> None:
+    """Print a table of `tars`, with the map errors."""
+    from rich.table import Table as Rich
+
+    fars = list(table[BARE]["cosine"])
+    console.print(
+        f"{people} people held out: share of probes accepted (TAR) at FAR {' / '.join(fars)}, covers of a style that was not "
+        "trained, thresholds of each row"
+        if fars
+        else "insufficient data: too few pairs of different people are held out to state a TAR",
+        highlight=False,
+    )
+    shown = Rich("condition", "map error", *(TITLES[score] for score in COLUMNS))
+    for condition, by_score in table.items():
+        cells = (" / ".join(f"{tar:.3f}" for tar in by_score[score].values()) for score in COLUMNS)
+        shown.add_row(condition, f"{errors[condition]:.3f}" if condition in errors else "", *cells)
+    console.print(shown)

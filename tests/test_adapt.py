@@ -1,0 +1,304 @@
+"""The cache of features, and `oaml adapt` from a checkpoint to a model folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from oaml import adapt, cache
+from oaml.cache import BARE, FeatureCache, Plan
+from oaml.datasets.drawn import draw_face
+from oaml.datasets.masked import MaskedFolder
+from oaml.datasets.people import PeopleFolder, split_name
+from oaml.errors import OamlError
+from oaml.losses import align_mask
+from oaml.main import main
+from oaml.model import Model, ModelConfig
+from oaml.net import NetConfig
+from oaml.occluders import occlude
+
+KINDS = ["mask", "niqab"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 drawn people, every third with one image only; three or more of each split have several."""
+    folder = tmp_path_factory.mktemp("people")
+    for i in range(24):
+        for shot in range(1 if i % 3 == 2 else 2):
+            path = folder / f"p{i:02d}" / f"{shot}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(draw_face(i, shot, 0)).save(path)
+    several = [p.name for p in folder.iterdir() if len(list(p.iterdir())) > 1]
+    assert sum(split_name(name) == "calibrate" for name in several) >= 2
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with statistics of its own, as a model folder."""
+    torch.manual_seed(0)
+    model = Model(ModelConfig(net=NetConfig(architecture="ir_mini", embedding_size=32), licence="test"))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.running_var is not None:
+            module.running_var.uniform_(0.5, 2)
+    return model.save(tmp_path_factory.mktemp("weights") / "backbone")
+
+
+def cached(folder: Path, backbone: Path, people: Path, masks: Path | None = None) -> FeatureCache:
+    found = PeopleFolder(people, lambda name: split_name(name) == "train")
+    sources = [] if masks is None else [MaskedFolder(masks)]
+    return FeatureCache(folder, adapt.start(backbone), found, Plan.make(found, KINDS, 2, 0), sources)
+
+
+# --- the cache
+
+
+def test_rows_hold_what_their_names_say(tmp_path: Path, backbone: Path, people: Path) -> None:
+    built = cached(tmp_path / "cache", backbone, people)
+    built.build(progress=False)
+    plan, images = built.plan, built.people
+    several = np.bincount(images.labels)[images.labels] > 1
+    for image in range(len(images)):  # two views, each bare and under as many covers as the person deserves
+        mine = [row for row in plan.rows if row.image == image]
+        for view in (0, 1):
+            kinds = [row.kind for row in mine if row.view == view]
+            assert kinds.count(BARE) == 1
+            assert len(kinds) == (3 if several[image] else 2)
+    for index in (0, 1, 4, 7, len(plan.rows) - 1):
+        face, mask = built.face(index)
+        features, visibility = built.rows(np.array([index]))
+        expected = cache.stage3(built.model, [face]).astype(np.float32)
+        found = features.permute(0, 2, 3, 1).numpy()
+        # a row was computed among others, and possibly in bfloat16: up to 3 % of the largest number
+        assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+        aligned = align_mask(torch.from_numpy(mask)[None, None], (14, 14))
+        assert (visibility - aligned).abs().max() <= 0.5 / 255 + 1e-6
+    bare = next(i for i, row in enumerate(plan.rows) if row.kind == BARE and row.view == 0)
+    assert np.array_equal(built.face(bare)[0], images.image(plan.rows[bare].image))
+    # covers leave the visible pixels of their own view alone unless relit, and the view is one for all of its covers
+    covered = next(i for i, row in enumerate(plan.rows) if row.kind != BARE and row.view == 1)
+    assert not np.array_equal(built.face(covered)[0], built.face(bare)[0])
+    assert np.array_equal(built.face(covered)[0], built.face(covered)[0])
+
+
+def test_a_killed_build_goes_on_and_ends_the_same(
+    tmp_path: Path, backbone: Path, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "CHUNK", 16)
+    monkeypatch.setattr(cache, "faster_in_bfloat16", lambda _: False)
+    whole = cached(tmp_path / "whole", backbone, people)
+    whole.build(progress=False)
+
+    real, calls = cache.stage3, []
+
+    def killed(model: Model, images: list[np.ndarray], bfloat16: bool = False) -> np.ndarray:
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(model, images, bfloat16)
+
+    monkeypatch.setattr(cache, "stage3", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path / "cut", backbone, people).build(progress=False)
+    assert json.loads((tmp_path / "cut" / "state.json").read_text())["done"] == 32
+    calls[:] = [0] * 10
+    again = cached(tmp_path / "cut", backbone, people)
+    again.build(progress=False)
+    assert sum(calls[10:]) == again.count - 32  # only the rest
+    for name in ("features.npy", "visibility.npy"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    calls[:] = [0] * 10
+    cached(tmp_path / "cut", backbone, people).build(progress=False)
+    assert calls == [0] * 10
+
+
+def test_a_stale_cache_is_made_anew(tmp_path: Path, backbone: Path, people: Path) -> None:
+    own = shutil.copytree(people, tmp_path / "people")
+    first = cached(tmp_path / "cache", backbone, own)
+    first.build(progress=False)
+    before, key = np.array(first.features), first.key()
+    changed = cached(tmp_path / "cache", backbone, own)
+    assert changed.key() == key
+    with torch.no_grad():
+        next(changed.model.net.backbone.parameters()).mul_(1.5)
+    assert changed.key() != key
+    changed.build(progress=False)
+    assert np.abs(np.array(changed.features) - before).max() > 0
+    # another picture under the old name
+    path = first.people.names[0]
+    Image.fromarray(draw_face(99, 0, 0)).save(path)
+    assert cached(tmp_path / "cache", backbone, own).key() not in (key, changed.key())
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, backbone: Path, people: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "notes.txt").write_text("mine")
+    with pytest.raises(OamlError, match="precious: is no cache and not empty"):
+        cached(tmp_path / "precious", backbone, people).build(progress=False)
+    assert (tmp_path / "precious" / "notes.txt").read_text() == "mine"
+
+
+def test_no_room_is_found_out_first(
+    tmp_path: Path, backbone: Path, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OamlError, match=r"cache takes .* GB and 0.0 GB are free"):
+        cached(tmp_path / "cache", backbone, people).build(progress=False)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_pairs_show_one_person_and_keep_to_their_view(tmp_path: Path, backbone: Path, people: Path) -> None:
+    built = cached(tmp_path / "cache", backbone, people)
+    sampler = adapt.PairSampler(built, seed=0)
+    rows, clean = sampler.batch(8)
+    plan, labels = built.plan.rows, built.people.labels
+    pairs = len(rows) // 2
+    person = labels[[plan[row].image for row in rows]]
+    assert (person[:pairs] == person[pairs:]).all()
+    assert len(set(person[:pairs])) == pairs
+    for row, bare in zip(rows, clean, strict=True):
+        assert plan[bare].kind == BARE
+        assert plan[bare][:2] == plan[row][:2]
+    for a, b in zip(rows[:pairs], rows[pairs:], strict=True):  # never one view twice
+        assert plan[a][:2] != plan[b][:2]
+
+
+# --- the command
+
+
+def run(people: Path, backbone: Path, out: Path, *more: str) -> int:
+    return main(
+        [
+            *("adapt", "--backbone", str(backbone), "--people", str(people), "--out", str(out)),
+            *("--covers", "2", "--head_steps", "3", "--steps", "2", "--device", "cpu"),
+            *more,
+        ]
+    )
+
+
+@pytest.mark.parametrize("last_stage", [True, False])
+@pytest.mark.filterwarnings("ignore:.*pairs of different people are held out")
+def test_adapt(
+    tmp_path: Path, backbone: Path, people: Path, last_stage: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(people, backbone, tmp_path / "model", "--last_stage", str(last_stage).lower()) == 0
+    shown = capsys.readouterr().out
+    for word in ("cosine", "fused", "bare", "niqab", "all, one threshold"):
+        assert word in shown
+    model, given = Model.load(tmp_path / "model"), Model.load(backbone)
+    for name, values in given.net.backbone.state_dict().items():  # the checkpoint's own network is untouched
+        assert torch.equal(values, model.net.backbone.state_dict()[name])
+    fresh = adapt.start(backbone, last_stage)
+    trained = dict(model.named_parameters())
+    moved = {name for name, p in fresh.named_parameters() if not torch.equal(p, trained[name])}
+    for part in ("net.occlusion_head.", "matcher.", "joint.log_scale"):
+        assert any(name.startswith(part) for name in moved)
+    assert any(name.startswith("net.branch.output_layer") for name in moved)
+    assert any(name.startswith("net.branch.body") for name in moved) == last_stage
+    assert model.config.net.branch == ("stage" if last_stage else "output")
+    training = model.config.training
+    assert "drawn" in training["covers"]
+    assert "niqab" in training["covers"]
+    assert training["people"].startswith("1") or training["people"].startswith("2")
+    faces = torch.rand(2, 3, 112, 112)
+    with torch.inference_mode():
+        same = (model(faces).embedding - given(faces).embedding).abs().max()
+    assert same < 1e-5
+
+
+def test_every_trained_part_gets_a_gradient(
+    tmp_path: Path, backbone: Path, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = cached(tmp_path / "cache", backbone, people)
+    built.build(progress=False)
+    model = built.model
+    seen: dict[str, float] = {}
+
+    def look(optimiser: torch.optim.Optimizer, terms: dict[str, torch.Tensor], *_: object) -> None:
+        torch.stack(list(terms.values())).sum().backward()
+        seen.update({n: float(p.grad.abs().sum()) for n, p in model.named_parameters() if p.grad is not None})
+        assert set(terms) == {"joint", "qaconv", "fused", "distillation", "embedding"}
+
+    monkeypatch.setattr(adapt, "_step", look)
+    visibility = np.array(built.visibility[: len(built.plan.rows)])
+    adapt.train_matchers(model, built, visibility, adapt.Stage(1, 8, 1e-3), 0)
+    for name, _ in model.named_parameters():
+        if name.startswith(("net.branch.", "matcher.", "joint.")) and "num_batches" not in name:
+            assert seen.get(name, 0) > 0, name
+    assert not any(name.startswith(("net.backbone.", "net.occlusion_head.")) for name in seen)
+
+
+def test_real_masks_join_in(tmp_path: Path, backbone: Path, people: Path) -> None:
+    for i in range(3):
+        image, mask = occlude(draw_face(60 + i, 0, 0), "hand", np.random.default_rng(i))
+        for folder, picture in (("images", image), ("masks", np.rint(mask * 255).astype(np.uint8))):
+            (tmp_path / "masks" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / "masks" / folder / f"{i}.png")
+    built = cached(tmp_path / "cache", backbone, people, tmp_path / "masks")
+    built.build(progress=False)
+    assert built.count == len(built.plan.rows) + 6
+    source = MaskedFolder(tmp_path / "masks")
+    for i in range(6):
+        image, mask = source.pair(i // 2)
+        found, visible = built.face(len(built.plan.rows) + i)
+        assert np.array_equal(found, image[:, ::-1] if i % 2 else image)
+        assert np.array_equal(visible, mask[:, ::-1] if i % 2 else mask)
+    assert built.name(built.count - 1).endswith("2.png")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--covers", "0"], ["--covers: 0"]),
+        (["--seed", "-1"], ["--seed: -1"]),
+        (["--device", "nowhere"], ["nowhere", "cpu"]),
+    ],
+)
+def test_bad_options(
+    tmp_path: Path,
+    backbone: Path,
+    people: Path,
+    more: list[str],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(people, backbone, tmp_path / "model", *more) == 1
+    error = capsys.readouterr().err
+    assert all(word in error for word in words)
+    assert not (tmp_path / "model").exists()
+
+
+def test_too_few_people(
+    tmp_path: Path, backbone: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    for person in sorted(people.iterdir())[:3]:
+        shutil.copytree(person, few / person.name)
+    assert run(few, backbone, tmp_path / "model") == 1
+    assert "at least 2 are needed" in capsys.readouterr().err
+    assert run(tmp_path / "missing", backbone, tmp_path / "model") == 1
+    assert "missing" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_model_is_kept(
+    tmp_path: Path, backbone: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.txt").write_text("x")
+    assert run(people, backbone, tmp_path / "mine") == 1
+    assert "mine" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "a.txt").read_text() == "x"
