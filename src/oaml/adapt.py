@@ -37,6 +37,11 @@ DISTILLATION = 2.0
 
 EMBEDDING = 4.0
 """Weight of the loss that draws what shows of a face towards the unchanged embedding of the same face without its cover."""
+MORE = {"niqab": 2.0}
+"""Kinds that are drawn into a batch more often than others: what leaves least of a face is learned last."""
+QACONV = 0.25
+"""Weight of QAConv's logit in the fused score: it sees other things than the joint embedding, but less. Chosen with COSINE on the
+people of the calibration split."""
 COSINE = 6.0
 """Weight of the unchanged embedding's cosine in the fused score, times the share that both faces show; joint logits have scales of
 12 to 15."""
@@ -187,6 +192,7 @@ def start(backbone: Path, last_stage: bool = True, flip: bool = False) -> Model:
     if model.net.branch is not None:
         model.net.branch = model.net.backbone.without_front(last_stage)
     with torch.no_grad():
+        model.fusion.qaconv_weight.fill_(QACONV)
         model.fusion.cosine_weight.fill_(COSINE)
     return model.eval()
 
@@ -209,6 +215,12 @@ class PairSampler:
             rows.setdefault((row.image, row.view), ([], []))[row.kind != BARE].append(index)
         self.rows = rows
         """(image, view) -> its bare row, its covered rows."""
+        self.weight = np.array(
+            [
+                1.0 if row.kind == BARE else MORE.get(cache.plan.kinds[row.kind], 1.0)
+                for row in cache.plan.rows
+            ]
+        )
         images: dict[int, list[int]] = {}
         for image, person in enumerate(cache.people.labels):
             images.setdefault(int(person), []).append(image)
@@ -233,8 +245,11 @@ class PairSampler:
                 chosen, views = (images[0], images[0]), self.rng.permutation(2)
             for side, (image, view) in enumerate(zip(chosen, views, strict=True)):
                 clean, covered = self.rows[int(image), int(view)]
-                among = clean if self.rng.random() < self.bare else covered
-                sides[side].append(among[self.rng.integers(len(among))])
+                if self.rng.random() < self.bare:
+                    sides[side].append(clean[0])
+                else:
+                    weight = self.weight[covered]
+                    sides[side].append(self.rng.choice(covered, p=weight / weight.sum()))
                 bare[side].append(clean[0])
         return np.array(sides[0] + sides[1]), np.array(bare[0] + bare[1])
 
@@ -303,7 +318,7 @@ def train_matchers(
         (a, b), (a_occ, b_occ) = ((x[some], x[pairs + some]) for x in (features, shown))
         local = model.matcher(a, b, a_occ, b_occ)
         terms["qaconv"] = balanced_matching_loss(local, same[some][:, some])
-        terms["fused"] = balanced_matching_loss(joint[some][:, some] + local, same[some][:, some])
+        terms["fused"] = balanced_matching_loss(joint[some][:, some] + QACONV * local, same[some][:, some])
         bare = torch.stack([target[int(row)] for row in clean]).to(device).float()
         terms["distillation"] = DISTILLATION * distillation_loss(cells, bare, seen.flatten(1))
         shown_sum = (cells * seen.flatten(1)[..., None]).sum(1)

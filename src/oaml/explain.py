@@ -91,19 +91,24 @@ def explain_pair(model: Model, image_a: np.ndarray, image_b: np.ndarray) -> Expl
     import torch
 
     device = next(model.parameters()).device
+    found, fine = [], []
     with torch.inference_mode():
-        # one pass a face, as the scores are computed: a batch of two could differ in the last digits
-        a, b = (
-            model(torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255)
-            for image in (image_a, image_b)
+        for image in (image_a, image_b):
+            # one pass a face, as the scores are computed: a batch of two could differ in the last digits
+            x = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+            found.append(model.extract(x))
+            seen = model(x).fine
+            if model.config.flip:
+                seen = (seen + model(x.flip(3)).fine.flip(3)) / 2
+            fine.append(seen[0, 0].double().cpu().numpy())
+        a, b = found
+        shares = model.joint.explain(a.contributions[0], b.contributions[0], a.visibility[0], b.visibility[0])
+        matched = model.matcher.explain(
+            a.local[0], b.local[0], a.visibility[0], b.visibility[0], prepared=True
         )
-        shares = model.joint.explain(
-            model.contributions(a)[0], model.contributions(b)[0], a.visibility[0], b.visibility[0]
-        )
-        matched = model.matcher.explain(a.features[0], b.features[0], a.visibility[0], b.visibility[0])
     return Explanation(
-        visible_a=a.fine[0, 0].double().cpu().numpy(),
-        visible_b=b.fine[0, 0].double().cpu().numpy(),
+        visible_a=fine[0],
+        visible_b=fine[1],
         both=shares.weight.double().cpu().numpy(),
         share=shares.share.double().cpu().numpy(),
         cosine=shares.cosine,

@@ -196,6 +196,7 @@ class Fusion(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.qaconv_weight = nn.Parameter(torch.tensor(1.0))
         self.cosine_weight = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("offset", torch.zeros(KNOTS))
 
@@ -204,7 +205,12 @@ class Fusion(nn.Module):
 
         The cosine of the whole embeddings counts by the share that both show: it knows nothing of covers.
         """
-        return joint + qaconv + self.cosine_weight * (1 - unseen) * cosine - self.offset_at(unseen)
+        return (
+            joint
+            + self.qaconv_weight * qaconv
+            + self.cosine_weight * (1 - unseen) * cosine
+            - self.offset_at(unseen)
+        )
 
     def offset_at(self, unseen: Tensor) -> Tensor:
         """Offset of any share in [0,1], linear between the knots."""

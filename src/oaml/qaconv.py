@@ -306,15 +306,21 @@ class QAConv(nn.Module):
 
     @torch.inference_mode()
     def explain(
-        self, probe: Tensor, gallery: Tensor, prob_occ: Tensor | None = None, gal_occ: Tensor | None = None
+        self,
+        probe: Tensor,
+        gallery: Tensor,
+        prob_occ: Tensor | None = None,
+        gal_occ: Tensor | None = None,
+        prepared: bool = False,
     ) -> CellMatches:
         """Which cells of one pair matched, and with what weight.
 
         Args:
             probe, gallery: one map each [C,h,w]; prob_occ, gal_occ: visibility [1,h,w] or None.
+            prepared: the maps have been through `prepare` already.
         """
         self._needs_eval()
-        prob, gal = self.prepare(probe[None]), self.prepare(gallery[None])
+        prob, gal = (x[None] if prepared else self.prepare(x[None]) for x in (probe, gallery))
         occ_p = None if prob_occ is None else prob_occ[None]
         occ_g = None if gal_occ is None else gal_occ[None]
         similarity = torch.einsum("pcs,gcr->pgrs", prob.flatten(2), gal.flatten(2))

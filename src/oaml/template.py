@@ -60,7 +60,8 @@ class Templates:
     def with_mirrored(self, mirrored: Templates) -> Templates:
         """The mean of these faces and their mirror images, cell by cell: cells of the latter are mirrored back.
 
-        The embedding is that of both raw outputs added up, as is usual; so the contributions still sum to it.
+        The embedding is that of both raw outputs added up, as is usual; so the contributions still sum to it. What QAConv compares
+        stays that of the face itself: a mean of two cells is neither of them, and it matched worse.
         """
         import torch.nn.functional as F
 
@@ -72,7 +73,7 @@ class Templates:
             embedding=F.normalize(raw, dim=1),
             norm=raw.norm(dim=1) / 2,
             visibility=(self.visibility + mirrored.visibility.flip(3)) / 2,
-            local=F.normalize(self.local + mirrored.local.flip(3), dim=1),
+            local=self.local,
             contributions=(self.contributions + back) / 2,
         )
 

@@ -1,0 +1,243 @@
+"""What the gain on covered faces comes from: each part taken away, with its controls.
+
+`python studies/occlusion.py --data ../shared/data --out runs/occlusion [--steps 300] [--seeds 0] [--arms frozen,stage,...]`
+
+One cache of the training people's features serves all arms (`oaml adapt` makes the same one). An arm trains what it names for
+`--steps` steps and is judged on the report people (never trained on, nor used to fit anything) under covers of style b and mask
+pictures that no training saw, one bare gallery face a person; and on MFR2 (real masks). Results go to OUT/results.json after
+every arm, and an arm that is there is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from oaml.adapt import Stage, predict_visibility, start, train_head, train_matchers
+from oaml.cache import FeatureCache, Plan, stage3
+from oaml.datasets.people import PeopleFolder, split_name
+from oaml.evaluation.heldout import ALL, BARE, HeldOut, scores, tars
+from oaml.evaluation.metrics import tar_at_far
+from oaml.evaluation.scoring import score_all
+from oaml.files import read_image, write_file
+from oaml.joint import CELLS
+from oaml.losses import align_mask
+from oaml.model import Model
+from oaml.occluders import KINDS, load_templates
+from oaml.qaconv import METHODS
+from oaml.template import Templates
+
+KINDS_SHOWN = ["niqab", "mask", "sunglasses", "patch"]
+ARMS = ("stage", "ones", "output", "none", "scaling", "fine", "without_sunglasses")
+Results = dict[str, dict[str, dict[str, float]]]
+
+
+def train_arm(
+    arm: str, weights: Path, cache: FeatureCache, head: dict, steps: int, seed: int
+) -> tuple[Model, str]:
+    """The model of one arm, and which visibility it is judged with: predicted, or ones."""
+    model = start(weights, last_stage=arm != "output", flip=True)
+    if arm in METHODS or arm == "fine":
+        model.config.qaconv.method = arm if arm in METHODS else "normalized"  # type: ignore[assignment]
+        model.config.net.stage = 3 if arm == "fine" else 4
+        again = Model(model.config)
+        again.load_state_dict(
+            {k: v for k, v in model.state_dict().items() if not k.startswith("matcher.")}, strict=False
+        )
+        model = again.eval()
+    model.net.occlusion_head.load_state_dict(head)
+    visibility = predict_visibility(model, cache)
+    if arm == "ones":  # the same training on the same covered faces, without being told where they are
+        visibility[:] = 255
+    train_matchers(model, cache, visibility, Stage(steps, 96, 1e-3), seed)
+    return model, "ones" if arm == "ones" else "predicted"
+
+
+class Told(Model):
+    """A model that is told the visibility instead of predicting it: ones, for the control."""
+
+    @torch.inference_mode()
+    def templates(self, stage3: torch.Tensor) -> Templates:
+        """As `Model.templates`, every cell visible."""
+        ones = stage3.new_ones(len(stage3), 1, 14, 14)
+        embedding, norm = self.net.backbone.forward_head(self.net.backbone.forward_stage4(stage3))
+        stage4 = self.net.matched(stage3, ones)
+        from oaml.joint import contributions
+
+        return Templates(
+            embedding, norm[:, 0], F.avg_pool2d(ones, 2), self.matcher.prepare(stage4),
+            contributions(self.net.output, stage4),
+        )  # fmt: skip
+
+
+def judge(model: Model, faces: HeldOut, mfr2: Path) -> Results:
+    """TAR of every score and condition, and of MFR2 by pair class."""
+    found, same, errors = scores(model, faces)
+    table = tars(found, same)
+    for condition, error in errors.items():
+        table[condition]["map error"] = {"mean": error}
+    table["MFR2"] = real_masks(model, mfr2)
+    return table
+
+
+def real_masks(model: Model, folder: Path) -> dict[str, dict[str, float]]:
+    """TAR at FAR 1e-2 on MFR2: all pairs, masked-masked, masked-bare, bare-bare."""
+    with (folder.parent / "mfr2_images.csv").open() as file:
+        masked = {row["path"]: row["mask_type"] != "no-mask" for row in csv.DictReader(file)}
+    names = sorted(masked)
+    images = [read_image(folder / name) for name in names]
+    sides = []
+    for side in (images, [image[:, ::-1] for image in images]):
+        x = torch.from_numpy(stage3(model, side)).permute(0, 3, 1, 2).float()
+        sides.append(model.templates(x.contiguous(memory_format=torch.channels_last)))
+    faces = sides[0].with_mirrored(sides[1]) if model.config.flip else sides[0]
+    everybody = np.arange(len(faces))
+    matrix = score_all(model, faces, everybody, faces, everybody)
+    place = {name: i for i, name in enumerate(names)}
+    with (folder.parent / "mfr2_pairs.csv").open() as file:
+        rows = [(place[r["path_a"]], place[r["path_b"]], r["same"] == "1") for r in csv.DictReader(file)]
+    a, b, same = (np.array(column) for column in zip(*rows, strict=True))
+    mask = np.array([masked[name] for name in names])
+    classes = {
+        "all": np.ones(len(a), bool), "masked-masked": mask[a] & mask[b],
+        "masked-bare": mask[a] ^ mask[b], "bare-bare": ~mask[a] & ~mask[b],
+    }  # fmt: skip
+    return {
+        score: {
+            name: tar_at_far(values[a, b][chosen], same[chosen], 1e-2).tar for name, chosen in classes.items()
+        }
+        for score, values in matrix.items()
+    }
+
+
+def baselines(model: Model, faces: HeldOut) -> Results:
+    """What needs no training: upper half of the face, own V, true V, all with the untrained output layer."""
+    bare = faces.templates(model, BARE)
+    gallery = bare[faces.gallery]
+    same = (faces.person[faces.probes, None] == faces.person[faces.gallery]).numpy()
+    upper = torch.zeros(CELLS)
+    upper[: CELLS * 4 // 7] = 1
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for condition in (BARE, *faces.kinds):
+        probes = bare[faces.probes] if condition == BARE else faces.templates(model, condition)
+        own_p = (probes.contributions * probes.visibility.flatten(1)[..., None]).sum(1)
+        own_g = (gallery.contributions * gallery.visibility.flatten(1)[..., None]).sum(1)
+        half = [F.normalize((t.contributions * upper[:, None]).sum(1), dim=1) for t in (probes, gallery)]
+        found[condition] = {
+            "cosine of the upper half": (half[0] @ half[1].T).numpy(),
+            "own V": (F.normalize(own_p, dim=1) @ F.normalize(own_g, dim=1).T).numpy(),
+            "joint, predicted V": model.joint.match(
+                probes.contributions, gallery.contributions, probes.visibility, gallery.visibility
+            ).cosine.numpy(),
+        }
+        if condition != BARE:
+            true = align_mask(torch.from_numpy(faces.true[condition])[:, None], (7, 7))
+            told = replace(probes, visibility=true)
+            found[condition]["joint, true V"] = model.joint.match(
+                told.contributions,
+                gallery.contributions,
+                told.visibility,
+                torch.ones_like(gallery.visibility),
+            ).cosine.numpy()
+        else:
+            found[condition]["joint, true V"] = (probes.embedding @ gallery.embedding.T).numpy()
+    return tars(found, same)
+
+
+def markdown(results: dict[str, Results]) -> str:
+    """All results as one table: TAR at FAR 1e-2 / 1e-3."""
+    columns = [BARE, *KINDS_SHOWN, ALL]
+    lines = ["| arm | score | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 2) + "|"]
+    for arm, table in results.items():
+        for score in table[BARE]:
+            if score == "map error":
+                continue
+            cells = [
+                " / ".join(f"{v:.3f}" for v in table[c][score].values()) if c in table else ""
+                for c in columns
+            ]
+            lines.append(f"| {arm} | {score} | " + " | ".join(cells) + " |")
+    lines += ["", "| arm | score | all pairs | masked-masked | masked-bare | bare-bare |", "| --- " * 6 + "|"]
+    for arm, table in results.items():
+        for score, values in table.get("MFR2", {}).items():
+            lines.append(f"| {arm} | {score} | " + " | ".join(f"{v:.3f}" for v in values.values()) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=Path("runs/occlusion"))
+    parser.add_argument("--cache", type=Path, help="of `oaml adapt --use train`; OUT/cache by default")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--head_steps", type=int, default=700)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    given = parser.parse_args()
+    weights = given.data / "weights" / "mobilefacenet_casia_bubbliiiing.pth"
+    given.out.mkdir(parents=True, exist_ok=True)
+    file = given.out / "results.json"
+    results: dict[str, Results] = json.loads(file.read_text()) if file.exists() else {}
+
+    people = PeopleFolder(given.data / "lfw", lambda name: split_name(name) == "train")
+    report = PeopleFolder(given.data / "lfw", lambda name: split_name(name) == "report")
+    model = start(weights, flip=True)
+    cache = FeatureCache(
+        given.cache or given.out / "cache", model, people, Plan.make(people, list(KINDS), 6, 0), []
+    )
+    cache.build()
+    faces = HeldOut(model, report, KINDS_SHOWN, 0, "b", load_templates(given.data / "mask_templates"))
+
+    def keep(name: str, table: Results) -> None:
+        results[name] = table
+        write_file(file, lambda temporary: temporary.write_text(json.dumps(results, indent=1)))
+        write_file(given.out / "table.md", lambda temporary: temporary.write_text(markdown(results)))
+        print(markdown({name: table}), flush=True)
+
+    for seed in map(int, given.seeds.split(",")):
+        torch.manual_seed(seed)
+        saved = given.out / f"head_{seed}.pt"
+        head_model = start(weights)
+        if not saved.exists():
+            train_head(head_model, cache, Stage(given.head_steps, 128, 2e-3), seed)
+            torch.save(head_model.net.occlusion_head.state_dict(), saved)
+        head = torch.load(saved, weights_only=True)
+        if "untrained" not in results:
+            model.net.occlusion_head.load_state_dict(head)
+            keep("untrained", baselines(model, faces))
+        for arm in given.arms.split(","):
+            name = f"{arm}, seed {seed}"
+            if name in results:
+                continue
+            chosen = cache
+            if arm == "without_sunglasses":  # the head too has never seen any
+                kinds = [kind for kind in KINDS if kind != "sunglasses"]
+                chosen = FeatureCache(
+                    given.out / "cache_without_sunglasses", model, people, Plan.make(people, kinds, 6, 0), []
+                )
+                chosen.build()
+                other = start(weights)
+                train_head(other, chosen, Stage(given.head_steps, 128, 2e-3), seed)
+                trained, told = train_arm(
+                    arm, weights, chosen, other.net.occlusion_head.state_dict(), given.steps, seed
+                )
+            else:
+                trained, told = train_arm(arm, weights, chosen, head, given.steps, seed)
+            if told == "ones":
+                control = Told(trained.config)
+                control.load_state_dict(trained.state_dict())
+                trained = control.eval()
+            keep(name, judge(trained, faces, given.data / "mfr2"))
+
+
+if __name__ == "__main__":
+    main()
