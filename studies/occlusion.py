@@ -29,6 +29,7 @@ from oaml.evaluation.scoring import score_all
 from oaml.files import read_image, write_file
 from oaml.joint import CELLS
 from oaml.losses import align_mask
+from oaml.main import keep_freed_memory
 from oaml.model import Model
 from oaml.occluders import KINDS, load_templates
 from oaml.qaconv import METHODS
@@ -183,6 +184,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--arms", default=",".join(ARMS))
     given = parser.parse_args()
+    keep_freed_memory()
     weights = given.data / "weights" / "mobilefacenet_casia_bubbliiiing.pth"
     given.out.mkdir(parents=True, exist_ok=True)
     file = given.out / "results.json"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from oaml.cache import BARE, FeatureCache, Plan
 from oaml.datasets.masked import MaskedFolder
-from oaml.datasets.people import People, PeopleFolder, Split, split_name
+from oaml.datasets.people import PeopleFolder, Split, split_name
 from oaml.errors import OamlError
 from oaml.evaluation.heldout import HeldOut, calibrate, scores, show, tars
 from oaml.joint import contributions
@@ -122,9 +122,9 @@ def adapt(
     _check(occluders, covers, head_steps, steps, seed, out)
     console = Console(stderr=True)
     sources = [MaskedFolder(folder, resize) for folder in masks]
+    _check_people(people, use)
     trained = PeopleFolder(people, lambda name: _trains(name, use), resize)
     held_out = PeopleFolder(people, lambda name: split_name(name) == "calibrate", resize)
-    _check_people(people, trained, held_out)
     model = start(backbone, last_stage, flip).to(_device(device))
     torch.manual_seed(seed)
 
@@ -423,13 +423,20 @@ def _check(occluders: list[str], covers: int, head_steps: int, steps: int, seed:
         raise OamlError(f"{out}: exists and is no model folder; choose another name")
 
 
-def _check_people(folder: Path, trained: People, held_out: People) -> None:
+def _check_people(folder: Path, use: Literal["all", "train"]) -> None:
+    everybody = PeopleFolder(folder)
+    several = [
+        person
+        for person, count in zip(everybody.people, np.bincount(everybody.labels), strict=True)
+        if count > 1
+    ]
+    trained = [person for person in several if _trains(person, use)]
+    held_out = [person for person in several if split_name(person) == "calibrate"]
     for people, what in (
         (trained, "train on"),
         (held_out, "hold out for thresholds (1 of 10, by the hash of their name)"),
     ):
-        several = int((np.bincount(people.labels) > 1).sum())
-        if several < 2:
+        if len(people) < 2:
             raise OamlError(
-                f"{folder}: has {several} people with two images to {what}, at least 2 are needed; add people or images"
+                f"{folder}: has {len(people)} people with two images to {what}, at least 2 are needed; add people or images"
             )
