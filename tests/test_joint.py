@@ -368,7 +368,7 @@ def test_a_fresh_fusion_is_the_sum_of_the_logits() -> None:
 def test_fusion_by_hand() -> None:
     fusion = randomised(Fusion())
     joint, local, cosine, unseen = torch.rand(4, 3, 5)
-    expected = joint + local + fusion.cosine_weight * (1 - unseen) * cosine
+    expected = joint + fusion.qaconv_weight * local + fusion.cosine_weight * (1 - unseen) * cosine
     knots = np.linspace(0, 1, KNOTS)
     offset = np.interp(unseen.double().numpy(), knots, fusion.offset.double().numpy())
     np.testing.assert_allclose(

@@ -120,7 +120,7 @@ def test_hub_interface_reads_and_writes_the_same_folder(model: Model, folder: Pa
 def test_every_score_comes_back(model: Model, folder: Path) -> None:
     state = model.state_dict()
     assert {name for name in state if name.startswith(("joint.", "fusion."))} == {
-        "joint.log_scale", "joint.confidence", "fusion.cosine_weight", "fusion.offset",
+        "joint.log_scale", "joint.confidence", "fusion.qaconv_weight", "fusion.cosine_weight", "fusion.offset",
     }  # fmt: skip
     loaded = Model.load(folder)
     a, b = images().split(1)
@@ -333,6 +333,7 @@ def test_row_by_row_is_the_diagonal_of_all_against_all(model: Model) -> None:
     assert "qaconv" not in model.compare_all(a, b)
 
 
+@torch.inference_mode()
 def test_fused_is_put_together_from_the_others(model: Model) -> None:
     a, b = model.extract(images(4)[:2]), model.extract(images(4)[2:])
     scores = model.compare(a, b)
