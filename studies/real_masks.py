@@ -37,6 +37,10 @@ class WithReal(FeatureCache):
         self.maps, self.masks = maps, masks
         self.count = len(self.plan.rows) + len(maps)
 
+    def name(self, index: int) -> str:
+        """As `FeatureCache.name`."""
+        return super().name(index) if index < len(self.plan.rows) else f"real mask {index - len(self.plan.rows)}"
+
     def rows(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """As `FeatureCache.rows`."""
         drawn, real = (
