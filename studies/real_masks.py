@@ -39,7 +39,9 @@ class WithReal(FeatureCache):
 
     def name(self, index: int) -> str:
         """As `FeatureCache.name`."""
-        return super().name(index) if index < len(self.plan.rows) else f"real mask {index - len(self.plan.rows)}"
+        return (
+            super().name(index) if index < len(self.plan.rows) else f"real mask {index - len(self.plan.rows)}"
+        )
 
     def rows(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """As `FeatureCache.rows`."""
