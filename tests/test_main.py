@@ -371,3 +371,16 @@ def test_occlude(tmp_path: Path) -> None:
     assert main(["occlude", str(tmp_path / "faces"), "--kind", "mask", "--out", str(tmp_path / "out")]) == 0
     for part in ("images", "masks"):
         assert (tmp_path / "out" / part / "ann" / "1.png").is_file()
+
+
+def test_a_command_without_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    from oaml import demo
+
+    called: list[dict[str, Any]] = []
+
+    def recorded(out: Path = Path("out/demo"), seed: int = 0) -> None:
+        called.append({"out": out, "seed": seed})
+
+    monkeypatch.setattr(demo, "demo", recorded)
+    assert main(["demo"]) == 0
+    assert called == [{"out": Path("out/demo"), "seed": 0}]

@@ -247,7 +247,7 @@ def _as_lists(arguments: list[str], lists: dict[str, Any]) -> list[str]:
 def _with_values(arguments: list[str], switches: list[str]) -> list[str]:
     """The same arguments with `--json` said as `--json=true`, so that a switch may stand alone, and before a file name."""
     said = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         alone = argument in switches and following.lower() not in ("true", "false")
         said.append(f"{argument}=true" if alone else argument)
     return said
