@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from oaml.adapt import Stage, predict_visibility, start, train_head, train_matchers
 from oaml.cache import FeatureCache, Plan, stage3
 from oaml.datasets.people import PeopleFolder, split_name
-from oaml.evaluation.heldout import ALL, BARE, HeldOut, scores, tars
+from oaml.evaluation.heldout import ALL, BARE, HeldOut, scores, tars, templates_of
 from oaml.evaluation.metrics import tar_at_far
 from oaml.evaluation.scoring import score_all
 from oaml.files import read_image, write_file
-from oaml.joint import CELLS
+from oaml.joint import CELLS, contributions
 from oaml.losses import align_mask
 from oaml.main import keep_freed_memory
 from oaml.model import Model
@@ -70,8 +70,6 @@ class Told(Model):
         ones = stage3.new_ones(len(stage3), 1, 14, 14)
         embedding, norm = self.net.backbone.forward_head(self.net.backbone.forward_stage4(stage3))
         stage4 = self.net.matched(stage3, ones)
-        from oaml.joint import contributions
-
         return Templates(
             embedding, norm[:, 0], F.avg_pool2d(ones, 2), self.matcher.prepare(stage4),
             contributions(self.net.output, stage4),
@@ -94,11 +92,8 @@ def real_masks(model: Model, folder: Path) -> dict[str, dict[str, float]]:
         masked = {row["path"]: row["mask_type"] != "no-mask" for row in csv.DictReader(file)}
     names = sorted(masked)
     images = [read_image(folder / name) for name in names]
-    sides = []
-    for side in (images, [image[:, ::-1] for image in images]):
-        x = torch.from_numpy(stage3(model, side)).permute(0, 3, 1, 2).float()
-        sides.append(model.templates(x.contiguous(memory_format=torch.channels_last)))
-    faces = sides[0].with_mirrored(sides[1]) if model.config.flip else sides[0]
+    sides = (images, [image[:, ::-1] for image in images]) if model.config.flip else (images,)
+    faces = templates_of(model, [stage3(model, side) for side in sides])
     everybody = np.arange(len(faces))
     matrix = score_all(model, faces, everybody, faces, everybody)
     place = {name: i for i, name in enumerate(names)}

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from oaml.adapt import Stage, start, train_head
-from oaml.cache import FeatureCache, Plan, stage3
+from oaml.cache import FeatureCache, Plan, as_maps, stage3
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.files import list_images, read_image, write_file
 from oaml.losses import align_mask
@@ -50,7 +50,7 @@ class WithReal(FeatureCache):
             index[index >= len(self.plan.rows)] - len(self.plan.rows),
         )
         features, mask = super().rows(drawn)
-        more = torch.from_numpy(self.maps[real]).permute(0, 3, 1, 2).float()
+        more = as_maps(self.maps[real])
         return torch.cat([features, more]), torch.cat([mask, torch.from_numpy(self.masks[real])[:, None]])
 
 
@@ -85,7 +85,7 @@ def main() -> None:
     def judge(judged: Model) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {}
         with torch.inference_mode():
-            x = torch.from_numpy(maps[~teach]).permute(0, 3, 1, 2).float()
+            x = as_maps(maps[~teach])
             seen = torch.nn.functional.avg_pool2d(judged.net.occlusion_head(x), 2)[:, 0].numpy()
         true = align_mask(torch.from_numpy(masks[~teach])[:, None], GRIDS[4])[:, 0].numpy()
         error = np.abs(seen - true).mean((1, 2))

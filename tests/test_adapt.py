@@ -27,9 +27,7 @@ from oaml.occluders import occlude
 KINDS = ["mask", "niqab"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +66,7 @@ def cached(folder: Path, backbone: Path, people: Path, masks: Path | None = None
 
 def test_rows_hold_what_their_names_say(tmp_path: Path, backbone: Path, people: Path) -> None:
     built = cached(tmp_path / "cache", backbone, people)
-    built.build(progress=False)
+    built.build(show=False)
     plan, images = built.plan, built.people
     several = np.bincount(images.labels)[images.labels] > 1
     for image in range(len(images)):  # two views, each bare and under as many covers as the person deserves
@@ -100,7 +98,7 @@ def test_a_killed_build_goes_on_and_ends_the_same(
     monkeypatch.setattr(cache, "CHUNK", 16)
     monkeypatch.setattr(cache, "faster_in_bfloat16", lambda _: False)
     whole = cached(tmp_path / "whole", backbone, people)
-    whole.build(progress=False)
+    whole.build(show=False)
 
     real, calls = cache.stage3, []
 
@@ -112,30 +110,30 @@ def test_a_killed_build_goes_on_and_ends_the_same(
 
     monkeypatch.setattr(cache, "stage3", killed)
     with pytest.raises(KeyboardInterrupt):
-        cached(tmp_path / "cut", backbone, people).build(progress=False)
+        cached(tmp_path / "cut", backbone, people).build(show=False)
     assert json.loads((tmp_path / "cut" / "state.json").read_text())["done"] == 32
     calls[:] = [0] * 10
     again = cached(tmp_path / "cut", backbone, people)
-    again.build(progress=False)
+    again.build(show=False)
     assert sum(calls[10:]) == again.count - 32  # only the rest
     for name in ("features.npy", "visibility.npy"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     calls[:] = [0] * 10
-    cached(tmp_path / "cut", backbone, people).build(progress=False)
+    cached(tmp_path / "cut", backbone, people).build(show=False)
     assert calls == [0] * 10
 
 
 def test_a_stale_cache_is_made_anew(tmp_path: Path, backbone: Path, people: Path) -> None:
     own = shutil.copytree(people, tmp_path / "people")
     first = cached(tmp_path / "cache", backbone, own)
-    first.build(progress=False)
+    first.build(show=False)
     before, key = np.array(first.features), first.key()
     changed = cached(tmp_path / "cache", backbone, own)
     assert changed.key() == key
     with torch.no_grad():
         next(changed.model.net.backbone.parameters()).mul_(1.5)
     assert changed.key() != key
-    changed.build(progress=False)
+    changed.build(show=False)
     assert np.abs(np.array(changed.features) - before).max() > 0
     # another picture under the old name
     path = first.people.names[0]
@@ -147,7 +145,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, backbone: Path
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "notes.txt").write_text("mine")
     with pytest.raises(OamlError, match="precious: is no cache and not empty"):
-        cached(tmp_path / "precious", backbone, people).build(progress=False)
+        cached(tmp_path / "precious", backbone, people).build(show=False)
     assert (tmp_path / "precious" / "notes.txt").read_text() == "mine"
 
 
@@ -157,7 +155,7 @@ def test_no_room_is_found_out_first(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(OamlError, match=r"cache takes .* GB and 0.0 GB are free"):
-        cached(tmp_path / "cache", backbone, people).build(progress=False)
+        cached(tmp_path / "cache", backbone, people).build(show=False)
     assert not (tmp_path / "cache").exists()
 
 
@@ -224,7 +222,7 @@ def test_every_trained_part_gets_a_gradient(
     tmp_path: Path, backbone: Path, people: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = cached(tmp_path / "cache", backbone, people)
-    built.build(progress=False)
+    built.build(show=False)
     model = built.model
     seen: dict[str, float] = {}
 
@@ -249,7 +247,7 @@ def test_real_masks_join_in(tmp_path: Path, backbone: Path, people: Path) -> Non
             (tmp_path / "masks" / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(tmp_path / "masks" / folder / f"{i}.png")
     built = cached(tmp_path / "cache", backbone, people, tmp_path / "masks")
-    built.build(progress=False)
+    built.build(show=False)
     assert built.count == len(built.plan.rows) + 6
     source = MaskedFolder(tmp_path / "masks")
     for i in range(6):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import numpy as np
@@ -19,13 +18,7 @@ FRONT = ("input_layer", "body", "conv1", "bn1", "prelu", "layer1", "layer2", "la
 FRONT_MOBILE = ("stem", "stem_depthwise", "stem_pointwise", "blocks", "last")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small work: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def output_layer(architecture: str, dtype: torch.dtype = torch.float32) -> Backbone:

@@ -25,16 +25,17 @@ from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import PeopleFolder, Split, split_name
 from oaml.errors import OamlError
 from oaml.evaluation.heldout import HeldOut, calibrate, scores, show, tars
+from oaml.evaluation.scoring import to_device
+from oaml.files import check_model_folder
 from oaml.joint import contributions
 from oaml.losses import balanced_matching_loss, check_finite, distillation_loss, occlusion_loss
 from oaml.model import Model
 from oaml.net import NetConfig
 from oaml.occluders import KINDS
+from oaml.progress import progress
 
 DISTILLATION = 2.0
 """Weight of the loss that keeps visible cells as the unchanged network has them, beside matching losses of about 2 to 4."""
-
-
 EMBEDDING = 4.0
 """Weight of the loss that draws what shows of a face towards the unchanged embedding of the same face without its cover."""
 MORE = {"niqab": 2.0}
@@ -125,7 +126,7 @@ def adapt(
     _check_people(people, use)
     trained = PeopleFolder(people, lambda name: _trains(name, use), resize)
     held_out = PeopleFolder(people, lambda name: split_name(name) == "calibrate", resize)
-    model = start(backbone, last_stage, flip).to(_device(device))
+    model = to_device(start(backbone, last_stage, flip), device)
     torch.manual_seed(seed)
 
     plan = Plan.make(trained, list(occluders), covers, seed)
@@ -201,8 +202,8 @@ class PairSampler:
     """Batches of pairs of rows: two images of one person (or one image twice, under two covers), every pair another person.
 
     Args:
-        cache: built.
-        people: labels of its images.
+        cache: its plan and people; the features needn't be there.
+        seed: of the choice.
         bare: share of bare faces.
         single: share of the pairs from people with one image, where there are any.
     """
@@ -267,7 +268,7 @@ def train_head(model: Model, cache: FeatureCache, stage: Stage, seed: int) -> No
         if share:
             rows = np.concatenate([rows, rng.choice(real, share)])
         features, mask = (x.to(device) for x in cache.rows(rows))
-        loss = occlusion_loss(head(_channels_last(features)), mask)
+        loss = occlusion_loss(head(features), mask)
         _step(optimiser, {"occlusion": loss}, step, cache, rows)
     head.eval()
 
@@ -278,7 +279,7 @@ def predict_visibility(model: Model, cache: FeatureCache) -> np.ndarray:
     found = np.empty((len(cache.plan.rows), *cache.visibility.shape[1:]), np.uint8)
     for start in range(0, len(found), 256):
         rows = np.arange(start, min(start + 256, len(found)))
-        features = _channels_last(cache.rows(rows)[0].to(_where(model)))
+        features = cache.rows(rows)[0].to(_where(model))
         seen = model.net.occlusion_head(features)[:, 0]
         found[rows] = (seen * 255).round().byte().cpu().numpy()
     return found
@@ -303,7 +304,7 @@ def train_matchers(
     for step in _steps("matching", stage, optimiser):
         rows, clean = sampler.batch(stage.batch)
         pairs = len(rows) // 2
-        stage3 = _channels_last(cache.rows(rows)[0].to(device))
+        stage3 = cache.rows(rows)[0].to(device)
         fine = torch.from_numpy(visibility[rows]).to(device).float()[:, None] / 255
         with torch.set_grad_enabled(net.config.branch == "stage"):
             stage4 = net.matched(stage3, fine)
@@ -334,7 +335,7 @@ def _targets(model: Model, cache: FeatureCache, sampler: PairSampler) -> dict[in
     with torch.inference_mode():
         for start in range(0, len(bare), 256):
             rows = bare[start : start + 256]
-            stage3 = _channels_last(cache.rows(np.array(rows))[0].to(_where(model)))
+            stage3 = cache.rows(np.array(rows))[0].to(_where(model))
             cells = contributions(model.net.backbone, model.net.backbone.forward_stage4(stage3))
             found.update(zip(rows, cells.half().cpu(), strict=True))
     return found
@@ -355,16 +356,13 @@ def _groups(model: Model, lr: float) -> list[dict[str, object]]:
 
 
 def _steps(label: str, stage: Stage, optimiser: torch.optim.Optimizer) -> Iterator[int]:
-    """Steps with a progress bar on stderr; sets the learning rate of each."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*parts, console=Console(stderr=True)) as bar:
-        for step in bar.track(range(stage.steps), description=label):
+    """Steps with a progress bar; sets the learning rate of each."""
+    with progress(label, stage.steps) as advance:
+        for step in range(stage.steps):
             for group in optimiser.param_groups:
                 group["lr"] = stage.rate(step) * group.get("factor", 1.0)
             yield step
+            advance(1)
 
 
 def _step(
@@ -382,22 +380,8 @@ def _step(
     optimiser.step()
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def _where(model: Model) -> torch.device:
     return next(model.parameters()).device
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        first_line = (str(error).splitlines() or ["unknown"])[0]
-        raise OamlError(f"device {name!r}: can't be used ({first_line}); choose cpu or auto") from error
 
 
 # --- input ---
@@ -419,8 +403,7 @@ def _check(occluders: list[str], covers: int, head_steps: int, steps: int, seed:
             raise OamlError(f"--{flag}: {value} is not at least 1")
     if seed < 0:
         raise OamlError(f"--seed: {seed} is negative")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file())):
-        raise OamlError(f"{out}: exists and is no model folder; choose another name")
+    check_model_folder(out)
 
 
 def _check_people(folder: Path, use: Literal["all", "train"]) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from oaml.losses import align_mask
 from oaml.model import Model
 from oaml.net import GRIDS
 from oaml.occluders import cover_rng, occlude, retexture
+from oaml.progress import progress
 
 VERSION = 1  # of what rows mean; raised when old caches would mislead
 CHUNK = 256
@@ -86,10 +87,11 @@ class FeatureCache:
     def __init__(
         self, folder: Path, model: Model, people: People, plan: Plan, masked: list[MaskedFolder]
     ) -> None:
-        self.folder, self.model, self.people, self.plan, self.masked = folder, model, people, plan, masked
+        self.folder, self.model, self.people, self.plan = folder, model, people, plan
         self.extra = [(source, i, view) for source in masked for i in range(len(source)) for view in (0, 1)]
         self.count = len(plan.rows) + len(self.extra)
         step = max(1, len(people) // 150)
+        self._latest: tuple[tuple[int, int], np.ndarray] | None = None
         self.photographs = [people.image(i) for i in range(0, len(people), step)]
 
     def key(self) -> str:
@@ -108,7 +110,7 @@ class FeatureCache:
             digest.update(image.tobytes() + mask.tobytes())
         return digest.hexdigest()
 
-    def build(self, progress: bool = True) -> None:
+    def build(self, show: bool = True) -> None:
         """Compute what is missing. A cache of other weights or data is made anew.
 
         Raises:
@@ -120,15 +122,17 @@ class FeatureCache:
         features = self._open("features.npy", np.float16, shape, fresh=done == 0)
         visibility = self._open("visibility.npy", np.uint8, shape[:3], fresh=done == 0)
         autocast = faster_in_bfloat16(self.model) if done < self.count else False
-        for start in _tracked(range(done, self.count, CHUNK), done, self.count, progress):
-            stop = min(start + CHUNK, self.count)
-            images, masks = zip(*(self.face(i) for i in range(start, stop)), strict=True)
-            features[start:stop] = stage3(self.model, images, autocast)
-            aligned = align_mask(torch.from_numpy(np.stack(masks))[:, None], GRIDS[3])[:, 0]
-            visibility[start:stop] = np.rint(aligned.numpy() * 255).astype(np.uint8)
-            features.flush()
-            visibility.flush()
-            self._note(key, stop)
+        with progress("faces under covers" if show else None, self.count, done) as advance:
+            for start in range(done, self.count, CHUNK):
+                stop = min(start + CHUNK, self.count)
+                images, masks = zip(*(self.face(i) for i in range(start, stop)), strict=True)
+                features[start:stop] = stage3(self.model, images, autocast)
+                aligned = align_mask(torch.from_numpy(np.stack(masks))[:, None], GRIDS[3])[:, 0]
+                visibility[start:stop] = np.rint(aligned.numpy() * 255).astype(np.uint8)
+                features.flush()
+                visibility.flush()
+                self._note(key, stop)
+                advance(stop - start)
         self.features = np.load(self.folder / "features.npy", mmap_mode="r")
         self.visibility = np.load(self.folder / "visibility.npy")
 
@@ -175,9 +179,7 @@ class FeatureCache:
             return (image[:, ::-1].copy(), mask[:, ::-1].copy()) if view else (image, mask)
         row = self.plan.rows[index]
         name = f"{self.people.names[row.image]}/{row.view}"
-        image = self.people.image(row.image)
-        if row.view:  # the same for all covers of this view
-            image = _relit(_moved(image[:, ::-1], rng := cover_rng(self.plan.seed, "view", name)), rng)
+        image = self._view(row.image, row.view, name)
         if row.kind == BARE:
             return image, np.ones((FACE_SIZE, FACE_SIZE), np.float32)
         kind = self.plan.kinds[row.kind]
@@ -186,6 +188,16 @@ class FeatureCache:
         if rng.random() < 0.5:
             covered = retexture(image, covered, rng, self.photographs)
         return (_relit(covered.image, rng) if rng.random() < 0.3 else covered.image), covered.mask
+
+    def _view(self, index: int, view: int, name: str) -> np.ndarray:
+        """An image as all covers of this view see it; rows come view by view, so that the latest one is kept."""
+        if self._latest is None or self._latest[0] != (index, view):
+            image = self.people.image(index)
+            if view:
+                rng = cover_rng(self.plan.seed, "view", name)
+                image = _relit(_moved(image[:, ::-1], rng), rng)
+            self._latest = (index, view), image
+        return self._latest[1]
 
     def name(self, index: int) -> str:
         """What to call a row in a message: its file, and its cover."""
@@ -197,8 +209,12 @@ class FeatureCache:
 
     def rows(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """Features float32 [B,C,14,14] (channels last) and true visibility [B,1,14,14] of some rows."""
-        features = torch.from_numpy(np.ascontiguousarray(self.features[index])).permute(0, 3, 1, 2).float()
-        return features, torch.from_numpy(self.visibility[index]).float()[:, None] / 255
+        return as_maps(self.features[index]), torch.from_numpy(self.visibility[index]).float()[:, None] / 255
+
+
+def as_maps(stored: np.ndarray) -> Tensor:
+    """Stored maps [N,14,14,C] -> float32 [N,C,14,14], channels last as the network wants them."""
+    return torch.from_numpy(np.ascontiguousarray(stored)).permute(0, 3, 1, 2).float()
 
 
 def _moved(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -247,18 +263,3 @@ def faster_in_bfloat16(model: Model) -> bool:
         stage3(model, images, bfloat16)
         seconds[bfloat16] = time.perf_counter() - start
     return seconds[True] < 0.8 * seconds[False]
-
-
-def _tracked(starts: range, done: int, count: int, show: bool) -> Iterator[int]:
-    if not show:
-        yield from starts
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*parts, console=Console(stderr=True)) as bar:
-        task = bar.add_task("faces under covers", total=count, completed=done)
-        for start in starts:
-            yield start
-            bar.update(task, completed=min(start + CHUNK, count))

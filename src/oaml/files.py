@@ -44,10 +44,7 @@ def write_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
     Only a folder that this library wrote (it holds a config.json) or an empty one is replaced; another one is refused.
     """
     folder = Path(folder)
-    if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())
-    ):
-        raise OamlError(f"{folder}: exists and is no model folder; choose another name")
+    check_model_folder(folder)
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +70,14 @@ def write_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise OamlError where `write_folder` would refuse to write: to be asked before the work."""
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())
+    ):
+        raise OamlError(f"{folder}: exists and is no model folder; choose another name")
 
 
 def list_images(folder: str | Path) -> list[Path]:

@@ -132,7 +132,7 @@ def retexture(
     level = max(float(grey[alpha > 0.5].mean()), 8.0)
     shade = np.clip(grey / level, 0.4, 1.8)[..., None]
     if family == "noise":
-        field, weight = np.zeros((FACE_SIZE, FACE_SIZE), np.float32), 1.0
+        field = np.zeros((FACE_SIZE, FACE_SIZE), np.float32)
         for cells in (3, 7, 15, 31, 60):
             weight = rng.uniform(0, 1)
             field += weight * smooth_noise(rng, cells, max(2, int(cells * rng.uniform(0.4, 1))))

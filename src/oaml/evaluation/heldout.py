@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oaml.cache import stage3
+from oaml.cache import as_maps, stage3
 from oaml.datasets.people import People
 from oaml.evaluation.calibration import PAIRS_NEEDED, fit_offset, fit_thresholds
 from oaml.evaluation.metrics import enough_negatives, tar_at_far
@@ -94,15 +94,7 @@ class HeldOut:
 
     def templates(self, model: Model, condition: str) -> Templates:
         """Templates of all bare images or of all covered probes."""
-        sides = []
-        for maps in self._maps[condition]:
-            parts = []
-            for start in range(0, len(maps), BLOCK):
-                x = torch.from_numpy(maps[start : start + BLOCK]).permute(0, 3, 1, 2).float()
-                x = x.contiguous(memory_format=torch.channels_last).to(next(model.parameters()).device)
-                parts.append(model.templates(x).to("cpu"))
-            sides.append(Templates.join(parts))
-        return sides[0].with_mirrored(sides[1]) if len(sides) == 2 else sides[0]
+        return templates_of(model, self._maps[condition])
 
     def map_error(self, probes: Templates, condition: str, rows: Tensor | None = None) -> float:
         """Mean absolute error of the predicted visibility on the matched cells."""
@@ -110,6 +102,21 @@ class HeldOut:
         grid = (probes.visibility.shape[2], probes.visibility.shape[3])
         aligned = align_mask(torch.from_numpy(true)[:, None], grid)
         return float((probes.visibility - aligned).abs().mean())
+
+
+def templates_of(model: Model, sides: Sequence[np.ndarray]) -> Templates:
+    """Templates from stored maps after stage 3, [N,14,14,C]: of the faces and, where there are two, of their mirror images."""
+    device = next(model.parameters()).device
+    found = [
+        Templates.join(
+            [
+                model.templates(as_maps(maps[start : start + BLOCK]).to(device)).to("cpu")
+                for start in range(0, len(maps), BLOCK)
+            ]
+        )
+        for maps in sides
+    ]
+    return found[0].with_mirrored(found[1]) if len(found) == 2 else found[0]
 
 
 def calibrate(model: Model, faces: HeldOut) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 from oaml.errors import OamlError
 from oaml.evaluation.protocols import read_pairs
 from oaml.files import read_image, write_file
+from oaml.progress import progress
 from oaml.template import COLUMNS, Templates
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def extract(
 
     held: dict[str, torch.Tensor] = {}
     source, done = iter(images), 0
-    with _progress(label, count) as advance, _workers(device.type) as run:
+    with progress(label, count) as advance, _workers(device.type) as run:
         while group := list(islice(source, max(batch_size, rows))):
             for found in run(one_pass, [group[i : i + rows] for i in range(0, len(group), rows)]):
                 size = len(found["norm"])
@@ -142,7 +143,7 @@ def score_pairs(
             scores[column][start : start + kept] = values[:kept].cpu().numpy()
 
     starts = range(0, count, chunk)
-    with _progress(label, count) as advance, _workers(device.type) as run:
+    with progress(label, count) as advance, _workers(device.type) as run:
         for start, _ in zip(starts, run(one_block, starts), strict=True):
             advance(min(chunk, count - start))
     for column, values in scores.items():
@@ -282,15 +283,23 @@ def load_model(model: str, device: str = "auto", batch_size: int = BATCH_SIZE) -
     """
     if batch_size < 1:
         raise OamlError(f"batch_size: {batch_size} is not at least 1")
-    import torch
-
     from oaml.model import Model
+
+    return to_device(Model.load(model).eval(), device)
+
+
+def to_device(model: Model, device: str) -> Model:
+    """The model on cpu or cuda; `auto` is a GPU where there is one.
+
+    Raises:
+        OamlError: no such device.
+    """
+    import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = Model.load(model).eval()
     try:
-        return loaded.to(device)
+        return model.to(device)
     except (RuntimeError, AssertionError) as error:
         first_line = (str(error).splitlines() or ["unknown"])[0]
         raise OamlError(f"device {device!r}: can't be used ({first_line}); choose cpu or auto") from error
@@ -343,17 +352,3 @@ def _workers(device: str) -> Iterator[Callable[..., Iterable[Any]]]:
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _progress(label: str | None, count: int) -> Iterator[Callable[[int], object]]:
-    if label is None:
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*parts, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=count)
-        yield lambda n: bar.advance(task, n)
