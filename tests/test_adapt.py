@@ -18,7 +18,7 @@ from oaml.datasets.drawn import draw_face
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.errors import OamlError
-from oaml.losses import align_mask
+from oaml.losses import align_mask, balanced_matching_loss
 from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
@@ -229,7 +229,7 @@ def test_every_trained_part_gets_a_gradient(
     def look(optimiser: torch.optim.Optimizer, terms: dict[str, torch.Tensor], *_: object) -> None:
         torch.stack(list(terms.values())).sum().backward()
         seen.update({n: float(p.grad.abs().sum()) for n, p in model.named_parameters() if p.grad is not None})
-        assert set(terms) == {"joint", "qaconv", "fused", "distillation", "embedding"}
+        assert set(terms) == {"joint", "qaconv", "fused", "gallery", "distillation", "embedding"}
 
     monkeypatch.setattr(adapt, "_step", look)
     visibility = np.array(built.visibility[: len(built.plan.rows)])
@@ -300,3 +300,40 @@ def test_a_folder_that_is_no_model_is_kept(
     assert run(people, backbone, tmp_path / "mine") == 1
     assert "mine" in capsys.readouterr().err
     assert (tmp_path / "mine" / "a.txt").read_text() == "x"
+
+
+def test_strangers_are_others_and_bare(tmp_path: Path, backbone: Path, people: Path) -> None:
+    found = cached(tmp_path / "cache", backbone, people)
+    sampler = adapt.PairSampler(found, 0)
+    present = {0, 1}
+    rows = sampler.strangers(present, 3)
+    assert len(rows) == 3
+    owners = [int(found.people.labels[found.plan.rows[row].image]) for row in rows]
+    assert len({*owners} | present) == 5
+    assert all(found.plan.rows[row].kind == BARE for row in rows)
+    assert len(sampler.strangers(present, 10_000)) == len(found.people.people) - 2
+
+
+def test_gallery_loss_against_a_loop_over_pairs(backbone: Path) -> None:
+    model = adapt.start(backbone)
+    generator = torch.Generator().manual_seed(0)
+    owners = [3, 8, 3, 8]
+    cells = torch.randn(4, 49, 32, generator=generator, requires_grad=True)
+    known = torch.randn(6, 49, 32, generator=generator)
+    seen = torch.rand(4, 1, 7, 7, generator=generator)
+    loss = adapt._gallery_loss(model, cells, seen, known, owners)
+    logits, same = torch.full((4, 6), -30.0), torch.zeros(4, 6, dtype=torch.bool)
+    for i in range(4):
+        for j in range(6):
+            if i == j:
+                continue
+            compared = model.joint.compare_pairs(
+                cells[i : i + 1], known[j : j + 1], seen[i : i + 1], torch.ones(1, 1, 7, 7)
+            )
+            logits[i, j] = model.joint.logit(compared)[0]
+            same[i, j] = j < 4 and owners[i] == owners[j]
+    assert same.sum() == 4
+    torch.testing.assert_close(loss, balanced_matching_loss(logits, same))
+    loss.backward()
+    assert cells.grad is not None
+    assert (cells.grad.abs().sum((1, 2)) > 0).all()

@@ -27,7 +27,7 @@ from oaml.errors import OamlError
 from oaml.evaluation.heldout import HeldOut, calibrate, scores, show, tars
 from oaml.evaluation.scoring import to_device
 from oaml.files import check_model_folder
-from oaml.joint import contributions
+from oaml.joint import Compared, contributions
 from oaml.losses import balanced_matching_loss, check_finite, distillation_loss, occlusion_loss
 from oaml.model import Model
 from oaml.net import NetConfig
@@ -46,6 +46,11 @@ people of the calibration split."""
 COSINE = 6.0
 """Weight of the unchanged embedding's cosine in the fused score, times the share that both faces show; joint logits have scales of
 12 to 15."""
+STRANGERS = 320
+"""Bare faces of other people that every training face is compared with beside its batch, as in a gallery: the unchanged network's,
+so that they cost one product of matrices. Of the few that come near are the errors at small false-accept rates."""
+NEVER = -30.0
+"""Logit of a pair that a loss shall not see."""
 BRANCH_RATE = 0.3
 """Learning rate of the branch beside the matchers': it starts from weights that are good already."""
 
@@ -216,6 +221,10 @@ class PairSampler:
             rows.setdefault((row.image, row.view), ([], []))[row.kind != BARE].append(index)
         self.rows = rows
         """(image, view) -> its bare row, its covered rows."""
+        self.bare_rows: dict[int, list[int]] = {}
+        """Person -> bare rows of all views."""
+        for (image, _), (clean, _) in rows.items():
+            self.bare_rows.setdefault(int(cache.people.labels[image]), []).extend(clean)
         self.weight = np.array(
             [
                 1.0 if row.kind == BARE else MORE.get(cache.plan.kinds[row.kind], 1.0)
@@ -253,6 +262,11 @@ class PairSampler:
                     sides[side].append(self.rng.choice(covered, p=weight / weight.sum()))
                 bare[side].append(clean[0])
         return np.array(sides[0] + sides[1]), np.array(bare[0] + bare[1])
+
+    def strangers(self, present: set[int], count: int) -> list[int]:
+        """One bare row each of at most `count` people who are not `present` (numbers of people)."""
+        others = [p for p in self.rng.permutation(list(self.bare_rows)).tolist() if p not in present]
+        return [int(self.rng.choice(self.bare_rows[p])) for p in others[:count]]
 
 
 def train_head(model: Model, cache: FeatureCache, stage: Stage, seed: int) -> None:
@@ -321,11 +335,39 @@ def train_matchers(
         terms["qaconv"] = balanced_matching_loss(local, same[some][:, some])
         terms["fused"] = balanced_matching_loss(joint[some][:, some] + QACONV * local, same[some][:, some])
         bare = torch.stack([target[int(row)] for row in clean]).to(device).float()
+        owners = [int(cache.people.labels[cache.plan.rows[row].image]) for row in clean]
+        others = sampler.strangers(set(owners), STRANGERS)
+        known = torch.cat([bare, *(target[row].to(device).float()[None] for row in others)])
+        terms["gallery"] = _gallery_loss(model, cells, seen, known, owners)
         terms["distillation"] = DISTILLATION * distillation_loss(cells, bare, seen.flatten(1))
         shown_sum = (cells * seen.flatten(1)[..., None]).sum(1)
         terms["embedding"] = EMBEDDING * (1 - F.cosine_similarity(shown_sum, bare.sum(1))).mean()
         _step(optimiser, terms, step, cache, rows)
     model.eval()
+
+
+def _gallery_loss(model: Model, cells: Tensor, seen: Tensor, known: Tensor, owners: list[int]) -> Tensor:
+    """Every face of a batch of pairs against the bare faces of the batch and of strangers, with the joint embedding.
+
+    Args:
+        cells: [B,49,E]; seen: [B,1,7,7].
+        known: [G,49,E] of the unchanged network, without gradient: first those of the B faces, then strangers'.
+        owners: the person of each of the B faces.
+    """
+    weight = seen.flatten(1)
+    mine = (cells * weight[..., None]).sum(1)
+    with torch.no_grad():  # what each face shows, of every known one: [B,G,E]
+        theirs = (weight @ known.transpose(0, 1).flatten(1)).view(len(mine), len(known), -1)
+        theirs = F.normalize(theirs, dim=2)
+    cosine = (F.normalize(mine, dim=1)[:, None] * theirs).sum(2)
+    unseen = (1 - weight.mean(1, keepdim=True)).expand_as(cosine)
+    person = torch.tensor(owners, device=cells.device)
+    same = torch.zeros(cosine.shape, dtype=torch.bool, device=cells.device)
+    same[:, : len(person)] = person[:, None] == person
+    own = torch.eye(*same.shape, dtype=torch.bool, device=same.device)
+    # its own photograph without the cover is no test: it counts neither way
+    logit = model.joint.logit(Compared(cosine, unseen)).masked_fill(own, NEVER)
+    return balanced_matching_loss(logit, same & ~own)
 
 
 def _targets(model: Model, cache: FeatureCache, sampler: PairSampler) -> dict[int, Tensor]:
@@ -372,7 +414,7 @@ def _step(
     cache: FeatureCache,
     rows: np.ndarray,
 ) -> None:
-    check_finite(terms, step, [cache.name(int(row)) for row in rows])
+    check_finite(terms, step, lambda: [cache.name(int(row)) for row in rows])
     optimiser.zero_grad()
     torch.stack(list(terms.values())).sum().backward()
     parameters = [p for group in optimiser.param_groups for p in group["params"]]

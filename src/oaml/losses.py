@@ -6,7 +6,7 @@ Shapes: P probes, G gallery faces, B images; visibility [B,1,h,w] with 1 = visib
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -149,8 +149,11 @@ class NonFiniteLoss(OamlError):
     """A loss term is NaN or infinite; the message names the step, the term and the files of the batch."""
 
 
-def check_finite(terms: Mapping[str, Tensor], step: int, files: Sequence[str]) -> None:
+def check_finite(terms: Mapping[str, Tensor], step: int, files: Callable[[], Sequence[str]]) -> None:
     """Stop the training on a loss term that is not finite; never replace it by zero.
+
+    Args:
+        files: names those of the batch; asked only when something is wrong.
 
     Raises:
         NonFiniteLoss: names the step, the terms and every file of the batch.
@@ -161,4 +164,4 @@ def check_finite(terms: Mapping[str, Tensor], step: int, files: Sequence[str]) -
     bad = ", ".join(
         f"{name} = {value.item()}" for name, value in zip(terms, values, strict=True) if not value.isfinite()
     )
-    raise NonFiniteLoss(f"step {step}: loss term {bad}; files of the batch: {', '.join(files)}")
+    raise NonFiniteLoss(f"step {step}: loss term {bad}; files of the batch: {', '.join(files())}")

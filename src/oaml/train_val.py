@@ -184,7 +184,7 @@ class OcclusionFace(L.LightningModule):
         torch.manual_seed(hash((self.config.seed, self.batches_done, self.global_rank)) % 2**63)
         output, terms = self.terms(batch)
         files = [path for stream in batch.values() for path in stream["path"]]
-        check_finite(terms, self.global_step, files)
+        check_finite(terms, self.global_step, lambda: files)
         weights = asdict(self.config.weights)
         total = combine(terms, weights)
         every = self.config.gradient_every
