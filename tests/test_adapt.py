@@ -330,7 +330,7 @@ def test_gallery_loss_against_a_loop_over_pairs(backbone: Path) -> None:
             compared = model.joint.compare_pairs(
                 cells[i : i + 1], known[j : j + 1], seen[i : i + 1], torch.ones(1, 1, 7, 7)
             )
-            logits[i, j] = model.joint.logit(compared)[0]
+            logits[i, j] = model.joint.logit(compared.cosine, compared.unseen)[0]
             same[i, j] = j < 4 and owners[i] == owners[j]
     assert same.sum() == 4
     torch.testing.assert_close(loss, balanced_matching_loss(logits, same))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from oaml.evaluation.calibration import LEAST, fit_offset, fit_thresholds
+from oaml.evaluation.calibration import MARGIN, fit_offset, fit_overlap, fit_thresholds
 from oaml.joint import KNOTS
 
 KNOT = np.linspace(0, 1, KNOTS)
@@ -19,14 +19,18 @@ def impostors(n: int = 1_500_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray
 
 
 def test_offset_holds_the_rate_at_every_share() -> None:
-    offset = fit_offset(*impostors())
+    scores, unseen = impostors()
+    offset = fit_offset(scores, unseen)
     assert offset[0] == 0
+    margin = MARGIN * (np.quantile(scores, 1 - 1e-3) - np.quantile(scores, 1 - 1e-2)) * KNOT
     scores, unseen = impostors(seed=1)  # others than it was fitted on
-    fused = scores - np.interp(unseen, KNOT, offset)
-    threshold = np.quantile(fused[unseen < 0.05], 1 - 1e-3)
+    level = 3.09  # that a share of 1e-3 of the pairs that show all exceeds
     for low in np.arange(0, 0.9, 0.1):
-        rate = (fused[(unseen >= low) & (unseen < low + 0.1)] >= threshold).mean()
-        assert 0.5e-3 < rate < 2e-3
+        some = (unseen >= low) & (unseen < low + 0.1)
+        held = scores[some] - np.interp(unseen[some], KNOT, offset - margin)
+        assert 0.5e-3 < (held >= level).mean() < 1.3e-3
+        fused = scores[some] - np.interp(unseen[some], KNOT, offset)
+        assert (fused >= level).mean() < 1.2e-3
     raw = scores >= np.quantile(scores[unseen < 0.05], 1 - 1e-3)
     assert raw[unseen > 0.8].mean() > 0.1  # what it would be without
 
@@ -35,15 +39,50 @@ def test_little_shared_area_lowers_confidence() -> None:
     rng = np.random.default_rng(2)
     unseen = rng.uniform(0, 0.7, 1_000_000)
     offset = fit_offset(rng.normal(0, 1, len(unseen)), unseen)  # the law doesn't depend on the share
-    assert offset[14] == pytest.approx(0.1 * 0.7 * (3.09 - 2.33), abs=0.15)
+    assert offset[13] == pytest.approx(MARGIN * 0.65 * (3.09 - 2.33), abs=0.15)
     assert offset[-1] > 1  # and where nothing was ever seen in common, nothing is accepted
     assert (np.diff(offset[14:]) > 0).all()
+
+
+def test_offset_of_one_share_alone() -> None:
+    scores = np.random.default_rng(5).normal(0, 1, 50_000)
+    offset = fit_offset(scores, np.full(len(scores), 0.5))
+    assert np.isfinite(offset).all()
+    assert offset[0] == 0
+    assert (offset[-1] - offset[10]) > 0.5
 
 
 def test_offset_needs_enough_pairs() -> None:
     with pytest.raises(ValueError, match=r"19,999 pairs .* 20,000 are needed"):
         fit_offset(np.zeros(19_999), np.zeros(19_999))
-    assert LEAST == 20
+
+
+def test_overlap_holds_the_rate_under_shared_covers() -> None:
+    rng = np.random.default_rng(4)
+
+    def pairs(n: int = 400_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        overlap, cosine = rng.uniform(0, 1, n), rng.normal(0.3, 0.2, n)
+        return rng.normal(0, 1, n) - 3.5 + 6 * overlap * np.maximum(cosine, 0), overlap, cosine
+
+    excess, overlap, cosine = pairs()
+    found = fit_overlap(excess, overlap, cosine, np.ones(len(excess)))
+    assert (excess > 0).mean() > 0.02
+    excess, overlap, cosine = pairs()  # others than it was fitted on
+    rate = (excess - found * overlap * np.maximum(cosine, 0) > 0).mean()
+    assert 0.8e-3 < rate < 1.25e-3
+    # no less does
+    assert (excess - (found - 0.5) * overlap * np.maximum(cosine, 0) > 0).mean() > rate
+
+
+def test_overlap_by_hand() -> None:
+    excess, overlap, cosine = np.array([4, 3, 2, -1.0]), np.array([1, 0.5, 1, 1]), np.array([0.5, 1, 1, 1])
+    even, odd = np.ones(4), np.array([1, 1, 3, 5.0])  # what each takes to be pushed below: 8, 6, 2, 0
+    assert fit_overlap(excess, overlap, cosine, even, far=0.3) == 6
+    assert fit_overlap(excess, overlap, cosine, even, far=0.6) == 2
+    assert fit_overlap(excess, overlap, cosine, odd, far=0.3) == 2
+    assert fit_overlap(-excess, overlap, cosine, even, far=0.3) == 0
+    assert fit_overlap(excess, np.zeros(4), cosine, even, far=0.3) == 0  # it would not help
+    assert fit_overlap(excess, overlap, -cosine, even, far=0.3) == 0
 
 
 def test_thresholds_accept_the_stated_share() -> None:

@@ -174,10 +174,10 @@ def test_pair_scores_against_one_pair_at_a_time(work: Path, faces: Templates) ->
         cosine = float(faces.embedding[a[i]].double() @ faces.embedding[b[i]].double())
         assert scores["cosine"][i] == pytest.approx(cosine, abs=1e-9)
         compared = model.joint.compare(cells[p], cells[g], visible[p], visible[g])
-        joint = model.joint.logit(compared)
+        joint = model.joint.logit(compared.cosine, compared.unseen)
         assert scores["joint"][i] == pytest.approx(float(joint.detach()), rel=1e-4, abs=1e-5)
         with torch.inference_mode():
-            fused = model.fusion(joint, weighted, torch.tensor([[cosine]]), compared.unseen)
+            fused = model.fusion(joint, weighted, torch.tensor([[cosine]]), compared)
         assert scores["fused"][i] == pytest.approx(float(fused), rel=1e-4, abs=1e-5)
     assert np.abs(scores["qaconv"] - scores["qaconv_visibility"]).max() > 1e-3
 

@@ -144,14 +144,12 @@ def test_a_face_with_itself(faces: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 def test_cosine_that_a_threshold_takes(faces: tuple[np.ndarray, np.ndarray]) -> None:
-    from oaml.joint import Compared
-
     model = small()
     found = explain_pair(model, *faces)
     needed = found.needed(score=1.5, threshold=3.5)
     assert needed is not None
     unseen = torch.tensor([1 - found.both.mean(), 1 - found.both.mean()]).float()
-    before, after = model.joint.logit(Compared(torch.tensor([found.cosine, needed]), unseen)).tolist()
+    before, after = model.joint.logit(torch.tensor([found.cosine, needed]), unseen).tolist()
     assert after - before == pytest.approx(2, abs=1e-4)
     assert found.needed(1.5, 1.5) == found.cosine
     assert replace(found, slope=0.0).needed(1.5, 3.5) is None

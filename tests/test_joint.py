@@ -208,7 +208,7 @@ def test_nothing_visible_in_common() -> None:
         for found in (joint.compare(a, a, v_a, v_b), joint.compare_pairs(a, a, v_a, v_b)):
             assert bool((found.cosine == 0).all())
             assert bool((found.unseen == 1).all())
-            logit = joint.logit(found)
+            logit = joint.logit(found.cosine, found.unseen)
             k0, _, k2, k3 = joint.confidence.tolist()
             torch.testing.assert_close(logit, torch.full_like(logit, k0 + k2 + k3))
     # a pair like this in a batch must not spoil the gradient of the others
@@ -294,10 +294,35 @@ def test_logit_by_hand() -> None:
     joint = randomised(Joint())
     k0, k1, k2, k3 = joint.confidence.tolist()
     cosine, unseen = torch.tensor([0.3, -0.8, 0.0]), torch.tensor([0.0, 0.5, 1.0])
-    for got, c, u in zip(joint.logit(Compared(cosine, unseen)).tolist(), cosine, unseen, strict=True):
+    for got, c, u in zip(joint.logit(cosine, unseen).tolist(), cosine, unseen, strict=True):
         c, u = float(c), float(u)
         expected = np.exp(joint.log_scale.item()) * c * (1 + k1 * u) + k0 + k2 * u + k3 * u**2
         assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_overlap_by_hand() -> None:
+    a, _ = random_faces(3)
+    upper, lower, none = torch.ones(1, 7, 7), torch.ones(1, 7, 7), torch.zeros(1, 7, 7)
+    upper[:, 4:], lower[:, :2] = 0, 0  # 21 and 14 cells hidden
+    left, right = torch.stack([upper, upper, none]), torch.stack([upper, lower, torch.ones(1, 7, 7)])
+    found = Joint().compare_pairs(a, a, left, right)
+    torch.testing.assert_close(found.overlap, torch.tensor([1.0, 0.0, 0.0]))
+    half = torch.full((1, 1, 7, 7), 0.5)
+    found = Joint().compare_pairs(a[:1], a[:1], half, half)
+    assert found.overlap.item() == pytest.approx(0.25 / 0.75)
+    spot = torch.ones(1, 1, 7, 7)
+    spot[0, 0, 3, 3] = 0.5  # unseen 0.75/49, which is less than a twentieth
+    found = Joint().compare_pairs(a[:1], a[:1], spot, spot)
+    assert found.overlap.item() == pytest.approx(0.25 / 49 / 0.05)
+    bare = torch.ones(1, 1, 7, 7)
+    assert Joint().compare_pairs(a[:1], a[:1], bare, bare).overlap.item() == 0
+
+
+def test_what_is_hidden_is_told_from_visibility_alone() -> None:
+    (a, v_a), (b, v_b) = random_faces(6, 14, 0), random_faces(5, 14, 1)
+    compared = Joint().compare(a, b, v_a, v_b)
+    for x, y in zip(Joint().hidden(v_a, v_b), (compared.unseen, compared.overlap), strict=True):
+        assert torch.equal(x, y)
 
 
 # --- which cell added what
@@ -338,9 +363,9 @@ def test_every_parameter_of_joint_and_fusion_gets_a_gradient() -> None:
     a.requires_grad_()
     joint, fusion = Joint(), Fusion()
     compared = joint.compare(a, b, v_a, v_b)
-    logit = joint.logit(compared)
+    logit = joint.logit(compared.cosine, compared.unseen)
     cosine = F.normalize(a.sum(1), dim=1) @ F.normalize(b.sum(1), dim=1).T
-    fused = fusion(logit, torch.randn(4, 4), cosine, compared.unseen)
+    fused = fusion(logit, torch.randn(4, 4), cosine, compared)
     F.binary_cross_entropy_with_logits(fused, torch.eye(4)).backward()
     for module in (joint, fusion):
         for name, parameter in module.named_parameters():
@@ -354,19 +379,25 @@ def test_every_parameter_of_joint_and_fusion_gets_a_gradient() -> None:
 
 
 def test_a_fresh_fusion_is_the_sum_of_the_logits() -> None:
-    joint, local, cosine, unseen = torch.rand(4, 5)
-    assert torch.equal(Fusion()(joint, local, cosine, unseen), joint + local)
+    joint, local, cosine, unseen, overlap = torch.rand(5, 5)
+    assert torch.equal(Fusion()(joint, local, cosine, Compared(cosine, unseen, overlap)), joint + local)
 
 
+@torch.inference_mode()
 def test_fusion_by_hand() -> None:
     fusion = randomised(Fusion())
-    joint, local, cosine, unseen = torch.rand(4, 3, 5)
-    expected = joint + fusion.qaconv_weight * local + fusion.cosine_weight * (1 - unseen) * cosine
+    joint, local, cosine, unseen, overlap = torch.rand(5, 3, 5)
+    cosine = 2 * cosine - 1
+    compared = Compared(torch.rand(3, 5), unseen, overlap)  # its own cosine is in the logit already
+    found = fusion(joint, local, cosine, compared)
     knots = np.linspace(0, 1, KNOTS)
-    offset = np.interp(unseen.double().numpy(), knots, fusion.offset.double().numpy())
-    np.testing.assert_allclose(
-        fusion(joint, local, cosine, unseen).detach().numpy(), expected.detach().numpy() - offset, atol=1e-5
-    )
+    for i, j in np.ndindex(3, 5):
+        offset = np.interp(float(unseen[i, j]), knots, fusion.offset.double().numpy())
+        expected = float(joint[i, j] + fusion.qaconv_weight * local[i, j]) - offset
+        expected += float(fusion.cosine_weight * (1 - unseen[i, j]) * cosine[i, j])
+        if cosine[i, j] > 0:
+            expected -= float(fusion.overlap * overlap[i, j] * cosine[i, j])
+        assert found[i, j].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_offset_against_numpy() -> None:

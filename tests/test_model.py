@@ -113,6 +113,7 @@ def test_every_score_comes_back(model: Model, folder: Path) -> None:
     state = model.state_dict()
     assert {name for name in state if name.startswith(("joint.", "fusion."))} == {
         "joint.log_scale", "joint.confidence", "fusion.qaconv_weight", "fusion.cosine_weight", "fusion.offset",
+        "fusion.overlap",
     }  # fmt: skip
     loaded = Model.load(folder)
     a, b = images().split(1)
@@ -222,12 +223,12 @@ def test_damaged_weights(folder: Path, kind: str) -> None:
         "[]",
         "3",
         "{}",
-        '{"format": 2, "net": {"architecture": "ir_7"}}',
-        '{"format": 2, "net": {"colour": 3}}',
-        '{"format": 2, "net": 5}',
-        '{"format": 2, "net": {"embedding_size": "many"}}',
-        '{"format": 2, "preprocessing": {"mean": [0.5]}}',
-        '{"format": 2, "qaconv": {"method": "both"}}',
+        '{"format": 3, "net": {"architecture": "ir_7"}}',
+        '{"format": 3, "net": {"colour": 3}}',
+        '{"format": 3, "net": 5}',
+        '{"format": 3, "net": {"embedding_size": "many"}}',
+        '{"format": 3, "preprocessing": {"mean": [0.5]}}',
+        '{"format": 3, "qaconv": {"method": "both"}}',
         "\udcff",
     ],
 )
@@ -239,8 +240,9 @@ def test_damaged_description(folder: Path, text: str) -> None:
 def test_description_of_other_versions(folder: Path) -> None:
     edit_config(folder, format=99, oaml="7.0")
     refused(folder, "config.json", "format", "7.0")
-    edit_config(folder, format=1)  # before the joint embedding
-    refused(folder, "config.json", "format")
+    for earlier in (1, 2):  # before the joint embedding; before the calibration of overlapping covers
+        edit_config(folder, format=earlier)
+        refused(folder, "config.json", "format")
     edit_config(folder, format=FORMAT, colour=3)
     refused(folder, "config.json", "unknown", "colour")
 
@@ -265,7 +267,7 @@ def test_missing_and_unknown_weights_are_listed(folder: Path) -> None:
     safetensors.torch.save_file(state, path)
     refused(folder, "missing: matcher.log_scale", "unknown: intruder")
     state["matcher.log_scale"] = state.pop("intruder")
-    for name in ("joint.confidence", "fusion.offset"):
+    for name in ("joint.confidence", "fusion.offset", "fusion.overlap"):
         safetensors.torch.save_file({key: value for key, value in state.items() if key != name}, path)
         refused(folder, f"missing: {name}", "unknown: none")
 
@@ -330,8 +332,6 @@ def test_fused_is_put_together_from_the_others(model: Model) -> None:
     a, b = model.extract(images(4)[:2]), model.extract(images(4)[2:])
     scores = model.compare(a, b)
     compared = model.joint.compare_pairs(a.contributions, b.contributions, a.visibility, b.visibility)
-    torch.testing.assert_close(scores["joint"], model.joint.logit(compared))
-    fused = model.fusion(
-        scores["joint"], scores["qaconv_visibility"], scores["cosine"].float(), compared.unseen
-    )
+    torch.testing.assert_close(scores["joint"], model.joint.logit(compared.cosine, compared.unseen))
+    fused = model.fusion(scores["joint"], scores["qaconv_visibility"], scores["cosine"].float(), compared)
     torch.testing.assert_close(scores["fused"], fused)

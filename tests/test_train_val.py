@@ -260,14 +260,16 @@ def test_a_training_starts_from_a_model_folder(tmp_path: Path) -> None:
     for parameter in given.parameters():  # nothing is as it starts
         parameter.data.add_(0.01)
     given.fusion.offset.fill_(0.3)
+    given.fusion.overlap.fill_(2.0)
     given.save(tmp_path / "given")
     config = tiny(tmp_path / "run", backbone=tmp_path / "given", steps=1)
     model = build_model(config)
     state, found = given.state_dict(), model.state_dict()
     assert found.keys() == state.keys()
     changed = [name for name in state if not torch.equal(state[name], found[name])]
-    assert changed == ["fusion.offset"]  # heads, matchers and branch are kept
+    assert sorted(changed) == ["fusion.offset", "fusion.overlap"]  # heads, matchers and branch are kept
     assert not found["fusion.offset"].any()
+    assert not found["fusion.overlap"]
     assert model.config.thresholds == {}
     assert (model.config.net, model.config.qaconv) == (given.config.net, given.config.qaconv)
     assert model.config.preprocessing == given.config.preprocessing
@@ -278,6 +280,7 @@ def test_a_training_starts_from_a_model_folder(tmp_path: Path) -> None:
     assert last.config.net == given.config.net
     assert last.config.thresholds == {}
     assert not last.fusion.offset.any()
+    assert not last.fusion.overlap
     assert last.config.training["backbone"] == "somebody's"
     assert last.config.training["steps"] == 1
     after = last.state_dict()

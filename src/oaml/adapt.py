@@ -24,10 +24,10 @@ from oaml.cache import BARE, FeatureCache, Plan
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import PeopleFolder, Split, split_name
 from oaml.errors import OamlError
-from oaml.evaluation.heldout import HeldOut, calibrate, scores, show, tars
+from oaml.evaluation.heldout import GROUPS, HeldOut, calibrate, scores, show, tars
 from oaml.evaluation.scoring import to_device
 from oaml.files import check_model_folder
-from oaml.joint import Compared, contributions
+from oaml.joint import contributions
 from oaml.losses import balanced_matching_loss, check_finite, distillation_loss, occlusion_loss
 from oaml.model import Model
 from oaml.net import NetConfig
@@ -146,7 +146,7 @@ def adapt(
     train_head(model, cached, Stage(head_steps, 128, 2e-3), seed)
     train_matchers(model, cached, predict_visibility(model, cached), Stage(steps, 96, 1e-3), seed)
     console.print("fitting thresholds on the people held out", highlight=False)
-    calibrate(model, HeldOut(model, held_out, occluders, seed, "a", everybody=True))
+    calibrate(model, HeldOut(model, held_out, occluders, seed, "a", everybody=True, groups=GROUPS))
     real = f"; real masks of {', '.join(map(str, masks))}" if masks else ""
     model.config.training.update(
         backbone=str(backbone),
@@ -325,7 +325,7 @@ def train_matchers(
         cells, seen = contributions(net.branch, stage4), F.avg_pool2d(fine, 2)
         same = torch.eye(pairs, dtype=torch.bool, device=device)
         compared = model.joint.compare(cells[:pairs], cells[pairs:], seen[:pairs], seen[pairs:])
-        joint = model.joint.logit(compared)
+        joint = model.joint.logit(compared.cosine, compared.unseen)
         terms = {"joint": balanced_matching_loss(joint, same)}
         # QAConv holds [pairs,pairs,49,49] numbers several times over: half of the pairs are a quarter of the work
         some = torch.from_numpy(rng.choice(pairs, max(2, pairs // 2), replace=False)).to(device)
@@ -366,7 +366,7 @@ def _gallery_loss(model: Model, cells: Tensor, seen: Tensor, known: Tensor, owne
     same[:, : len(person)] = person[:, None] == person
     own = torch.eye(*same.shape, dtype=torch.bool, device=same.device)
     # its own photograph without the cover is no test: it counts neither way
-    logit = model.joint.logit(Compared(cosine, unseen)).masked_fill(own, NEVER)
+    logit = model.joint.logit(cosine, unseen).masked_fill(own, NEVER)
     return balanced_matching_loss(logit, same & ~own)
 
 

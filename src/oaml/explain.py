@@ -122,12 +122,10 @@ def _slope(model: Model, unseen: float) -> float:
     """What the joint logit, and with it the fused score, gains for each 1 of cosine."""
     import torch
 
-    from oaml.joint import Compared
-
     with torch.inference_mode():
         device = model.joint.log_scale.device
         cosine, share = torch.tensor([0.0, 1.0], device=device), torch.full((2,), unseen, device=device)
-        low, high = model.joint.logit(Compared(cosine, share)).tolist()
+        low, high = model.joint.logit(cosine, share).tolist()
     return high - low
 
 

@@ -95,6 +95,8 @@ class Compared(NamedTuple):
     """Cosine in [-1,1]; 0 where nothing is visible in common."""
     unseen: Tensor
     """Share of the face that the two do not both show, in [0,1]."""
+    overlap: Tensor
+    """Of that share, how much both hide, in [0,1]: 0 where one face is bare, 1 under covers of one shape."""
 
 
 class CellShares(NamedTuple):
@@ -127,7 +129,11 @@ class Joint(nn.Module):
             # sum_r V_p[r] V_g[r] A[r], for either face: [P,G,E]
             left = torch.einsum("pre,gr->pge", a * v_p[..., None], v_g)
             right = torch.einsum("gre,pr->pge", b * v_g[..., None], v_p)
-            return Compared(_cosine(left, right), 1 - v_p @ v_g.T / CELLS)
+            return Compared(_cosine(left, right), *_hidden(v_p, v_g))
+
+    def hidden(self, prob_occ: Tensor, gal_occ: Tensor) -> tuple[Tensor, Tensor]:
+        """`unseen` and `overlap` of `Compared` from visibility alone: [P,1,h,w], [G,1,h,w] -> [P,G] each."""
+        return _hidden(cell_visibility(prob_occ), cell_visibility(gal_occ))
 
     def compare_pairs(self, a: Tensor, b: Tensor, a_occ: Tensor, b_occ: Tensor) -> Compared:
         """Row i of a against row i of b: A [N,R,E] twice, visibility [N,1,h,w] twice -> [N] each."""
@@ -138,17 +144,19 @@ class Joint(nn.Module):
                     f"contributions are {tuple(a.shape)} and {tuple(b.shape)}; pairs are compared row by row"
                 )
             weight = (v_a * v_b)[..., None]
-            return Compared(_cosine((a * weight).sum(1), (b * weight).sum(1)), 1 - weight.mean((1, 2)))
+            unseen, hidden = 1 - weight.mean((1, 2)), ((1 - v_a) * (1 - v_b)).mean(1)
+            cosine = _cosine((a * weight).sum(1), (b * weight).sum(1))
+            return Compared(cosine, unseen, _overlap(hidden, unseen))
 
-    def logit(self, compared: Compared) -> Tensor:
+    def logit(self, cosine: Tensor, unseen: Tensor) -> Tensor:
         """Cosine and unseen share, of any shape -> logit of that shape."""
         k0, k1, k2, k3 = self.confidence
-        unseen = compared.unseen
-        return self.log_scale.exp() * compared.cosine * (1 + k1 * unseen) + k0 + k2 * unseen + k3 * unseen**2
+        return self.log_scale.exp() * cosine * (1 + k1 * unseen) + k0 + k2 * unseen + k3 * unseen**2
 
     def forward(self, probe: Tensor, gallery: Tensor, prob_occ: Tensor, gal_occ: Tensor) -> Tensor:
         """A [P,R,E], [G,R,E], visibility [P,1,h,w], [G,1,h,w] -> logits [P,G]; see `compare`."""
-        return self.logit(self.compare(probe, gallery, prob_occ, gal_occ))
+        compared = self.compare(probe, gallery, prob_occ, gal_occ)
+        return self.logit(compared.cosine, compared.unseen)
 
     @torch.inference_mode()
     def match(
@@ -188,28 +196,33 @@ class Joint(nn.Module):
 class Fusion(nn.Module):
     """One logit from the joint embedding, QAConv and the plain cosine, whose meaning doesn't move with what is covered.
 
-    The sum of the logits, less the offset of the share that the two faces don't both show. The offset is fitted after training
-    on pairs of different people (`oaml.evaluation.calibration`), so that one threshold keeps its false-accept rate.
+    The sum of the logits, less what pairs of different people reach for other reasons than their faces: an offset of the share
+    that the two don't both show, and, where both hide the same part, more the more their plain embeddings agree, which then is
+    about the covers. Both are fitted after training (`oaml.evaluation.calibration`), so that one threshold keeps its
+    false-accept rate.
     """
 
     offset: Tensor
+    overlap: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.qaconv_weight = nn.Parameter(torch.tensor(1.0))
         self.cosine_weight = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("offset", torch.zeros(KNOTS))
+        self.register_buffer("overlap", torch.zeros(()))
 
-    def forward(self, joint: Tensor, qaconv: Tensor, cosine: Tensor, unseen: Tensor) -> Tensor:
-        """Logits, cosine and unseen share of the joint embedding, all of one shape -> calibrated logit of that shape.
+    def forward(self, joint: Tensor, qaconv: Tensor, cosine: Tensor, compared: Compared) -> Tensor:
+        """Logits, cosine of the plain embeddings and what the joint embedding says, all of one shape -> logit of that shape.
 
         The cosine of the whole embeddings counts by the share that both show: it knows nothing of covers.
         """
         return (
             joint
             + self.qaconv_weight * qaconv
-            + self.cosine_weight * (1 - unseen) * cosine
-            - self.offset_at(unseen)
+            + self.cosine_weight * (1 - compared.unseen) * cosine
+            - self.offset_at(compared.unseen)
+            - self.overlap * compared.overlap * cosine.clamp_min(0)
         )
 
     def offset_at(self, unseen: Tensor) -> Tensor:
@@ -229,6 +242,17 @@ def _ready(contributions: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
     if contributions.dtype in (torch.float16, torch.bfloat16):
         contributions = contributions.float()
     return contributions, weight.to(contributions.dtype)
+
+
+def _hidden(v_p: Tensor, v_g: Tensor) -> tuple[Tensor, Tensor]:
+    """[P,49], [G,49] -> unseen and overlap [P,G]."""
+    unseen = 1 - v_p @ v_g.T / CELLS
+    return unseen, _overlap((1 - v_p) @ (1 - v_g).T / CELLS, unseen)
+
+
+def _overlap(hidden: Tensor, unseen: Tensor) -> Tensor:
+    """Share hidden in both of the share not shown by both; of less than a twentieth no more than its part."""
+    return hidden / unseen.clamp_min(0.05)
 
 
 def _cosine(left: Tensor, right: Tensor) -> Tensor:

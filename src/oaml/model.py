@@ -19,7 +19,7 @@ from oaml.qaconv import QAConv, QAConvConfig
 from oaml.template import Scores, Templates
 from oaml.weights import Preprocessing, load_backbone
 
-FORMAT = 2  # of config.json; raised when an older reader would misread it
+FORMAT = 3  # of config.json; raised when an older reader would misread it
 
 
 @dataclass
@@ -140,8 +140,8 @@ class Model(nn.Module, ModelHubMixin):
         return self._together(scores, local, compared)
 
     def _together(self, scores: Scores, local: Tensor, compared: Compared) -> Scores:
-        joint = self.joint.logit(compared)
-        fused = self.fusion(joint, local, scores["cosine"].float(), compared.unseen)
+        joint = self.joint.logit(compared.cosine, compared.unseen)
+        fused = self.fusion(joint, local, scores["cosine"].float(), compared)
         return {**scores, "qaconv_visibility": local, "joint": joint, "fused": fused}
 
     @classmethod

@@ -470,7 +470,9 @@ def build_model(config: TrainConfig) -> Model:
     if config.backbone is not None and config.backbone.is_dir():
         model = Model.load(config.backbone)
         model.config.thresholds = {}  # they don't survive the training
+        model.config.training.pop("thresholds_fitted_on", None)
         model.fusion.offset.zero_()
+        model.fusion.overlap.zero_()
         return model.train()
     if config.backbone is not None:
         return Model.from_backbone(config.backbone, config.net.stage, config.qaconv)

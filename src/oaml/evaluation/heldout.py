@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from oaml.cache import as_maps, stage3
 from oaml.datasets.people import People
-from oaml.evaluation.calibration import PAIRS_NEEDED, fit_offset, fit_thresholds
+from oaml.evaluation.calibration import ANCHOR_FAR, PAIRS_NEEDED, fit_offset, fit_overlap, fit_thresholds
+from oaml.evaluation.conditions import group_of
 from oaml.evaluation.metrics import enough_negatives, tar_at_far
 from oaml.evaluation.scoring import score_all
-from oaml.joint import CELLS, cell_visibility
 from oaml.losses import align_mask
 from oaml.model import Model
 from oaml.occluders import Style, cover_rng, occlude, retexture
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 BARE, ALL = "bare", "all, one threshold"
+SHARED = "{}, one cover"
+"""Condition in which a group of people wear the very same cover of a kind."""
+GROUPS = 8
 BLOCK = 128  # faces a pass
 
 Table = dict[str, dict[str, dict[str, float]]]
@@ -46,6 +49,7 @@ class HeldOut:
         style: a for fitting, b for judging.
         templates: pictures for the kind mask (`occluders.load_templates`).
         everybody: cover all images; otherwise all but the first one of each person, which is the gallery.
+        groups: also dress everybody in the cover of one of so many groups of people: the condition `SHARED.format(kind)`.
     """
 
     def __init__(
@@ -57,8 +61,10 @@ class HeldOut:
         style: Style,
         templates: Sequence[np.ndarray] = (),
         everybody: bool = False,
+        groups: int = 0,
     ) -> None:
         self.people, self.kinds, self.seed = people, list(kinds), seed
+        self.group = np.array([group_of(name, groups) for name in people.names]) if groups else None
         self.style: Style = style
         self.pictures = templates
         self.person = torch.from_numpy(people.labels)
@@ -68,7 +74,7 @@ class HeldOut:
         self.probes = torch.from_numpy(others)
         self.true: dict[str, np.ndarray] = {BARE: np.ones((len(people), 112, 112), np.float32)}
         self._maps: dict[str, list[np.ndarray]] = {}
-        for condition in (BARE, *kinds):
+        for condition in (BARE, *kinds, *([SHARED.format(kind) for kind in kinds] if groups else [])):
             faces = self._faces(condition)
             self._maps[condition] = [stage3(model, faces)]
             if model.config.flip:
@@ -79,12 +85,13 @@ class HeldOut:
         if condition == BARE:
             return [self.people.image(i) for i in range(len(self.people))]
         faces, masks = [], []
+        shared = condition not in self.kinds
+        kind = next(kind for kind in self.kinds if condition in (kind, SHARED.format(kind)))
         for i in self.probes.tolist():
-            rng = cover_rng(self.seed, f"held out {condition}", self.people.names[i])
+            wearer = f"group {self.group[i]}" if shared and self.group is not None else self.people.names[i]
+            rng = cover_rng(self.seed, f"held out {kind}", wearer)
             face = self.people.image(i)
-            covered = occlude(
-                face, condition, rng, self.pictures if condition == "mask" else (), style=self.style
-            )
+            covered = occlude(face, kind, rng, self.pictures if kind == "mask" else (), style=self.style)
             if self.style == "a" and rng.random() < 0.5:
                 covered = retexture(face, covered, rng)
             faces.append(covered.image)
@@ -120,46 +127,91 @@ def templates_of(model: Model, sides: Sequence[np.ndarray]) -> Templates:
 
 
 def calibrate(model: Model, faces: HeldOut) -> None:
-    """Fit the offset of the fused score over the unseen share, then the thresholds on bare faces of different people.
+    """Fit what is taken off the fused score, then the thresholds on bare faces of different people; all go into the model.
 
-    Both are written into the model. With fewer pairs than an offset needs there is a warning, and it stays zero.
+    The offset over the unseen share is fitted on bare faces against bare and covered ones, what overlapping covers add on
+    pairs of covered faces: of two kinds, of one kind and under the very same cover, by the strictest of these. With fewer
+    pairs than an offset needs there is a warning, and both stay zero.
+
+    Args:
+        faces: covered in style a, everybody, with groups.
     """
     model.fusion.offset.zero_()
+    model.fusion.overlap.zero_()
     bare = faces.templates(model, BARE)
-    covered = [faces.templates(model, kind) for kind in faces.kinds]
     first, person = faces.gallery, faces.person
-    gallery = bare[first]
-    pairs = [_different(model, bare, person, gallery, person[first])]  # fused score and unseen share
-    pairs += [_different(model, c, person[faces.probes], gallery, person[first]) for c in covered]
-    for a, b in zip(covered, covered[1:] + covered[:1], strict=True):
-        some = torch.arange(0, len(a), 2)
-        owner = person[faces.probes][some]
-        pairs.append(_different(model, a[some], owner, b[some], owner))
-    scores, unseen = (np.concatenate(values) for values in zip(*pairs, strict=True))
-    if len(scores) >= PAIRS_NEEDED:
-        model.fusion.offset.copy_(torch.from_numpy(fit_offset(scores, unseen)))
+    gallery, owner = bare[first], person[faces.probes]
+    found = [_different(model, bare, person, gallery, person[first])]
+    covered = [faces.templates(model, kind) for kind in faces.kinds]
+    found += [_different(model, c, owner, gallery, person[first]) for c in covered]
+    fused, _, unseen, _ = _joined(found)
+    if len(fused) >= PAIRS_NEEDED:
+        model.fusion.offset.copy_(torch.from_numpy(fit_offset(fused, unseen)))
+        _calibrate_overlap(model, faces, covered, found[0])
     else:
         warnings.warn(
-            f"{len(scores):,} pairs of different people are held out and {PAIRS_NEEDED:,} are needed: the fused score is not "
+            f"{len(fused):,} pairs of different people are held out and {PAIRS_NEEDED:,} are needed: the fused score is not "
             "calibrated over the covered share; give more people",
             stacklevel=2,
         )
-    scores, _ = _different(model, bare, person, bare, person, once=True)
-    model.config.thresholds = fit_thresholds(scores)
+    fused = _different(model, bare, person, bare, person, once=True).fused
+    model.config.thresholds = fit_thresholds(fused)
     model.config.training["thresholds_fitted_on"] = (
-        f"{len(scores):,} pairs of bare faces of {len(faces.people.people)} people held out"
+        f"{len(fused):,} pairs of bare faces of {len(faces.people.people)} people held out"
     )
+
+
+def _calibrate_overlap(model: Model, faces: HeldOut, covered: list[Templates], bare: _Pairs) -> None:
+    """Fit what is taken off where covers overlap; the offset is there, `bare` was scored before it."""
+    calibrated = bare.fused - model.fusion.offset_at(torch.from_numpy(bare.unseen)).numpy()
+    threshold = np.quantile(calibrated, 1 - ANCHOR_FAR)
+    some = torch.arange(0, len(faces.probes), 2)
+    owner = faces.person[faces.probes][some]
+    ways: list[list[_Pairs]] = [[], [], []]
+    for own, other in zip(covered, covered[1:] + covered[:1], strict=True):
+        ways[0].append(_different(model, own[some], owner, other[some], owner))
+        ways[1].append(_different(model, own[some], owner, own[some], owner, once=True))
+    if faces.group is not None:
+        group = torch.from_numpy(faces.group)[faces.probes]
+        for kind in faces.kinds:
+            same, parts = faces.templates(model, SHARED.format(kind)), []
+            for number in group.unique():
+                rows = (group == number).nonzero()[:, 0]
+                owner = faces.person[faces.probes][rows]
+                parts.append(_different(model, same[rows], owner, same[rows], owner, once=True))
+            ways[2].append(_joined(parts))
+    needed = [0.0]
+    for kinds in ways:
+        weight = [np.full(len(pairs.fused), 1 / len(pairs.fused)) for pairs in kinds if len(pairs.fused)]
+        if weight:
+            fused, cosine, _, overlap = _joined(kinds)
+            needed.append(fit_overlap(fused - threshold, overlap, cosine, np.concatenate(weight)))
+    model.fusion.overlap.fill_(max(needed))
+
+
+class _Pairs(NamedTuple):
+    """Pairs of different people, [N] each."""
+
+    fused: np.ndarray
+    cosine: np.ndarray
+    unseen: np.ndarray
+    overlap: np.ndarray
+
+
+def _joined(parts: list[_Pairs]) -> _Pairs:
+    return _Pairs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
 def _different(
     model: Model, a: Templates, person_a: Tensor, b: Templates, person_b: Tensor, once: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Fused scores and unseen shares of all pairs of different people; `once`: without the mirrored ones."""
+) -> _Pairs:
+    """All pairs of different people; `once`: without the mirrored ones."""
     different = person_a[:, None] != person_b
-    different = different.triu(1) if once else different
-    fused = score_all(model, a, np.arange(len(a)), b, np.arange(len(b)), plain=False)["fused"]
-    unseen = 1 - cell_visibility(a.visibility) @ cell_visibility(b.visibility).T / CELLS
-    return fused[different.numpy()], unseen[different].numpy()
+    different = (different.triu(1) if once else different).numpy()
+    found = score_all(model, a, np.arange(len(a)), b, np.arange(len(b)), plain=False)
+    hidden = model.joint.hidden(a.visibility, b.visibility)
+    values = (found["fused"], found["cosine"], *(x.numpy() for x in hidden))
+    return _Pairs(*(x[different].astype(np.float32) for x in values))
 
 
 def scores(
