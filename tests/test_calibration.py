@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from oaml.evaluation.calibration import MARGIN, fit_offset, fit_overlap, fit_thresholds
+from oaml.evaluation.calibration import MARGIN, fit_lift, fit_offset, fit_overlap, fit_thresholds
 from oaml.joint import KNOTS
 
 KNOT = np.linspace(0, 1, KNOTS)
@@ -83,6 +83,14 @@ def test_overlap_by_hand() -> None:
     assert fit_overlap(-excess, overlap, cosine, even, far=0.3) == 0
     assert fit_overlap(excess, np.zeros(4), cosine, even, far=0.3) == 0  # it would not help
     assert fit_overlap(excess, overlap, -cosine, even, far=0.3) == 0
+
+
+def test_lift_is_what_accepted_pairs_needed() -> None:
+    scores, local = np.array([3, 2.5, 1, 4.0]), np.array([1, 2, 5, -1.0])  # the rest is 2, .5, -4 and 5
+    assert fit_lift(scores, local, [2]) == 1.5
+    assert fit_lift(scores, local, [2, 0.5]) == 4.5
+    assert fit_lift(scores, local, [3.5]) == 0
+    assert fit_lift(scores, local, []) == 0
 
 
 def test_thresholds_accept_the_stated_share() -> None:

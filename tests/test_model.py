@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -113,7 +114,7 @@ def test_every_score_comes_back(model: Model, folder: Path) -> None:
     state = model.state_dict()
     assert {name for name in state if name.startswith(("joint.", "fusion."))} == {
         "joint.log_scale", "joint.confidence", "fusion.qaconv_weight", "fusion.cosine_weight", "fusion.offset",
-        "fusion.overlap",
+        "fusion.overlap", "fusion.lift",
     }  # fmt: skip
     loaded = Model.load(folder)
     a, b = images().split(1)
@@ -325,6 +326,36 @@ def test_row_by_row_is_the_diagonal_of_all_against_all(model: Model) -> None:
         torch.testing.assert_close(everything[name], turned, rtol=1e-4, atol=1e-4)
     assert "qaconv" not in model.compare(a, b)
     assert "qaconv" not in model.compare_all(a, b)
+
+
+@torch.inference_mode()
+def test_local_cells_where_they_can_change_the_decision(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy.deepcopy(model)
+    probes, gallery = model.extract(images(9)[:4]), model.extract(images(9)[4:])
+    fused = model.compare_all(probes, gallery)["fused"]
+    rest = fused - model.fusion.qaconv_weight * model.compare_all(probes, gallery)["qaconv_visibility"]
+    assert model.fusion.lift.isinf()  # not fitted yet: nothing is left out
+    torch.testing.assert_close(model.fused_above(probes, gallery, 1e6), fused, rtol=1e-5, atol=1e-5)
+    compared = []
+    inner = model.matcher.match_pairs
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        compared.append(len(args[0]))
+        return inner(*args, **kwargs)
+
+    monkeypatch.setattr(model.matcher, "match_pairs", counted)
+    monkeypatch.setattr("oaml.model.PAIRS", 3)
+    threshold = float(fused.median())
+    model.fusion.lift.fill_(0.2)
+    found = model.fused_above(probes, gallery, threshold)
+    near = rest >= threshold - 0.2
+    assert 0 < near.sum() < near.numel()
+    assert sum(compared) == near.sum()
+    assert max(compared) <= 3
+    torch.testing.assert_close(found[near], fused[near], rtol=1e-5, atol=1e-5)
+    assert (found[~near] < threshold).all()
 
 
 @torch.inference_mode()

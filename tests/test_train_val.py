@@ -261,15 +261,21 @@ def test_a_training_starts_from_a_model_folder(tmp_path: Path) -> None:
         parameter.data.add_(0.01)
     given.fusion.offset.fill_(0.3)
     given.fusion.overlap.fill_(2.0)
+    given.fusion.lift.fill_(0.5)
     given.save(tmp_path / "given")
     config = tiny(tmp_path / "run", backbone=tmp_path / "given", steps=1)
     model = build_model(config)
     state, found = given.state_dict(), model.state_dict()
     assert found.keys() == state.keys()
     changed = [name for name in state if not torch.equal(state[name], found[name])]
-    assert sorted(changed) == ["fusion.offset", "fusion.overlap"]  # heads, matchers and branch are kept
+    assert sorted(changed) == [
+        "fusion.lift",
+        "fusion.offset",
+        "fusion.overlap",
+    ]  # heads, matchers and branch are kept
     assert not found["fusion.offset"].any()
     assert not found["fusion.overlap"]
+    assert found["fusion.lift"].isinf()
     assert model.config.thresholds == {}
     assert (model.config.net, model.config.qaconv) == (given.config.net, given.config.qaconv)
     assert model.config.preprocessing == given.config.preprocessing

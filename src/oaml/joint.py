@@ -204,6 +204,8 @@ class Fusion(nn.Module):
 
     offset: Tensor
     overlap: Tensor
+    lift: Tensor
+    """The most that QAConv adds to a pair that a threshold accepts and that would miss it without; infinite until fitted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,15 +213,19 @@ class Fusion(nn.Module):
         self.cosine_weight = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("offset", torch.zeros(KNOTS))
         self.register_buffer("overlap", torch.zeros(()))
+        self.register_buffer("lift", torch.tensor(torch.inf))
 
     def forward(self, joint: Tensor, qaconv: Tensor, cosine: Tensor, compared: Compared) -> Tensor:
         """Logits, cosine of the plain embeddings and what the joint embedding says, all of one shape -> logit of that shape.
 
         The cosine of the whole embeddings counts by the share that both show: it knows nothing of covers.
         """
+        return self.without_qaconv(joint, cosine, compared) + self.qaconv_weight * qaconv
+
+    def without_qaconv(self, joint: Tensor, cosine: Tensor, compared: Compared) -> Tensor:
+        """The part of `forward` that costs little."""
         return (
             joint
-            + self.qaconv_weight * qaconv
             + self.cosine_weight * (1 - compared.unseen) * cosine
             - self.offset_at(compared.unseen)
             - self.overlap * compared.overlap * cosine.clamp_min(0)

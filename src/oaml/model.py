@@ -19,6 +19,7 @@ from oaml.qaconv import QAConv, QAConvConfig
 from oaml.template import Scores, Templates
 from oaml.weights import Preprocessing, load_backbone
 
+PAIRS = 2048  # whose local cells are compared at a time
 FORMAT = 3  # of config.json; raised when an older reader would misread it
 
 
@@ -138,6 +139,26 @@ class Model(nn.Module, ModelHubMixin):
             probes.contributions, gallery.contributions, probes.visibility, gallery.visibility
         )
         return self._together(scores, local, compared)
+
+    @torch.inference_mode()
+    def fused_above(self, probes: Templates, gallery: Templates, threshold: float) -> Tensor:
+        """The fused score of every pair that reaches a threshold, [P,G]; something below the threshold for all others.
+
+        Local cells, most of the work, are compared only where they can change the decision: where the rest of the score is at most
+        `fusion.lift` below the threshold. That number was fitted on people held out; before that all pairs are compared whole.
+        """
+        compared = self.joint.match(
+            probes.contributions, gallery.contributions, probes.visibility, gallery.visibility
+        )
+        cosine = probes.embedding @ gallery.embedding.T
+        joint = self.joint.logit(compared.cosine, compared.unseen)
+        fused = self.fusion.without_qaconv(joint, cosine, compared)
+        p, g = (fused >= threshold - self.fusion.lift).nonzero(as_tuple=True)
+        for some_p, some_g in zip(p.split(PAIRS), g.split(PAIRS), strict=True):
+            a, b = probes[some_p], gallery[some_g]
+            local = self.matcher.match_pairs(a.local, b.local, a.visibility, b.visibility, prepared=True)
+            fused[some_p, some_g] += self.fusion.qaconv_weight * local
+        return fused
 
     def _together(self, scores: Scores, local: Tensor, compared: Compared) -> Scores:
         joint = self.joint.logit(compared.cosine, compared.unseen)

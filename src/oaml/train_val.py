@@ -473,6 +473,7 @@ def build_model(config: TrainConfig) -> Model:
         model.config.training.pop("thresholds_fitted_on", None)
         model.fusion.offset.zero_()
         model.fusion.overlap.zero_()
+        model.fusion.lift.fill_(torch.inf)
         return model.train()
     if config.backbone is not None:
         return Model.from_backbone(config.backbone, config.net.stage, config.qaconv)

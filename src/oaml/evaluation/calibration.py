@@ -9,6 +9,8 @@ Shapes: N pairs. Scores are logits: higher is more alike. `unseen` is the share 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -82,6 +84,20 @@ def fit_overlap(
     order = np.argsort(-reach)
     share = np.cumsum(weight[order]) / weight.sum()
     return float(reach[order][np.searchsorted(share, far, side="right")])
+
+
+def fit_lift(scores: np.ndarray, local: np.ndarray, thresholds: Iterable[float]) -> float:
+    """How far below a threshold the rest of a score may be for QAConv to lift it there, at least 0.
+
+    Args:
+        scores: as they are decided by, [N].
+        local: what QAConv adds to them, [N].
+    """
+    needed = [0.0]
+    for threshold in thresholds:
+        accepted = scores >= threshold
+        needed.append(float((threshold - (scores - local)[accepted]).max(initial=0)))
+    return max(needed)
 
 
 def _quantile(scores: np.ndarray, features: Tensor, weight: Tensor, far: float) -> list[float]:

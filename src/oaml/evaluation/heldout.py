@@ -16,7 +16,14 @@ from torch import Tensor
 
 from oaml.cache import as_maps, stage3
 from oaml.datasets.people import People
-from oaml.evaluation.calibration import ANCHOR_FAR, PAIRS_NEEDED, fit_offset, fit_overlap, fit_thresholds
+from oaml.evaluation.calibration import (
+    ANCHOR_FAR,
+    PAIRS_NEEDED,
+    fit_lift,
+    fit_offset,
+    fit_overlap,
+    fit_thresholds,
+)
 from oaml.evaluation.conditions import group_of
 from oaml.evaluation.metrics import enough_negatives, tar_at_far
 from oaml.evaluation.scoring import score_all
@@ -138,13 +145,15 @@ def calibrate(model: Model, faces: HeldOut) -> None:
     """
     model.fusion.offset.zero_()
     model.fusion.overlap.zero_()
+    model.fusion.lift.fill_(torch.inf)
     bare = faces.templates(model, BARE)
     first, person = faces.gallery, faces.person
     gallery, owner = bare[first], person[faces.probes]
     found = [_different(model, bare, person, gallery, person[first])]
     covered = [faces.templates(model, kind) for kind in faces.kinds]
     found += [_different(model, c, owner, gallery, person[first]) for c in covered]
-    fused, _, unseen, _ = _joined(found)
+    pairs = _joined(found)
+    fused, unseen = pairs.fused, pairs.unseen
     if len(fused) >= PAIRS_NEEDED:
         model.fusion.offset.copy_(torch.from_numpy(fit_offset(fused, unseen)))
         _calibrate_overlap(model, faces, covered, found[0])
@@ -159,6 +168,10 @@ def calibrate(model: Model, faces: HeldOut) -> None:
     model.config.training["thresholds_fitted_on"] = (
         f"{len(fused):,} pairs of bare faces of {len(faces.people.people)} people held out"
     )
+    if model.config.thresholds:
+        taken = model.fusion.offset_at(torch.from_numpy(pairs.unseen)).numpy()
+        taken += model.fusion.overlap.item() * pairs.overlap * np.maximum(pairs.cosine, 0)
+        model.fusion.lift.fill_(fit_lift(pairs.fused - taken, pairs.local, model.config.thresholds.values()))
 
 
 def _calibrate_overlap(model: Model, faces: HeldOut, covered: list[Templates], bare: _Pairs) -> None:
@@ -184,7 +197,7 @@ def _calibrate_overlap(model: Model, faces: HeldOut, covered: list[Templates], b
     for kinds in ways:
         weight = [np.full(len(pairs.fused), 1 / len(pairs.fused)) for pairs in kinds if len(pairs.fused)]
         if weight:
-            fused, cosine, _, overlap = _joined(kinds)
+            fused, cosine, _, overlap, _ = _joined(kinds)
             needed.append(fit_overlap(fused - threshold, overlap, cosine, np.concatenate(weight)))
     model.fusion.overlap.fill_(max(needed))
 
@@ -196,6 +209,8 @@ class _Pairs(NamedTuple):
     cosine: np.ndarray
     unseen: np.ndarray
     overlap: np.ndarray
+    local: np.ndarray
+    """What QAConv adds to the fused score."""
 
 
 def _joined(parts: list[_Pairs]) -> _Pairs:
@@ -210,7 +225,8 @@ def _different(
     different = (different.triu(1) if once else different).numpy()
     found = score_all(model, a, np.arange(len(a)), b, np.arange(len(b)), plain=False)
     hidden = model.joint.hidden(a.visibility, b.visibility)
-    values = (found["fused"], found["cosine"], *(x.numpy() for x in hidden))
+    local = found["qaconv_visibility"] * model.fusion.qaconv_weight.item()
+    values = (found["fused"], found["cosine"], *(x.numpy() for x in hidden), local)
     return _Pairs(*(x[different].astype(np.float32) for x in values))
 
 
