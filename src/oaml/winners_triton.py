@@ -1,6 +1,6 @@
 """The winners of `oaml.winners` and their gradients on a GPU, without the similarities [P,G,R,S] in memory.
 
-The plain formulation writes R*S similarities a pair and reads them four times to keep R+S of them. Here a program makes
+The plain formulation writes R*S similarities a pair and reads them several times to keep R+S of them. Here a program makes
 the similarities of one pair in registers, takes both maxima there and writes R+S values and partners: 490 bytes a pair
 instead of 9.6 kB at 7x7. The idea is that of fused attention (Dao et al., FlashAttention, NeurIPS 2022); here the
 backward pass does not even make the similarities again, because the partners say all of their gradient.
@@ -11,8 +11,8 @@ How the blocks were chosen:
 - The forward pass costs 2*R*S*C operations a pair (0.6 million at 7x7 with 128 channels) for 50 kB of maps that other pairs
   read too. Float32 products run on the ordinary units, not on tensor cores, so as long as the maps come from the cache
   the arithmetic is the limit. Hence pairs run in groups of 16 probes: at any moment the programs share a few maps.
-- A program has 4096 similarities at once, 32 a thread: fewer would load more than they multiply, more would leave no
-  registers for a second program beside it. They are all R cells of a gallery face (49 padded to 64, 196 to 256) by 64 or
+- A program has 4096 similarities at once, 32 a thread: fewer would load more for each product, more would leave
+  registers for only one program at a time. They are all R cells of a gallery face (49 padded to 64, 196 to 256) by 64 or
   16 probe cells. All R at once makes the choice of a probe cell final, and that of a gallery cell is carried over the
   tiles in registers: no program needs the result of another.
 - 16 channels or partners a step, the least that `tl.dot` takes: ordinary units hold the step's operands in registers.
