@@ -22,7 +22,9 @@ from oaml.net import GRIDS, IR, Backbone, IResNet, MobileFaceNet
 GRID = GRIDS[4]
 CELLS = GRID[0] * GRID[1]
 KNOTS = 21  # of the offset, evenly over shares from 0 to 1
-CHUNK_BYTES = 64 * 2**20  # weighted sums of the pairs held at once by match()
+CHUNK_BYTES = (
+    2 << 20
+)  # weighted sums of the pairs held at once by match(): they are read several times, from the cache
 
 
 def contributions(backbone: Backbone, features: Tensor) -> Tensor:
@@ -126,10 +128,7 @@ class Joint(nn.Module):
             (a, v_p), (b, v_g) = _ready(probe, prob_occ), _ready(gallery, gal_occ)
             if a.shape[2] != b.shape[2]:
                 raise ValueError(f"embeddings of {a.shape[2]} and {b.shape[2]} numbers can't be compared")
-            # sum_r V_p[r] V_g[r] A[r], for either face: [P,G,E]
-            left = torch.einsum("pre,gr->pge", a * v_p[..., None], v_g)
-            right = torch.einsum("gre,pr->pge", b * v_g[..., None], v_p)
-            return Compared(_cosine(left, right), *_hidden(v_p, v_g))
+            return _compare(a * v_p[..., None], v_p, b * v_g[..., None], v_g)
 
     def hidden(self, prob_occ: Tensor, gal_occ: Tensor) -> tuple[Tensor, Tensor]:
         """`unseen` and `overlap` of `Compared` from visibility alone: [P,1,h,w], [G,1,h,w] -> [P,G] each."""
@@ -167,16 +166,19 @@ class Joint(nn.Module):
         gal_occ: Tensor,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> Compared:
-        """As `compare`, in blocks whose weighted sums take about `chunk_bytes`, whatever P and G are."""
-        block = max(1, min(int((chunk_bytes / (2 * 4 * probe.shape[-1])) ** 0.5), 512))
-        rows = []
-        for p, v_p in zip(probe.split(block), prob_occ.split(block), strict=True):
-            parts = [
-                self.compare(p, g, v_p, v_g)
-                for g, v_g in zip(gallery.split(block), gal_occ.split(block), strict=True)
-            ]
-            rows.append(Compared(*(torch.cat(field, 1) for field in zip(*parts, strict=True))))
-        return Compared(*(torch.cat(field) for field in zip(*rows, strict=True)))
+        """As `compare`, in blocks whose weighted sums take about `chunk_bytes`, and the contributions once more."""
+        with torch.autocast(probe.device.type, enabled=False):
+            (a, v_p), (b, v_g) = _ready(probe, prob_occ), _ready(gallery, gal_occ)
+            if a.shape[2] != b.shape[2]:
+                raise ValueError(f"embeddings of {a.shape[2]} and {b.shape[2]} numbers can't be compared")
+            block = max(1, min(int((chunk_bytes / (2 * 4 * a.shape[2])) ** 0.5), 512))
+            columns = [(x * v[..., None], v) for x, v in zip(b.split(block), v_g.split(block), strict=True)]
+            rows = []
+            for x, v in zip(a.split(block), v_p.split(block), strict=True):
+                weighted = x * v[..., None]
+                parts = [_compare(weighted, v, *column) for column in columns]
+                rows.append(Compared(*(torch.cat(field, 1) for field in zip(*parts, strict=True))))
+            return Compared(*(torch.cat(field) for field in zip(*rows, strict=True)))
 
     @torch.inference_mode()
     def explain(self, a: Tensor, b: Tensor, a_occ: Tensor, b_occ: Tensor) -> CellShares:
@@ -248,6 +250,13 @@ def _ready(contributions: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
     if contributions.dtype in (torch.float16, torch.bfloat16):
         contributions = contributions.float()
     return contributions, weight.to(contributions.dtype)
+
+
+def _compare(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor) -> Compared:
+    """Contributions times visibility [P,R,E], [G,R,E], visibility [P,R], [G,R] -> [P,G] each."""
+    # sum_r V_p[r] V_g[r] A[r], for either face: [P,G,E]
+    left, right = torch.matmul(v_g, a), torch.matmul(v_p, b).transpose(0, 1)
+    return Compared(_cosine(left, right), *_hidden(v_p, v_g))
 
 
 def _hidden(v_p: Tensor, v_g: Tensor) -> tuple[Tensor, Tensor]:
