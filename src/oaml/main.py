@@ -64,6 +64,11 @@ COMMANDS = {
         "cover faces with a drawn niqab, mask, sunglasses, scarf, hand or patch, with exact masks",
         "oaml occlude faces/ --kind niqab --out covered --seed 1",
     ),
+    "benchmark": Command(
+        "oaml.benchmarks:benchmark",
+        "how much faster than a named baseline, measured on this machine",
+        "oaml benchmark joint",
+    ),
 }
 
 

@@ -1,0 +1,66 @@
+"""`oaml benchmark`: how much faster than a named baseline, measured side by side in one process.
+
+Each benchmark is a module with `run() -> dict[str, object]`: names and values that JSON can hold, ratios above 1 where the product
+is the faster one. It is imported when it is asked for. A machine's seconds say little elsewhere; ratios on one machine do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json as to_json
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from typing import Literal
+
+Name = Literal["qaconv", "qaconv-training", "joint", "embed", "startup", "cuda"]
+BENCHMARKS: dict[Name, str] = {
+    "qaconv": "oaml.benchmarks.qaconv",
+    "qaconv-training": "oaml.benchmarks.qaconv_training",
+    "joint": "oaml.benchmarks.joint",
+    "embed": "oaml.benchmarks.embed",
+    "startup": "oaml.benchmarks.startup",
+    "cuda": "oaml.benchmarks.cuda",
+}
+"""Name -> the module that runs it."""
+
+
+def benchmark(name: Name, *, json: bool = False) -> None:
+    """Measure one part against its named baseline, in less than two minutes and without any data.
+
+    Leave the machine alone meanwhile: what else runs on it is measured too.
+
+    Example:
+        oaml benchmark joint
+
+    Args:
+        name: what to measure.
+        json: print one JSON object to stdout and nothing else.
+
+    Raises:
+        OamlError: the machine lacks what the benchmark needs, such as a GPU.
+    """
+    with redirect_stdout(sys.stderr):  # what libraries say meanwhile is no part of the answer
+        values: dict[str, object] = importlib.import_module(BENCHMARKS[name]).run()
+    if json:
+        print(to_json.dumps({"benchmark": name, **values}, indent=2, allow_nan=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("name", title=f"oaml benchmark {name}", title_justify="left")
+    table.add_column("value", justify="right")
+    for key, value in _flat(values):
+        table.add_row(Text(key), Text(f"{value:,.4g}" if isinstance(value, float) else str(value)))
+    Console(highlight=False).print(table)
+
+
+def _flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Rows of a table: what lies inside lists and mappings by its path, such as `cases 0 ratio`."""
+    if isinstance(value, dict | list):
+        inside = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in inside:
+            yield from _flat(part, f"{name} {key}".strip())
+    else:
+        yield name, value
