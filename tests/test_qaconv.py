@@ -12,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from oaml.qaconv import METHODS, Method, QAConv, QAConvConfig, apply_occlusion_weight
+from oaml.winners import Winners
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = ("qaconv_0.npz", "qaconv_1.npz", "qaconv_2.npz")
@@ -290,11 +292,9 @@ def test_scaling_the_features_is_scaling_the_correlation() -> None:
             assert weighted[i, j, r, s] == pytest.approx(float(expected), abs=1e-7)
         of_features = torch.einsum("pcs,gcr->pgrs", (p * v_p).flatten(2), (g * v_g).flatten(2))
         torch.testing.assert_close(of_features, weighted)
-        ones = torch.ones(3, 20)
-        torch.testing.assert_close(
-            scaling._compute_similarity_batch(p, g, v_p, v_g),
-            none._score(weighted, ones[:, None], ones[:1][None]),
-        )
+        scores = scaling._compute_similarity_batch(p, g, v_p, v_g)
+        best = Winners(weighted.amax(2), torch.empty(0), weighted.amax(3), torch.empty(0))
+        torch.testing.assert_close(scores, none._score(best, torch.empty(0), torch.empty(0)))
 
 
 def test_selection_weights_of_normalized() -> None:
@@ -341,8 +341,9 @@ def test_a_face_that_shows_nothing(method: Method, who: str) -> None:
         torch.testing.assert_close(scores, torch.full((2, 2), k0 + k2 + k3))
         assert (scores < matcher.match(p.detach(), p.detach()).diagonal().min()).all()
     if method == "scaling":  # the constant that zeros give
-        zeros = torch.zeros(1, 1, 12, 12)
-        torch.testing.assert_close(scores, matcher._score(zeros, torch.zeros(1), torch.zeros(1)).expand(2, 2))
+        zeros = torch.zeros(1, 1, 12)
+        constant = matcher._score(Winners(zeros, zeros, zeros, zeros), zeros, zeros)
+        torch.testing.assert_close(scores, constant.expand(2, 2))
 
 
 def test_faces_that_show_different_halves() -> None:
@@ -402,34 +403,32 @@ def test_pairs_are_the_diagonal(method: Method, masked: bool) -> None:
     assert matcher.match_pairs(a[:0], b[:0]).shape == (0,)
 
 
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for x in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(x, Tensor):
+                self.bytes = max(self.bytes, x.numel() * x.element_size())
+        return made
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_memory_stays_bounded(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_stays_bounded(method: Method) -> None:
     matcher = QAConv(4, 7, 7, method).eval()
-    features, _ = faces(300, matcher, 1)
-    largest = 0
-    plain = torch.einsum
-
-    def watched(*operands: Any) -> Tensor:
-        nonlocal largest
-        out = plain(*operands)
-        largest = max(largest, out.numel())
-        return out
-
-    monkeypatch.setattr(torch, "einsum", watched)
-    chunk = 16 * 2**20
-    if method == "none":
-        assert matcher.match(features, features, chunk_bytes=chunk).shape == (300, 300)
-    else:
-        visible = torch.ones(300, 1, 7, 7)
-        few = 40
-        assert matcher.match(features[:few], features, visible[:few], visible, chunk_bytes=chunk).shape == (
-            few,
-            300,
-        )
-    assert 0 < largest * 4 <= chunk  # all at once would be 864 MB
-    largest = 0
-    matcher.match_pairs(features, features, chunk_bytes=2**20)
-    assert 0 < largest * 4 <= 2**20
+    features, visibility = faces(300, matcher, 1)
+    maps = (features[:40], features, visibility[:40], visibility)
+    with Largest() as largest:
+        scores = matcher.match(*maps, chunk_bytes=2**20)
+        pairs = matcher.match_pairs(features, features, visibility, visibility, chunk_bytes=2**20)
+    assert scores.shape == (40, 300)
+    assert pairs.shape == (300,)
+    assert largest.bytes <= 2**20  # all correlations at once would be 115 MB
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -16,13 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oaml.winners import Winners, paired_winners, spread, winners
+
 Method = Literal["none", "scaling", "normalized"]
 METHODS: tuple[Method, ...] = ("none", "scaling", "normalized")
 TAU = 0.3  # how strongly a visible partner is preferred, in units of correlation per e-fold of visibility
 MIN_VISIBILITY = 1e-3  # floor under the logarithm of the choice
-CHUNK_BYTES = (
-    128 * 2**20
-)  # similarities held at once by match(); about four tensors of this size exist at the peak
+CHUNK_BYTES = 8 * 2**20  # what match() holds of the winners of a block of pairs, on each thread
+Faces = tuple[Tensor, Tensor]  # maps [B,C,cells] and visibility [B,cells] of some faces
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass
@@ -73,17 +75,17 @@ def apply_occlusion_weight(similarity: Tensor, prob_occ: Tensor, gal_occ: Tensor
         S + tau (log V_p[s] + log V_g[r]); for a fixed cell of one face only the other face's term can change the choice,
         so that one tensor serves both directions.
     """
-    return _weighted(similarity, prob_occ.flatten(1)[:, None], gal_occ.flatten(1)[None], method)
-
-
-def _weighted(similarity: Tensor, visible_p: Tensor, visible_g: Tensor, method: Method) -> Tensor:
+    visible_p, visible_g = prob_occ.flatten(1)[:, None, None], gal_occ.flatten(1)[None, :, :, None]
     if method == "none":
         return similarity
     if method == "scaling":
-        return similarity * visible_g[..., :, None] * visible_p[..., None, :]
-    log_p = TAU * visible_p.clamp_min(MIN_VISIBILITY).log()
-    log_g = TAU * visible_g.clamp_min(MIN_VISIBILITY).log()
-    return similarity + log_g[..., :, None] + log_p[..., None, :]
+        return similarity * visible_g * visible_p
+    return similarity + _preference(visible_g) + _preference(visible_p)
+
+
+def _preference(visible: Tensor) -> Tensor:
+    """How much a cell is preferred as a partner, in units of correlation. It's a step in what is chosen: no gradient."""
+    return TAU * visible.detach().clamp_min(MIN_VISIBILITY).log()
 
 
 def _full_precision(x: Tensor) -> Tensor:
@@ -114,6 +116,7 @@ class QAConv(nn.Module):
         self.num_features, self.height, self.width = num_features, height, width
         self.method: Method = method
         cells = height * width
+        self.offset_bias = nn.Parameter(torch.zeros(2 * height - 1, 2 * width - 1)) if position_bias else None
         self.adapter = (
             nn.Sequential(nn.Conv2d(num_features, adapter, 1, bias=False), nn.BatchNorm2d(adapter))
             if adapter
@@ -123,9 +126,6 @@ class QAConv(nn.Module):
             # softplus(0.5413) = 1: all cells start equal. The scale is learned through its logarithm, so that a
             # step of the optimiser changes it by a share and not by an absolute amount.
             self.cell_weight = nn.Parameter(torch.full((cells,), 0.5413))
-            self.offset_bias = (
-                nn.Parameter(torch.zeros(2 * height - 1, 2 * width - 1)) if position_bias else None
-            )
             self.log_scale = nn.Parameter(torch.tensor(2.5))
             self.confidence = nn.Parameter(torch.tensor([-6.0, 0.0, 0.0, 0.0]))  # k0 .. k3
         else:
@@ -175,10 +175,18 @@ class QAConv(nn.Module):
         with torch.autocast(prob.device.type, enabled=False):
             prob, gal = _full_precision(prob).flatten(2), _full_precision(gal).flatten(2)
             visible_p, visible_g = self._visible(prob, prob_occ), self._visible(gal, gal_occ)
-            if self.method == "scaling":  # V >= 0, so scaling the features scales every correlation
-                prob, gal = prob * visible_p[:, None], gal * visible_g[:, None]
-            similarity = torch.einsum("pcs,gcr->pgrs", prob, gal)
-            return self._score(similarity, visible_p[:, None], visible_g[None])
+            won = winners(*self._judged(prob, gal, visible_p, visible_g), self._bias())
+            return self._score(won, visible_p[:, None], visible_g[None])
+
+    def _judged(
+        self, prob: Tensor, gal: Tensor, visible_p: Tensor, visible_g: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Maps [B,C,cells] and visibility [B,cells] of both sides -> what partners are chosen by, as `winners` takes it."""
+        if self.method == "scaling":  # V >= 0, so scaling the features scales every correlation
+            return prob * visible_p[:, None], gal * visible_g[:, None], None, None
+        if self.method == "none":
+            return prob, gal, None, None
+        return prob, gal, _preference(visible_p), _preference(visible_g)
 
     def _visible(self, maps: Tensor, occ: Tensor | None) -> Tensor:
         """[B,1,h,w] or None -> [B,h*w] in the precision of the maps; a map of another size is a ValueError."""
@@ -190,42 +198,30 @@ class QAConv(nn.Module):
             )
         return occ.flatten(1).to(maps.dtype)
 
-    def _score(self, similarity: Tensor, visible_p: Tensor, visible_g: Tensor) -> Tensor:
-        """similarity [A,B,R,S] with visibility broadcastable to [A,B,S] (probe) and [A,B,R] (gallery) -> [A,B]."""
+    def _score(self, won: Winners, visible_p: Tensor, visible_g: Tensor) -> Tensor:
+        """Winners of [A,B] pairs with visibility broadcastable to [A,B,S] (probe) and [A,B,R] (gallery) -> [A,B]."""
         if self.method == "normalized":
-            return self._normalized(similarity, visible_p, visible_g)
-        pairs = similarity.shape[:2]
-        best = torch.cat([similarity.amax(dim=2), similarity.amax(dim=3)], dim=-1)
+            return self._normalized(won, visible_p, visible_g)
+        best = torch.cat([won.value_s, won.value_r], dim=-1)
         sides = self.fc(self.bn(best.reshape(-1, 1, self.height * self.width)).squeeze(1))
-        return self.logit_bn(sides.view(-1, 2).sum(1, keepdim=True)).view(pairs)
+        return self.logit_bn(sides.view(-1, 2).sum(1, keepdim=True)).view(best.shape[:2])
 
-    def _normalized(self, similarity: Tensor, visible_p: Tensor, visible_g: Tensor) -> Tensor:
-        similarity, partner_of_s, partner_of_r, weight_s, weight_r, shared = self._choose(
-            similarity, visible_p, visible_g
-        )
-        chosen_s = similarity.gather(2, partner_of_s[:, :, None]).squeeze(2)
-        chosen_r = similarity.gather(3, partner_of_r[..., None]).squeeze(3)
+    def _normalized(self, won: Winners, visible_p: Tensor, visible_g: Tensor) -> Tensor:
+        weight_s, weight_r, shared = self._weights(won, visible_p, visible_g)
         total = weight_s.sum(-1) + weight_r.sum(-1)
-        local = ((weight_s * chosen_s).sum(-1) + (weight_r * chosen_r).sum(-1)) / (total + 1e-3)
+        local = ((weight_s * won.value_s).sum(-1) + (weight_r * won.value_r).sum(-1)) / (total + 1e-3)
         unseen = (1 - shared).clamp(0, 1)
         k0, k1, k2, k3 = self.confidence
         return self.log_scale.exp() * local * (1 + k1 * unseen) + k0 + k2 * unseen + k3 * unseen**2
 
-    def _choose(self, similarity: Tensor, visible_p: Tensor, visible_g: Tensor) -> tuple[Tensor, ...]:
-        """Partners and weights of the cells of both faces: S' [A,B,R,S], r(s) [A,B,S], s(r) [A,B,R], w_s, w_r, and the
-        share of the face that both show [A,B]."""
-        bias = self._bias()
-        if bias is not None:
-            similarity = similarity + bias
-        a, b, r, s = similarity.shape
-        visible_p, visible_g = visible_p.expand(a, b, s), visible_g.expand(a, b, r)
-        selection = _weighted(similarity.detach(), visible_p, visible_g, "normalized")
-        partner_of_s, partner_of_r = selection.argmax(dim=2), selection.argmax(dim=3)
+    def _weights(self, won: Winners, visible_p: Tensor, visible_g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights w_s [A,B,S] and w_r [A,B,R] of the cells of both faces, and the share of the face that both show [A,B]."""
+        pairs = won.value_s.shape[:2]
         c = F.softplus(self.cell_weight)
-        weight_s = c * visible_p * visible_g.gather(2, partner_of_s)
-        weight_r = c * visible_g * visible_p.gather(2, partner_of_r)
-        shared = (c * visible_p * visible_g).sum(-1) / c.sum()
-        return similarity, partner_of_s, partner_of_r, weight_s, weight_r, shared
+        partner_of_s = visible_g.expand(*pairs, -1).gather(2, won.partner_s.long())
+        partner_of_r = visible_p.expand(*pairs, -1).gather(2, won.partner_r.long())
+        shared = ((c * visible_p) * visible_g).sum(-1) / c.sum()
+        return c * visible_p * partner_of_s, c * visible_g * partner_of_r, shared
 
     def _bias(self) -> Tensor | None:
         """[R,S] bonus by the offset of s from r, the same for an offset and its opposite (which keeps scores symmetric)."""
@@ -245,31 +241,37 @@ class QAConv(nn.Module):
         gallery_visibility: Tensor | None = None,
         chunk_bytes: int = CHUNK_BYTES,
         prepared: bool = False,
+        precision: Precision = "float32",
     ) -> Tensor:
         """Score every probe against every gallery face in blocks, so that memory stays bounded whatever P and G are.
 
         Args:
             probe, gallery: maps of the backbone [P,C,h,w], [G,C,h,w]; visibility [P,1,h,w], [G,1,h,w] or None.
             prepared: the maps have been through `prepare` already, as for faces that are compared more than once.
-            chunk_bytes: size of the similarities held at once; the peak is about four times this.
+            chunk_bytes: about what each thread holds besides the maps and the scores.
+            precision: of the correlations. bfloat16 keeps three digits of each, and is worth it where the processor has
+                instructions for it.
 
         Returns:
             logits [P,G]. The module must be in eval mode: in training BN would see one block at a time.
         """
         self._needs_eval()
-        per_pair = (self.height * self.width) ** 2 * 4
-        block = max(1, min(int((chunk_bytes / per_pair) ** 0.5), 512))
-        rows = []
-        gallery_blocks = [
-            (g if prepared else self.prepare(g), v)
-            for g, v in zip(gallery.split(block), _split(gallery_visibility, gallery, block), strict=True)
-        ]
-        for p, v_p in zip(probe.split(block), _split(probe_visibility, probe, block), strict=True):
-            p = p if prepared else self.prepare(p)
-            rows.append(
-                torch.cat([self._compute_similarity_batch(p, g, v_p, v_g) for g, v_g in gallery_blocks], 1)
-            )
-        return torch.cat(rows) if rows else probe.new_zeros(0, len(gallery))
+        block = max(1, int((chunk_bytes / self._bytes_a_pair()) ** 0.5))
+        probes = self._faces(probe, probe_visibility, block, prepared)
+        galleries = self._faces(gallery, gallery_visibility, block, prepared)
+        dtype = torch.bfloat16 if precision == "bfloat16" else None
+        bias = self._bias()
+
+        def one_block(pair: tuple[Faces, Faces]) -> Tensor:
+            (p, v_p), (g, v_g) = pair
+            judged = self._judged(p, g, v_p, v_g)
+            return self._score(winners(*judged, bias, dtype), v_p[:, None], v_g[None])
+
+        scores = spread(one_block, [(p, g) for p in probes for g in galleries], probe.device)
+        if not scores:
+            return probe.new_zeros(len(probe), len(gallery))
+        wide = len(galleries)
+        return torch.cat([torch.cat(scores[i : i + wide], 1) for i in range(0, len(scores), wide)])
 
     @torch.inference_mode()
     def match_pairs(
@@ -280,6 +282,7 @@ class QAConv(nn.Module):
         visibility_b: Tensor | None = None,
         chunk_bytes: int = CHUNK_BYTES,
         prepared: bool = False,
+        precision: Precision = "float32",
     ) -> Tensor:
         """Score row i of a against row i of b: maps [N,C,h,w], visibility [N,1,h,w] or None -> logits [N]; see `match`."""
         self._needs_eval()
@@ -287,22 +290,36 @@ class QAConv(nn.Module):
             raise ValueError(
                 f"{len(features_a)} faces against {len(features_b)}; pairs are compared row by row"
             )
-        block = max(1, chunk_bytes // ((self.height * self.width) ** 2 * 4))
-        scores = []
-        for a, b, v_a, v_b in zip(
-            features_a.split(block),
-            features_b.split(block),
-            _split(visibility_a, features_a, block),
-            _split(visibility_b, features_b, block),
-            strict=True,
-        ):
-            prob, gal = ((x if prepared else self.prepare(x)).flatten(2) for x in (a, b))
-            visible_p, visible_g = self._visible(prob, v_a), self._visible(gal, v_b)
-            if self.method == "scaling":
-                prob, gal = prob * visible_p[:, None], gal * visible_g[:, None]
-            similarity = torch.einsum("ncs,ncr->nrs", prob, gal)[:, None]
-            scores.append(self._score(similarity, visible_p[:, None], visible_g[:, None])[:, 0])
+        block = max(1, chunk_bytes // self._bytes_a_pair())
+        dtype = torch.bfloat16 if precision == "bfloat16" else None
+        bias = self._bias()
+
+        def one_block(pair: tuple[Faces, Faces]) -> Tensor:
+            (a, v_a), (b, v_b) = pair
+            won = paired_winners(*self._judged(a, b, v_a, v_b), bias, dtype)
+            return self._score(won, v_a[:, None], v_b[:, None])[:, 0]
+
+        sides = (
+            self._faces(features_a, visibility_a, block, prepared),
+            self._faces(features_b, visibility_b, block, prepared),
+        )
+        scores = spread(one_block, zip(*sides, strict=True), features_a.device)
         return torch.cat(scores) if scores else features_a.new_zeros(0)
+
+    def _faces(self, maps: Tensor, occ: Tensor | None, block: int, prepared: bool) -> list[Faces]:
+        """Maps [B,C,h,w] and visibility [B,1,h,w] or None -> blocks of them as `winners` takes them, in full precision."""
+        if occ is not None and len(occ) != len(maps):
+            raise ValueError(f"{len(occ)} visibility maps for {len(maps)} faces")
+        faces = []
+        for i in range(0, len(maps), block):
+            some = maps[i : i + block]
+            cells = _full_precision(some if prepared else self.prepare(some)).flatten(2)
+            faces.append((cells, self._visible(cells, None if occ is None else occ[i : i + block])))
+        return faces
+
+    def _bytes_a_pair(self) -> int:
+        """About what scoring holds of a pair: for each cell its winner, its weight and what they are made of."""
+        return 2 * self.height * self.width * 32
 
     @torch.inference_mode()
     def explain(
@@ -323,24 +340,21 @@ class QAConv(nn.Module):
         prob, gal = (x[None] if prepared else self.prepare(x[None]) for x in (probe, gallery))
         occ_p = None if prob_occ is None else prob_occ[None]
         occ_g = None if gal_occ is None else gal_occ[None]
-        similarity = torch.einsum("pcs,gcr->pgrs", prob.flatten(2), gal.flatten(2))
-        visible_p = self._visible(prob, occ_p)[:, None]
-        visible_g = self._visible(gal, occ_g)[None]
+        visible_p, visible_g = self._visible(prob, occ_p), self._visible(gal, occ_g)
+        won = winners(*self._judged(prob.flatten(2), gal.flatten(2), visible_p, visible_g), self._bias())
         if self.method == "normalized":
-            similarity, of_s, of_r, weight_s, weight_r, _ = self._choose(similarity, visible_p, visible_g)
+            weight_s, weight_r, _ = self._weights(won, visible_p[:, None], visible_g[None])
             total = weight_s.sum() + weight_r.sum() + 1e-3
             weight_s, weight_r = weight_s / total, weight_r / total
         else:
-            similarity = _weighted(similarity, visible_p, visible_g, self.method)
-            of_s, of_r = similarity.argmax(dim=2), similarity.argmax(dim=3)
             weight_s = weight_r = self.fc.weight[0]
         grid = (self.height, self.width)
         return CellMatches(
-            partner_probe=of_s.view(grid),
-            similarity_probe=similarity.gather(2, of_s[:, :, None]).view(grid),
+            partner_probe=won.partner_s.long().view(grid),
+            similarity_probe=won.value_s.view(grid),
             weight_probe=weight_s.reshape(grid),
-            partner_gallery=of_r.view(grid),
-            similarity_gallery=similarity.gather(3, of_r[..., None]).view(grid),
+            partner_gallery=won.partner_r.long().view(grid),
+            similarity_gallery=won.value_r.view(grid),
             weight_gallery=weight_r.reshape(grid),
             score=float(self._compute_similarity_batch(prob, gal, occ_p, occ_g)),
         )
@@ -350,11 +364,3 @@ class QAConv(nn.Module):
             raise RuntimeError(
                 "the matcher is in training mode; call .eval() first (BN would see one block at a time)"
             )
-
-
-def _split(visibility: Tensor | None, like: Tensor, block: int) -> list[Tensor | None]:
-    if visibility is None:
-        return [None] * len(like.split(block))
-    if len(visibility) != len(like):
-        raise ValueError(f"{len(visibility)} visibility maps for {len(like)} faces")
-    return list(visibility.split(block))

@@ -1,37 +1,41 @@
-"""Winning partners: which cell of one face resembles a cell of the other most. Nearly all of QAConv's work is here.
+"""The part of QAConv that costs: every cell's best partner on the other face, without holding the correlations.
 
-The plain formulation holds the similarity of every two cells of every pair, [P,G,R,S]: 2.5 GB for 128 against 128 faces on 14x14.
-Only the best of each row and column is ever used, so similarities are made in blocks that stay in the cache, and what is
-kept of a pair is a number and an index for each cell, in training as well: the backward pass rebuilds the gradient of a
-block, which is zero but for the winners, from the indices.
+All cells of P probes against all cells of G gallery faces are P*G*R*S correlations, of which QAConv uses the P*G*(R+S) best. So
+they are computed in blocks that stay in a processor's own cache, where the best are picked before the next block takes
+their place. Training remembers who won, and nothing else: its gradients are the matrix products of the maps with the few
+gradients of the winners, block by block again. (The idea is that of Dao et al., FlashAttention, 2022, with a maximum in the
+place of the softmax.)
 
-Shapes: P probes, G gallery faces, N pairs; C channels; S cells of a probe, R of a gallery face; at most 255 cells.
+Shapes: P probes with S cells, G gallery faces with R cells, C channels, N pairs; at most 256 cells.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-BLOCK_BYTES = 1 << 21
-"""Similarities held at once: with the copies of them that a step needs they fit into a core's own cache."""
-GALLERY_BLOCK = 32
-"""Gallery faces of a block: the fastest running index of the similarities, so a few vectors of the CPU."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+ROWS = 392
+"""Cells on either side of a block: 8 faces of 7x7 or 2 of 14x14; as float32 its correlations are 0.6 MB."""
 
 
 class Winners(NamedTuple):
-    """Of every cell the partner that resembles it most, visibility counted, and how much it does, visibility not counted."""
+    """The best partner of every cell. For pairs of faces row by row P is N and G is 1."""
 
     value_s: Tensor
-    """Similarity, position bias included, of probe cell s with its partner, [P,G,S]."""
+    """[P,G,S]: similarity of probe cell s with its partner, position bias included, visibility not; float32 (float64)."""
     partner_s: Tensor
-    """Gallery cell r that is the partner, uint8 [P,G,S]; of equals any."""
+    """[P,G,S]: which gallery cell r that is; uint8."""
     value_r: Tensor
-    """[P,G,R], the same for gallery cells."""
+    """[P,G,R]: the same for gallery cell r."""
     partner_r: Tensor
-    """Probe cell s, uint8 [P,G,R]."""
+    """[P,G,R]: its probe cell s."""
 
 
 def winners(
@@ -40,149 +44,189 @@ def winners(
     log_p: Tensor | None = None,
     log_g: Tensor | None = None,
     bias: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Winners:
     """Every probe against every gallery face.
 
+    With S'[p,g,r,s] = <gal[g,:,r], prob[p,:,s]> + bias[r,s], partner_s = argmax_r S' + log_g[g,r] and
+    partner_r = argmax_s S' + log_p[p,s]; among equals the first.
+
     Args:
-        prob, gal: [P,C,S] and [G,C,R], float32 or float64; bfloat16 without gradients.
-        log_p, log_g: what a cell's visibility adds to the choice, [P,S] and [G,R], of the same precision; never to the similarity,
-            and no gradient goes there. None: nothing.
-        bias: bonus of gallery cell r for probe cell s, [R,S], or None.
+        prob, gal: [P,C,S] and [G,C,R], float32 or float64.
+        log_p, log_g: [P,S] and [G,R], how much a cell is preferred as a partner. They get no gradient: which partner is
+            chosen is no smooth function of them.
+        bias: [R,S].
+        dtype: what maps and correlations are rounded to: torch.bfloat16, or None for that of the maps. Values are float32
+            (float64) all the same.
 
     Returns:
-        With gradients of both values to prob, gal and bias. Values are float32 for bfloat16.
+        values with gradients to prob, gal and bias; partners. Memory is O(P*G*(R+S)), in the backward pass too.
     """
-    return Winners(*_AllPairs.apply(prob, gal, log_p, log_g, bias))
+    return Winners(*_Winners.apply(prob, gal, log_p, log_g, bias, dtype))
 
 
-def winners_of_pairs(
+@torch.no_grad()
+def paired_winners(
     prob: Tensor,
     gal: Tensor,
     log_p: Tensor | None = None,
     log_g: Tensor | None = None,
     bias: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Winners:
-    """Row i against row i, without gradients: [N,C,S] and [N,C,R], logs [N,S] and [N,R] -> fields [N,S] and [N,R]."""
-    cells_s, cells_r = prob.shape[2], gal.shape[2]
-    block = max(1, BLOCK_BYTES // (4 * cells_s * cells_r))
-    found = _room(prob, (len(prob),), cells_s, cells_r)
-    for n in _blocks(len(prob), block):
-        similarity = _with_bias(torch.bmm(prob[n].transpose(1, 2), gal[n]), None if bias is None else bias.T)
-        found[0][n], found[1][n] = _best(similarity, 2, None if log_g is None else log_g[n, None])
-        found[2][n], found[3][n] = _best(similarity, 1, None if log_p is None else log_p[n, :, None])
-    return found
+    """Probe i against gallery face i, without gradients: arguments as in `winners` with P = G = N, results with P = N, G = 1.
+
+    Each pair is a matrix product of its own, so its numbers are the same whatever else is compared.
+    """
+    won = _room(prob, gal, len(prob), 1)
+    a, b = _cells(gal, dtype), _cells(prob, dtype).transpose(1, 2)
+    size = max(1, ROWS**2 // (a.shape[1] * b.shape[2]))
+
+    def one_block(start: int) -> None:
+        rows = slice(start, start + size)
+        similarity = torch.bmm(a[rows], b[rows])[:, :, None]  # [n,R,1,S]
+        _pick(
+            similarity,
+            None if log_p is None else log_p[rows, None],
+            None if log_g is None else log_g[rows],
+            bias,
+            Winners(*(x[rows].transpose(0, 1) for x in won)),
+        )
+
+    spread(one_block, range(0, len(prob), size), prob.device)
+    return won
 
 
-class _AllPairs(torch.autograd.Function):
+class _Winners(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, prob: Tensor, gal: Tensor, log_p: Tensor | None, log_g: Tensor | None, bias: Tensor | None
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        prob: Tensor,
+        gal: Tensor,
+        log_p: Tensor | None,
+        log_g: Tensor | None,
+        bias: Tensor | None,
+        dtype: torch.dtype | None,
     ) -> tuple[Tensor, ...]:
-        found = _forward(prob, gal, log_p, log_g, bias)
-        ctx.save_for_backward(prob, gal, found.partner_s, found.partner_r)
-        ctx.mark_non_differentiable(found.partner_s, found.partner_r)
-        return tuple(found)
+        won = _room(prob, gal, len(prob), len(gal))
+        a, b = _cells(gal, dtype), _cells(prob, dtype)
+
+        def one_block(block: tuple[slice, slice]) -> None:
+            p, g = block
+            similarity = a[g].flatten(0, 1) @ b[p].flatten(0, 1).T
+            _pick(
+                similarity.view(-1, a.shape[1], len(b[p]), b.shape[1]),
+                None if log_p is None else log_p[None, p],
+                None if log_g is None else log_g[g],
+                bias,
+                Winners(*(x[p, g] for x in won)),
+            )
+
+        spread(one_block, _blocks(prob, gal), prob.device)
+        ctx.save_for_backward(prob, gal, won.partner_s, won.partner_r)
+        ctx.mark_non_differentiable(won.partner_s, won.partner_r)
+        return tuple(won)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_s: Tensor, _s: None, grad_r: Tensor, _r: None
+    ) -> tuple[Tensor | None, ...]:
         prob, gal, partner_s, partner_r = ctx.saved_tensors
-        grad_prob, grad_gal, grad_bias = _backward(prob, gal, partner_s, partner_r, grads[0], grads[2])
-        return grad_prob, grad_gal, None, None, grad_bias if ctx.needs_input_grad[4] else None
+        a, b = _cells(gal), _cells(prob)
+        blocks = _blocks(prob, gal)
+
+        def some_blocks(first: int) -> tuple[Tensor, ...]:
+            to_a, to_b = torch.zeros_like(a), torch.zeros_like(b)
+            to_bias = a.new_zeros(a.shape[1], b.shape[1])
+            for p, g in blocks[first::threads]:
+                # S' has a gradient where there is a winner and nowhere else: [g,R,p,S], nearly all zero
+                grad = a.new_zeros(len(a[g]), a.shape[1], len(b[p]), b.shape[1])
+                rows, columns = (x[p, g].transpose(0, 1)[:, None].long() for x in (partner_s, partner_r))
+                grad.scatter_(1, rows, grad_s[p, g].transpose(0, 1)[:, None])
+                columns, of_r = columns.permute(0, 3, 2, 1), grad_r[p, g].permute(1, 2, 0)[..., None]
+                grad.scatter_add_(3, columns, of_r)
+                to_bias += grad.sum((0, 2))
+                grad = grad.flatten(2).flatten(0, 1)
+                to_a[g].flatten(0, 1).addmm_(grad, b[p].flatten(0, 1))
+                to_b[p].flatten(0, 1).addmm_(grad.T, a[g].flatten(0, 1))
+            return to_a, to_b, to_bias
+
+        # each thread adds up a share of its own, the same every time, so that no gradient depends on who was faster
+        threads = max(1, min(torch.get_num_threads(), len(blocks)))
+        shares = zip(*spread(some_blocks, range(threads), prob.device), strict=True)
+        to_a, to_b, to_bias = (torch.stack(share).sum(0) for share in shares)
+        to_bias = to_bias if ctx.needs_input_grad[4] else None
+        return to_b.transpose(1, 2), to_a.transpose(1, 2), None, None, to_bias, None
 
 
-def _forward(
-    prob: Tensor, gal: Tensor, log_p: Tensor | None, log_g: Tensor | None, bias: Tensor | None
-) -> Winners:
+def _pick(
+    similarity: Tensor, log_s: Tensor | None, log_r: Tensor | None, bias: Tensor | None, into: Winners
+) -> None:
+    """Winners of one block: similarity [a,R,b,S] (overwritten), log_s [a or 1,b,S], log_r [a,R], into [b,a,S] and [b,a,R]."""
+    similarity = similarity.to(into.value_s.dtype)
+    if bias is not None:
+        similarity += bias[:, None]
+    for dim, log, value, partner in (
+        (1, None if log_r is None else log_r[..., None, None], into.value_s, into.partner_s),
+        (3, None if log_s is None else log_s[:, None], into.value_r, into.partner_r),
+    ):
+        if log is None:
+            best, place = similarity.max(dim)
+        else:
+            place = (similarity + log).argmax(dim, keepdim=True)
+            best, place = similarity.gather(dim, place).squeeze(dim), place.squeeze(dim)
+        order = (1, 0, 2) if dim == 1 else (2, 0, 1)
+        value.copy_(best.permute(order))
+        partner.copy_(place.permute(order))
+
+
+def spread(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
+    """Results of a function of many items, in their order, without gradients.
+
+    On a CPU the items are spread over as many threads as torch would use, each of them running on one. Small work is
+    done faster that way than by threads that wait for each other in every operation.
+    """
+
+    def call(item: Item) -> Result:
+        with torch.inference_mode():  # holds for one thread only
+            return function(item)
+
+    items = list(items)
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads == 1 or len(items) < 2:
+        return [call(item) for item in items]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(call, items))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _room(prob: Tensor, gal: Tensor, p: int, g: int) -> Winners:
     cells_s, cells_r = prob.shape[2], gal.shape[2]
-    found = _room(prob, (len(prob), len(gal)), cells_s, cells_r)
-    blocks = [
-        (g, _cells_first(gal[g]).flatten(0, 1), None if log_g is None else log_g[g].T.contiguous())
-        for g in _blocks(len(gal), GALLERY_BLOCK)
-    ]
-    for p in _blocks(len(prob), _probe_block(cells_s, cells_r)):
-        rows = _cells_first(prob[p]).flatten(0, 1)
-        own = None if log_p is None else log_p[p].T[:, :, None, None]
-        for g, columns, log in blocks:
-            similarity = (rows @ columns.T).view(cells_s, -1, cells_r, g.stop - g.start)
-            similarity = _with_bias(similarity, None if bias is None else bias.T[:, None, :, None])
-            value, partner = _best(similarity, 2, log)  # [S,p,g]
-            found.value_s[p, g], found.partner_s[p, g] = value.permute(1, 2, 0), partner.permute(1, 2, 0)
-            value, partner = _best(similarity, 0, own)  # [p,R,g]
-            found.value_r[p, g], found.partner_r[p, g] = value.transpose(1, 2), partner.transpose(1, 2)
-    return found
-
-
-def _backward(
-    prob: Tensor, gal: Tensor, partner_s: Tensor, partner_r: Tensor, grad_s: Tensor, grad_r: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    cells_s, cells_r = prob.shape[2], gal.shape[2]
-    grad_prob, grad_gal = torch.zeros_like(prob), torch.zeros_like(gal)
-    grad_bias = prob.new_zeros(cells_s, cells_r)
-    blocks = [(g, _cells_first(gal[g])) for g in _blocks(len(gal), GALLERY_BLOCK)]
-    for p in _blocks(len(prob), _probe_block(cells_s, cells_r)):
-        rows = _cells_first(prob[p])
-        grad_rows = torch.zeros_like(rows)
-        for g, block in blocks:
-            grad = prob.new_zeros(*rows.shape[:2], *block.shape[:2])  # of the similarities [S,p,R,g]
-            grad.scatter_(2, _cells_third(partner_s[p, g]).long(), _cells_third(grad_s[p, g]))
-            grad.scatter_add_(
-                0, partner_r[p, g].permute(0, 2, 1)[None].long(), grad_r[p, g].permute(0, 2, 1)[None]
-            )
-            grad_bias += grad.sum((1, 3))
-            flat = grad.flatten(2).flatten(0, 1)
-            grad_rows += (flat @ block.flatten(0, 1)).view_as(rows)
-            grad_gal[g] += (flat.T @ rows.flatten(0, 1)).view_as(block).permute(1, 2, 0)
-        grad_prob[p] = grad_rows.permute(1, 2, 0)
-    return grad_prob, grad_gal, grad_bias.T
-
-
-def _room(like: Tensor, pairs: tuple[int, ...], cells_s: int, cells_r: int) -> Winners:
-    kind = torch.float32 if like.dtype == torch.bfloat16 else like.dtype
+    if max(cells_s, cells_r) > 256:
+        raise ValueError(f"faces of {cells_s} and {cells_r} cells; at most 256 can be compared")
+    dtype = torch.float64 if prob.dtype == torch.float64 else torch.float32
+    new = prob.new_empty
     return Winners(
-        like.new_empty(*pairs, cells_s, dtype=kind),
-        like.new_empty(*pairs, cells_s, dtype=torch.uint8),
-        like.new_empty(*pairs, cells_r, dtype=kind),
-        like.new_empty(*pairs, cells_r, dtype=torch.uint8),
+        new(p, g, cells_s, dtype=dtype),
+        new(p, g, cells_s, dtype=torch.uint8),
+        new(p, g, cells_r, dtype=dtype),
+        new(p, g, cells_r, dtype=torch.uint8),
     )
 
 
-def _cells_first(maps: Tensor) -> Tensor:
-    """[B,C,cells] -> [cells,B,C]: reductions over cells then run along vectors of faces."""
-    return maps.permute(2, 0, 1).contiguous()
+def _cells(maps: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """[B,C,S] -> [B,S,C], cell after cell in memory; no copy of maps that are laid out channels last."""
+    return maps.to(dtype or maps.dtype).transpose(1, 2).contiguous()
 
 
-def _cells_third(values: Tensor) -> Tensor:
-    """[p,g,S] -> [S,p,1,g]."""
-    return values.permute(2, 0, 1)[:, :, None]
+def _blocks(prob: Tensor, gal: Tensor) -> list[tuple[slice, slice]]:
+    """All pairs of a few probes and a few gallery faces."""
 
+    def few(maps: Tensor) -> list[slice]:
+        size = max(1, ROWS // maps.shape[2])
+        return [slice(i, i + size) for i in range(0, len(maps), size)]
 
-def _with_bias(similarity: Tensor, bias: Tensor | None) -> Tensor:
-    similarity = similarity.float() if similarity.dtype == torch.bfloat16 else similarity
-    return similarity if bias is None else similarity.add_(bias)
-
-
-def _best(similarity: Tensor, dim: int, log: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Where `similarity + log` is largest along a dimension: the similarity there, and its index; the dimension is dropped.
-
-    The lowest bits of the sum are replaced by the index, so that one maximum finds both: `max` with indices isn't made for vectors
-    of the CPU and is ten times slower. Numbers that agree in all other bits (17 at 49 cells) count as equal.
-    """
-    cells = similarity.shape[dim]
-    mask = (1 << (cells - 1).bit_length()) - 1
-    whole = torch.int64 if similarity.dtype == torch.float64 else torch.int32
-    shape = [cells if d == dim else 1 for d in range(similarity.ndim)]
-    index = torch.arange(cells, dtype=whole, device=similarity.device).view(shape)
-    chosen = similarity.clone() if log is None else similarity + log
-    packed = chosen.view(whole).bitwise_and_(~mask).bitwise_or_(index).view(similarity.dtype)
-    # a NaN has any index
-    partner = packed.amax(dim, keepdim=True).view(whole).bitwise_and_(mask).clamp_max_(cells - 1)
-    value = similarity.gather(dim, partner.long())
-    return value.squeeze(dim), partner.squeeze(dim).to(torch.uint8)
-
-
-def _probe_block(cells_s: int, cells_r: int) -> int:
-    return max(1, BLOCK_BYTES // (4 * cells_s * cells_r * GALLERY_BLOCK))
-
-
-def _blocks(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    return [(p, g) for p in few(prob) for g in few(gal)]
