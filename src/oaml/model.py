@@ -155,8 +155,13 @@ class Model(nn.Module, ModelHubMixin):
         fused = self.fusion.without_qaconv(joint, cosine, compared)
         p, g = (fused >= threshold - self.fusion.lift).nonzero(as_tuple=True)
         for some_p, some_g in zip(p.split(PAIRS), g.split(PAIRS), strict=True):
-            a, b = probes[some_p], gallery[some_g]
-            local = self.matcher.match_pairs(a.local, b.local, a.visibility, b.visibility, prepared=True)
+            local = self.matcher.match_pairs(
+                probes.local[some_p],
+                gallery.local[some_g],
+                probes.visibility[some_p],
+                gallery.visibility[some_g],
+                prepared=True,
+            )
             fused[some_p, some_g] += self.fusion.qaconv_weight * local
         return fused
 
