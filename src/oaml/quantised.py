@@ -1,0 +1,109 @@
+"""Templates in a byte a number: what a gallery keeps of a face, a quarter of `oaml.template.Templates`.
+
+Vectors are rounded to int8 with a scale each: one for the embedding and one for every cell, so that a faint cell keeps as many
+digits as a strong one. Shapes as in `oaml.template`: N faces, E embedding size, C channels on h x w matched cells. For E = C = 128
+on 7x7 cells a face takes 13,121 bytes (49,788 in float32); for E = 512, 32,321 bytes, most of it the contributions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from oaml.template import Templates
+
+
+@dataclass(frozen=True)
+class QuantisedTemplates:
+    """N faces; a number is its int8 times the scale of its vector."""
+
+    embedding: Tensor
+    """int8 [N,E]."""
+    embedding_scale: Tensor
+    """float32 [N]; so chosen that the embedding has unit length."""
+    norm: Tensor
+    """float32 [N], length of the embedding before normalisation."""
+    visibility: Tensor
+    """uint8 [N,1,h,w], 255 where the face shows."""
+    local: Tensor
+    """int8 [N,C,h,w]."""
+    local_scale: Tensor
+    """float32 [N,h,w]; so chosen that every cell has unit length."""
+    contributions: Tensor
+    """int8 [N,49,E]."""
+    contributions_scale: Tensor
+    """float32 [N,49]."""
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    def __getitem__(self, rows: slice | Tensor) -> QuantisedTemplates:
+        """Some of the faces, in the order of `rows`."""
+        return QuantisedTemplates(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    @property
+    def bytes_per_face(self) -> int:
+        """What one face takes, in memory and in a file."""
+        tensors = [getattr(self, field.name) for field in fields(self)]
+        return sum(x.element_size() * x[:1].numel() for x in tensors) if len(self) else 0
+
+    @staticmethod
+    def join(parts: Sequence[QuantisedTemplates]) -> QuantisedTemplates:
+        """Several sets as one, in their order."""
+        return QuantisedTemplates(
+            **{
+                field.name: torch.cat([getattr(part, field.name) for part in parts])
+                for field in fields(QuantisedTemplates)
+            }
+        )
+
+    @staticmethod
+    def of(templates: Templates) -> QuantisedTemplates:
+        """Round templates of any device.
+
+        A number moves by at most half a step, 1/254 of the largest one of its vector; visibility by 1/510. Embedding and local
+        cells are scaled back to unit length besides, as long as they had it before.
+        """
+        embedding, _ = _rounded(templates.embedding, 1)
+        local, _ = _rounded(templates.local, 1)
+        contributions, contributions_scale = _rounded(templates.contributions, 2)
+        return QuantisedTemplates(
+            embedding=embedding,
+            embedding_scale=_to_unit(embedding),
+            norm=templates.norm.float(),
+            visibility=(templates.visibility * 255).round().clamp(0, 255).byte(),
+            local=local,
+            local_scale=_to_unit(local),
+            contributions=contributions,
+            contributions_scale=contributions_scale,
+        )
+
+    def dequantised(self) -> Templates:
+        """The same as float32, for every matcher."""
+        return Templates(
+            embedding=self.embedding * self.embedding_scale[:, None],
+            norm=self.norm,
+            visibility=self.shown(),
+            local=self.local * self.local_scale[:, None],
+            contributions=self.contributions * self.contributions_scale[..., None],
+        )
+
+    def shown(self) -> Tensor:
+        """Visibility as float32 [N,1,h,w] in [0,1]."""
+        return self.visibility.float() / 255
+
+
+def _rounded(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """int8 of the same shape, and float32 scales without `dim`; a vector of zeros has the scale 0."""
+    scale = x.float().abs().amax(dim, keepdim=True) / 127
+    steps = x / scale.clamp_min(torch.finfo(torch.float32).tiny)
+    return steps.round().clamp(-127, 127).to(torch.int8), scale.squeeze(dim)
+
+
+def _to_unit(x: Tensor) -> Tensor:
+    """Scale of each vector along dimension 1 that makes it a unit vector; 0 for zeros."""
+    length = x.float().norm(dim=1)
+    return torch.where(length > 0, 1 / length.clamp_min(1), length)

@@ -1,0 +1,168 @@
+"""Int8 templates: how far numbers move, what they take, and the file they are kept in."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from oaml.errors import OamlError
+from oaml.model import Model, ModelConfig
+from oaml.net import NetConfig
+from oaml.qaconv import QAConvConfig
+from oaml.quantised import QuantisedTemplates
+from oaml.template import Templates
+from oaml.template_file import Layout, PartialFile, load, model_id, save
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def some(count: int, size: int = 128, channels: int = 128, seed: int = 0) -> Templates:
+    """Templates like those of a network: unit vectors, and cells of very different strength."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return Templates(
+        embedding=F.normalize(normal(count, size), dim=1),
+        norm=10 * torch.rand(count, generator=generator),
+        visibility=torch.rand(count, 1, 7, 7, generator=generator),
+        local=F.normalize(normal(count, channels, 7, 7), dim=1),
+        contributions=normal(count, 49, size) * normal(count, 49, 1).exp(),
+    )
+
+
+def equal(a: QuantisedTemplates, b: QuantisedTemplates) -> bool:
+    return all(
+        torch.equal(getattr(a, f.name), getattr(b, f.name))
+        and getattr(a, f.name).dtype == getattr(b, f.name).dtype
+        for f in fields(a)
+    )
+
+
+def test_numbers_move_by_half_a_step() -> None:
+    faces = some(20)
+    back = QuantisedTemplates.of(faces).dequantised()
+    step = faces.contributions.abs().amax(2, keepdim=True) / 254
+    assert bool(((back.contributions - faces.contributions).abs() <= step * 1.0001).all())
+    assert float((back.visibility - faces.visibility).abs().max()) <= 1 / 510 + 1e-6
+    assert torch.equal(back.norm, faces.norm)
+    for found, expected in ((back.embedding, faces.embedding), (back.local, faces.local)):
+        torch.testing.assert_close(found.norm(dim=1), expected.norm(dim=1))
+        assert float((found * expected).sum(1).min()) > 0.9998
+    assert all(getattr(back, f.name).dtype == torch.float32 for f in fields(back))
+
+
+def test_zeros_stay_zeros() -> None:
+    faces = some(2)._each(lambda x: x * 0)
+    back = QuantisedTemplates.of(faces).dequantised()
+    assert all(not getattr(back, f.name).any() for f in fields(back))
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "expected"), [(128, 128, 13_121), (512, 128, 32_321), (512, 512, 51_137)]
+)
+def test_bytes_per_face(size: int, channels: int, expected: int, tmp_path: Path) -> None:
+    faces = QuantisedTemplates.of(some(40, size, channels))
+    assert faces.bytes_per_face == expected
+    path = save(tmp_path / "faces.safetensors", faces, [""] * 40, "m")
+    assert 0 <= path.stat().st_size - 40 * expected < 2000
+
+
+def test_rows_and_join() -> None:
+    faces = QuantisedTemplates.of(some(5))
+    assert len(faces) == 5
+    assert len(faces[:0]) == faces[:0].bytes_per_face == 0
+    assert equal(QuantisedTemplates.join([faces[:2], faces[2:]]), faces)
+    chosen = faces[torch.tensor([4, 0])]
+    assert torch.equal(chosen.contributions, torch.stack([faces.contributions[4], faces.contributions[0]]))
+
+
+# --- the file
+
+
+PATHS = ["ann/1.jpg", "ben/ü 2.png", 'c"\n3.jpg']
+
+
+def test_file(tmp_path: Path) -> None:
+    faces = QuantisedTemplates.of(some(3))
+    path = save(tmp_path / "new" / "faces.safetensors", faces, PATHS, "0123", "runs/adapted")
+    found = load(path)
+    assert equal(found.templates, faces)
+    assert (found.paths, found.model, found.model_name) == (PATHS, "0123", "runs/adapted")
+    assert load_file(path).keys() == {f.name for f in fields(faces)} | {"paths"}
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_in_pieces_has_the_same_bytes(tmp_path: Path) -> None:
+    faces = QuantisedTemplates.of(some(3))
+    whole = save(tmp_path / "whole", faces, PATHS, "0123").read_bytes()
+    layout = Layout(faces[:1], PATHS, {"model": "0123", "model_name": ""})
+    piece = PartialFile(tmp_path / "pieces", layout)
+    piece.write(faces[:2])
+    piece.close()
+    assert not (tmp_path / "pieces").exists()
+    with pytest.raises(OamlError, match="run the same `oaml embed` again"):
+        load(tmp_path / "pieces")
+    piece = PartialFile(tmp_path / "pieces", layout)
+    assert piece.done == 2
+    with pytest.raises(ValueError, match="2 faces"):
+        piece.finish()
+    piece.write(faces[2:])
+    piece.finish()
+    assert (tmp_path / "pieces").read_bytes() == whole
+
+
+def test_another_model_does_not_continue_a_file(tmp_path: Path) -> None:
+    faces = QuantisedTemplates.of(some(3))
+    PartialFile(tmp_path / "a", Layout(faces, PATHS, {"model": "0123"})).close()
+    for other in (Layout(faces, PATHS, {"model": "4567"}), Layout(faces, PATHS[::-1], {"model": "0123"})):
+        with pytest.raises(OamlError, match=r"a\.partial: .*differs in: (model|paths)\).* delete it"):
+            PartialFile(tmp_path / "a", other)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut", "other tensors", "too few"])
+def test_wrong_files(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "faces.safetensors"
+    faces = QuantisedTemplates.of(some(3))
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("no templates")
+    elif kind == "cut":
+        content = save(path, faces, PATHS, "0123").read_bytes()
+        path.write_bytes(content[:-5000])
+    elif kind == "other tensors":
+        save_file({"embedding": torch.zeros(3, 4)}, path)
+    elif kind == "too few":
+        save(path, faces, PATHS, "0123")
+        content = load_file(path)
+        save_file(
+            {**content, "norm": content["norm"][:2].clone()},
+            path,
+            {"format": "oaml templates 1", "model": "", "model_name": ""},
+        )
+    with pytest.raises(OamlError, match=r"faces\.safetensors: .*oaml embed") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_templates_of_another_model_are_refused(tmp_path: Path) -> None:
+    config = ModelConfig(NetConfig("ir_mini", 16), QAConvConfig(adapter=8))
+    torch.manual_seed(0)
+    one, other = Model(config).eval(), Model(config).eval()
+    faces = QuantisedTemplates.of(one.extract(torch.rand(1, 3, 112, 112)))
+    path = save(tmp_path / "faces", faces, ["a.jpg"], model_id(one), "runs/one")
+    load(path).need_model(one)
+    one.config.thresholds["0.01"] = 1.0
+    load(path).need_model(one)
+    with pytest.raises(OamlError, match=r"another model \(runs/one"):
+        load(path).need_model(other)
+    one.config.flip = True
+    with pytest.raises(OamlError, match="another model"):
+        load(path).need_model(one)
