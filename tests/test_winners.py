@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oaml import native
 from oaml.qaconv import METHODS, Method, QAConv
 from oaml.winners import Winners, paired_winners, winners
 
@@ -25,10 +27,15 @@ GRIDS = [
 """P, G, S, R; 18 and 9 faces are no whole number of blocks of 8."""
 
 
-@pytest.fixture(params=[1, 2], autouse=True)
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture(params=["torch", "native", "torch, 2 threads", "native, 2 threads"], autouse=True)
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything holds for both implementations, alone and spread over threads."""
+    if "torch" in request.param:
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("no compiler here")
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+    torch.set_num_threads(2 if "2 threads" in request.param else 1)
     yield
     torch.set_num_threads(before)
 
@@ -199,6 +206,38 @@ def test_a_damaged_cell_is_not_hidden() -> None:
 def test_too_many_cells() -> None:
     with pytest.raises(ValueError, match="at most 256"):
         winners(torch.ones(1, 1, 257), torch.ones(1, 1, 4))
+
+
+def test_both_implementations_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit: a value is read where the partner is, and partners are the first of the best."""
+    for dtype in (torch.float32, torch.bfloat16):  # rounded to bfloat16, many are equal
+        for shape in GRIDS:
+            given = case(shape, channels=16)
+            ours = winners(*given, dtype)
+            with monkeypatch.context() as without:
+                without.setattr(native, "library", lambda: None)
+                for mine, theirs in zip(ours, winners(*given, dtype), strict=True):
+                    assert torch.equal(mine, theirs)
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fresh = native.library.__wrapped__ if hasattr(native.library, "__wrapped__") else None
+    if fresh is None:
+        pytest.skip("the implementation is set by the fixture")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert fresh() is not None
+    assert [path.suffix for path in (tmp_path / "oaml").iterdir()] == [".so"]
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "broken.cpp")
+    (tmp_path / "broken.cpp").write_text("no C++")
+    assert fresh() is None
+    assert len(list((tmp_path / "oaml").iterdir())) == 1
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "missing.cpp")
+    assert fresh() is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert fresh() is None
+    monkeypatch.undo()
+    monkeypatch.setenv("OAML_NATIVE", "0")
+    assert fresh() is None
 
 
 # --- gradients

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from oaml import native
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 ROWS = 392
@@ -122,7 +124,7 @@ class _Winners(torch.autograd.Function):
                 Winners(*(x[p, g] for x in won)),
             )
 
-        spread(one_block, _blocks(prob, gal), prob.device)
+        spread(one_block, _blocks(b, a), prob.device)
         ctx.save_for_backward(prob, gal, won.partner_s, won.partner_r)
         ctx.mark_non_differentiable(won.partner_s, won.partner_r)
         return tuple(won)
@@ -133,37 +135,72 @@ class _Winners(torch.autograd.Function):
         ctx: Any, grad_s: Tensor, _s: None, grad_r: Tensor, _r: None
     ) -> tuple[Tensor | None, ...]:
         prob, gal, partner_s, partner_r = ctx.saved_tensors
-        a, b = _cells(gal), _cells(prob)
-        blocks = _blocks(prob, gal)
-
-        def some_blocks(first: int) -> tuple[Tensor, ...]:
-            to_a, to_b = torch.zeros_like(a), torch.zeros_like(b)
-            to_bias = a.new_zeros(a.shape[1], b.shape[1])
-            for p, g in blocks[first::threads]:
-                # S' has a gradient where there is a winner and nowhere else: [g,R,p,S], nearly all zero
-                grad = a.new_zeros(len(a[g]), a.shape[1], len(b[p]), b.shape[1])
-                rows, columns = (x[p, g].transpose(0, 1)[:, None].long() for x in (partner_s, partner_r))
-                grad.scatter_(1, rows, grad_s[p, g].transpose(0, 1)[:, None])
-                columns, of_r = columns.permute(0, 3, 2, 1), grad_r[p, g].permute(1, 2, 0)[..., None]
-                grad.scatter_add_(3, columns, of_r)
-                to_bias += grad.sum((0, 2))
-                grad = grad.flatten(2).flatten(0, 1)
-                to_a[g].flatten(0, 1).addmm_(grad, b[p].flatten(0, 1))
-                to_b[p].flatten(0, 1).addmm_(grad.T, a[g].flatten(0, 1))
-            return to_a, to_b, to_bias
-
-        # each thread adds up a share of its own, the same every time, so that no gradient depends on who was faster
-        threads = max(1, min(torch.get_num_threads(), len(blocks)))
-        shares = zip(*spread(some_blocks, range(threads), prob.device), strict=True)
-        to_a, to_b, to_bias = (torch.stack(share).sum(0) for share in shares)
+        grads = Winners(grad_s.contiguous(), partner_s, grad_r.contiguous(), partner_r)
+        gradients = _gradients_native if native.picks(prob) else _gradients_torch
+        to_a, to_b, to_bias = gradients(_cells(gal), _cells(prob), grads)
         to_bias = to_bias if ctx.needs_input_grad[4] else None
         return to_b.transpose(1, 2), to_a.transpose(1, 2), None, None, to_bias, None
+
+
+def _gradients_torch(a: Tensor, b: Tensor, grads: Winners) -> tuple[Tensor, Tensor, Tensor]:
+    """Gallery cells a [G,R,C], probe cells b [P,S,C] and gradients of the values -> gradients of a, of b and of the bias."""
+    blocks = _blocks(b, a)
+    threads = max(1, min(torch.get_num_threads(), len(blocks)))
+
+    def some_blocks(first: int) -> tuple[Tensor, Tensor, Tensor]:
+        to_a, to_b = torch.zeros_like(a), torch.zeros_like(b)
+        to_bias = a.new_zeros(a.shape[1], b.shape[1])
+        for p, g in blocks[first::threads]:
+            some = Winners(*(x[p, g] for x in grads))
+            # S' has a gradient where there is a winner and nowhere else: [g,R,p,S], nearly all zero
+            grad = a.new_zeros(len(a[g]), a.shape[1], len(b[p]), b.shape[1])
+            rows, columns = (x.transpose(0, 1)[:, None].long() for x in (some.partner_s, some.partner_r))
+            grad.scatter_(1, rows, some.value_s.transpose(0, 1)[:, None])
+            grad.scatter_add_(3, columns.permute(0, 3, 2, 1), some.value_r.permute(1, 2, 0)[..., None])
+            to_bias += grad.sum((0, 2))
+            grad = grad.flatten(2).flatten(0, 1)
+            to_a[g].flatten(0, 1).addmm_(grad, b[p].flatten(0, 1))
+            to_b[p].flatten(0, 1).addmm_(grad.T, a[g].flatten(0, 1))
+        return to_a, to_b, to_bias
+
+    # each thread adds up a share of its own, the same every time, so that no gradient depends on who was faster
+    shares = zip(*spread(some_blocks, range(threads), a.device), strict=True)
+    to_a, to_b, to_bias = (torch.stack(share).sum(0) for share in shares)
+    return to_a, to_b, to_bias
+
+
+def _gradients_native(a: Tensor, b: Tensor, grads: Winners) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_gradients_torch`, but each winner's gradient adds one cell of one face to one of the other, and back."""
+    to_a, to_b = torch.zeros_like(a), torch.zeros_like(b)
+    to_bias = a.new_zeros(len(_few(b)), b.shape[1], a.shape[1])
+
+    def to_probes(place: tuple[int, slice]) -> None:
+        i, p = place
+        of_s, by_s, of_r, by_r = (x[p] for x in grads)
+        native.pull(to_b[p], a, of_s, by_s, of_r, by_r, to_bias[i])
+
+    def to_gallery(g: slice) -> None:
+        of_s, by_s, of_r, by_r = (x[:, g].transpose(0, 1) for x in grads)
+        native.pull(to_a[g], b, of_r, by_r, of_s, by_s, None)
+
+    spread(to_probes, enumerate(_few(b)), a.device)
+    spread(to_gallery, _few(a), a.device)
+    return to_a, to_b, to_bias.sum(0).T
 
 
 def _pick(
     similarity: Tensor, log_s: Tensor | None, log_r: Tensor | None, bias: Tensor | None, into: Winners
 ) -> None:
     """Winners of one block: similarity [a,R,b,S] (overwritten), log_s [a or 1,b,S], log_r [a,R], into [b,a,S] and [b,a,R]."""
+    if native.picks(similarity):
+        native.pick(similarity, log_s, log_r, bias, into)
+    else:
+        _pick_torch(similarity, log_s, log_r, bias, into)
+
+
+def _pick_torch(
+    similarity: Tensor, log_s: Tensor | None, log_r: Tensor | None, bias: Tensor | None, into: Winners
+) -> None:
     similarity = similarity.to(into.value_s.dtype)
     if bias is not None:
         similarity += bias[:, None]
@@ -222,11 +259,12 @@ def _cells(maps: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return maps.to(dtype or maps.dtype).transpose(1, 2).contiguous()
 
 
-def _blocks(prob: Tensor, gal: Tensor) -> list[tuple[slice, slice]]:
-    """All pairs of a few probes and a few gallery faces."""
+def _few(cells: Tensor) -> list[slice]:
+    """The faces of [B,cells,C], a few at a time."""
+    size = max(1, ROWS // cells.shape[1])
+    return [slice(i, i + size) for i in range(0, len(cells), size)]
 
-    def few(maps: Tensor) -> list[slice]:
-        size = max(1, ROWS // maps.shape[2])
-        return [slice(i, i + size) for i in range(0, len(maps), size)]
 
-    return [(p, g) for p in few(prob) for g in few(gal)]
+def _blocks(b: Tensor, a: Tensor) -> list[tuple[slice, slice]]:
+    """All pairs of a few probes [P,S,C] and a few gallery faces [G,R,C]."""
+    return [(p, g) for p in _few(b) for g in _few(a)]
