@@ -23,6 +23,7 @@ from oaml.evaluation.metrics import tar_at_far
 from oaml.main import keep_freed_memory
 from oaml.model import Model
 from oaml.occluders import load_templates
+from oaml.quantised import QuantisedTemplates
 from oaml.template import Templates
 
 KINDS = ["niqab", "mask", "sunglasses", "patch"]
@@ -93,6 +94,10 @@ def main() -> None:
     row("fused, everything compared", lambda p, g: model.compare_all(probes[p], gallery[g])["fused"])
     row("joint embedding alone", lambda p, g: model.joint.logit(*model.joint.match(
         probes[p].contributions, gallery[g].contributions, probes[p].visibility, gallery[g].visibility)[:2]))  # fmt: skip
+    kept = [QuantisedTemplates.of(x) for x in (probes, gallery)]
+    small = [x.dequantised() for x in kept]
+    row(f"fused, everything compared, int8 templates of {kept[0].bytes_per_face:,} bytes a face", lambda p, g: (
+        model.compare_all(small[0][p], small[1][g])["fused"]))  # fmt: skip
     for far, threshold in model.config.thresholds.items():
         row(
             f"fused_above the threshold of {far}",

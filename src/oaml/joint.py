@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oaml.net import GRIDS, IR, Backbone, IResNet, MobileFaceNet
+from oaml.winners import spread
 
 GRID = GRIDS[4]
 CELLS = GRID[0] * GRID[1]
@@ -172,12 +173,17 @@ class Joint(nn.Module):
             if a.shape[2] != b.shape[2]:
                 raise ValueError(f"embeddings of {a.shape[2]} and {b.shape[2]} numbers can't be compared")
             block = max(1, min(int((chunk_bytes / (2 * 4 * a.shape[2])) ** 0.5), 512))
-            columns = [(x * v[..., None], v) for x, v in zip(b.split(block), v_g.split(block), strict=True)]
-            rows = []
-            for x, v in zip(a.split(block), v_p.split(block), strict=True):
+            # fewer probes than gallery faces: more blocks for the threads to share
+            few, many = max(1, block // 2), 2 * block
+            columns = [(x * v[..., None], v) for x, v in zip(b.split(many), v_g.split(many), strict=True)]
+
+            def row(faces: tuple[Tensor, Tensor]) -> Compared:
+                x, v = faces
                 weighted = x * v[..., None]
                 parts = [_compare(weighted, v, *column) for column in columns]
-                rows.append(Compared(*(torch.cat(field, 1) for field in zip(*parts, strict=True))))
+                return Compared(*(torch.cat(field, 1) for field in zip(*parts, strict=True)))
+
+            rows = spread(row, zip(a.split(few), v_p.split(few), strict=True), a.device)
             return Compared(*(torch.cat(field) for field in zip(*rows, strict=True)))
 
     @torch.inference_mode()
