@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from oaml.errors import OamlError
+from oaml.joint import Joint
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.qaconv import QAConvConfig
@@ -33,7 +34,7 @@ def some(count: int, size: int = 128, channels: int = 128, seed: int = 0) -> Tem
         norm=10 * torch.rand(count, generator=generator),
         visibility=torch.rand(count, 1, 7, 7, generator=generator),
         local=F.normalize(normal(count, channels, 7, 7), dim=1),
-        contributions=normal(count, 49, size) * normal(count, 49, 1).exp(),
+        contributions=normal(count, 49, size) * (normal(count, 49, 1) / 2).exp(),
     )
 
 
@@ -47,9 +48,15 @@ def equal(a: QuantisedTemplates, b: QuantisedTemplates) -> bool:
 
 def test_numbers_move_by_half_a_step() -> None:
     faces = some(20)
-    back = QuantisedTemplates.of(faces).dequantised()
-    step = faces.contributions.abs().amax(2, keepdim=True) / 254
-    assert bool(((back.contributions - faces.contributions).abs() <= step * 1.0001).all())
+    small = QuantisedTemplates.of(faces)
+    back = small.dequantised()
+    half = small.contributions_scale[..., None] / 2
+    assert float((half * 254 / faces.contributions.abs().amax(2, keepdim=True)).max()) < 1.1
+    moved = (back.contributions - faces.contributions).abs()
+    assert bool((moved <= half + half.amax(1, keepdim=True) + 1e-6).all())
+    assert bool((moved[:, 0] <= half[:, 0] * 1.001).all())
+    moved = (back.contributions.sum(1) - faces.contributions.sum(1)).abs()
+    assert bool((moved <= half[:, -1] + 1e-4).all()), "the sum moves by the last cell's half step"
     assert float((back.visibility - faces.visibility).abs().max()) <= 1 / 510 + 1e-6
     assert torch.equal(back.norm, faces.norm)
     for found, expected in ((back.embedding, faces.embedding), (back.local, faces.local)):
@@ -166,3 +173,40 @@ def test_templates_of_another_model_are_refused(tmp_path: Path) -> None:
     one.config.flip = True
     with pytest.raises(OamlError, match="another model"):
         load(path).need_model(one)
+
+
+# --- the joint embedding of int8
+
+
+@pytest.mark.parametrize("grid", [7, 14])
+@pytest.mark.parametrize("shown", ["some", "all", "nothing"])
+@pytest.mark.parametrize(("probes", "gallery"), [(1, 1), (3, 7), (67, 1027)])
+def test_joint_of_int8_against_float(probes: int, gallery: int, shown: str, grid: int) -> None:
+    size = 24 if probes > 3 else 128  # a step is a larger share of a shorter vector: the bound grows
+    a, b = some(probes, size, 4, 0), some(gallery, size, 4, 1)
+    generator = torch.Generator().manual_seed(2)
+    v_a, v_b = (torch.rand(n, 1, grid, grid, generator=generator) for n in (probes, gallery))
+    if shown == "all":
+        v_a, v_b = torch.ones_like(v_a), torch.ones_like(v_b)
+    elif shown == "nothing":
+        v_b = torch.zeros_like(v_b)
+    joint, small = Joint(), QuantisedTemplates.of(replace(b, visibility=v_b))
+    expected = joint.match(a.contributions, b.contributions, v_a, v_b)
+    found = joint.match_quantised(
+        a.contributions, small.contributions, small.contributions_scale, v_a, small.shown()
+    )
+    assert found.cosine.shape == (probes, gallery)
+    bound = 2e-3 if size == 128 else 8e-3
+    assert float((found.cosine - expected.cosine).abs().max()) < bound
+    assert float((found.unseen - expected.unseen).abs().max()) < 2e-3
+    if shown == "nothing":
+        assert not found.cosine.any()
+        assert bool((found.unseen == 1).all())
+
+
+def test_joint_of_int8_names_a_wrong_shape() -> None:
+    a, b = some(1), QuantisedTemplates.of(some(3))
+    with pytest.raises(ValueError, match=r"expected \[3,49,128\]"):
+        Joint().match_quantised(
+            a.contributions, b.contributions[:2], b.contributions_scale, a.visibility, b.shown()
+        )

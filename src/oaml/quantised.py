@@ -65,11 +65,13 @@ class QuantisedTemplates:
         """Round templates of any device.
 
         A number moves by at most half a step, 1/254 of the largest one of its vector; visibility by 1/510. Embedding and local
-        cells are scaled back to unit length besides, as long as they had it before.
+        cells are scaled back to unit length besides, as long as they had it before. What a cell of the contributions loses is
+        given to its neighbour, for only sums over what two faces show are ever compared: a number there moves by up to half a
+        step of either cell, and the sum over all cells by half a step of the last one.
         """
         embedding, _ = _rounded(templates.embedding, 1)
         local, _ = _rounded(templates.local, 1)
-        contributions, contributions_scale = _rounded(templates.contributions, 2)
+        contributions, contributions_scale = _rounded_in_sum(templates.contributions)
         return QuantisedTemplates(
             embedding=embedding,
             embedding_scale=_to_unit(embedding),
@@ -101,6 +103,25 @@ def _rounded(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     scale = x.float().abs().amax(dim, keepdim=True) / 127
     steps = x / scale.clamp_min(torch.finfo(torch.float32).tiny)
     return steps.round().clamp(-127, 127).to(torch.int8), scale.squeeze(dim)
+
+
+def _rounded_in_sum(cells: Tensor) -> tuple[Tensor, Tensor]:
+    """[N,R,E] -> int8 of the same shape, scales [N,R]; cell by cell, each with what rounding took from the one before."""
+    side = round(cells.shape[1] ** 0.5)
+    rounded, scales = (
+        torch.empty_like(cells, dtype=torch.int8),
+        torch.empty_like(cells[..., 0], dtype=torch.float32),
+    )
+    lost = torch.zeros_like(cells[:, 0], dtype=torch.float32)
+    for y in range(side):
+        for x in (
+            range(side) if y % 2 == 0 else reversed(range(side))
+        ):  # back and forth: the next cell is a neighbour
+            cell = y * side + x
+            wanted = cells[:, cell] + lost
+            rounded[:, cell], scales[:, cell] = _rounded(wanted, 1)
+            lost = wanted - rounded[:, cell] * scales[:, cell, None]
+    return rounded, scales
 
 
 def _to_unit(x: Tensor) -> Tensor:
