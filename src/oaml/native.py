@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -23,8 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Room = tuple[Tensor, Tensor, Tensor, Tensor]
+Picker = Callable[[Tensor, int, int], None]
 SOURCE = Path(__file__).with_name("winners.cpp")
 LANES = 16  # as in winners.cpp
+PICK = {torch.float32: "pick_float32", torch.bfloat16: "pick_bfloat16"}
 MARCH = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
 """What torch calls the vector instructions of a processor, and what compilers call them."""
 
@@ -54,46 +58,57 @@ def library() -> ctypes.CDLL | None:
                     [compiler, *flags, "-o", made, SOURCE], check=True, capture_output=True, timeout=60
                 )
                 made.replace(target)
-        return ctypes.CDLL(str(target))
+        loaded = ctypes.CDLL(str(target))
     except (OSError, RuntimeError, subprocess.SubprocessError):  # no home, no room, too old a compiler
         return None
+    array, number = ctypes.c_void_p, ctypes.c_long
+    for name in PICK.values():
+        getattr(loaded, name).argtypes = [array, *[number] * 4, *[array] * 3, number, *[array] * 4, *[number] * 2]
+    loaded.pull_gradients.argtypes = [*[array] * 2, *[number] * 5, *[array] * 4, *[number] * 2, array]
+    return loaded
 
 
-def picks(x: Tensor) -> bool:
-    """Whether `pick` and `pull` can take tensors of this kind."""
-    can = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-    return can and library() is not None
+def picks(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `picker` and `pull` can take tensors of this kind."""
+    return device.type == "cpu" and dtype in PICK and library() is not None
 
 
-def pick(
-    similarity: Tensor,
-    log_s: Tensor | None,
-    log_r: Tensor | None,
+def picker(
+    dtype: torch.dtype,
+    log_p: Tensor | None,
+    log_g: Tensor | None,
     bias: Tensor | None,
-    into: tuple[Tensor, Tensor, Tensor, Tensor],
-) -> None:
-    """Winners of a block of pairs.
+    into: Room,
+    paired: bool,
+) -> Picker:
+    """As `oaml.winners.torch_picker`."""
+    loaded = library()
+    assert loaded is not None
+    pick = getattr(loaded, PICK[dtype])
+    (p, g, s), r = into[0].shape, into[2].shape[2]
+    beyond = (0, -s % LANES)  # columns that are read and never win
+    padded = torch.zeros(r, s) if bias is None else bias.float()
+    padded = F.pad(padded, beyond, value=-torch.inf).contiguous()
+    log_r = torch.zeros(p if paired else g, r) if log_g is None else log_g.float().contiguous()
+    log_s = F.pad(torch.zeros(p, s) if log_p is None else log_p.float(), beyond).contiguous()
+    room = [(x.data_ptr(), x.shape[2] * x.element_size()) for x in into]
 
-    Args:
-        similarity: [a,R,b,S], float32 or bfloat16.
-        log_s, log_r: [a or 1,b,S] and [a,R], what a cell adds to the choice; bias: [R,S].
-        into: value [b,a,S], partner [b,a,S], value [b,a,R], partner [b,a,R], parts of contiguous tensors.
-    """
-    a, r, b, s = similarity.shape
-    bias = similarity.new_zeros(r, s, dtype=torch.float32) if bias is None else bias.float().contiguous()
-    log_r = bias.new_zeros(a, r) if log_r is None else log_r.float().contiguous()
-    log_s = bias.new_zeros(1, b, s) if log_s is None else log_s.float()
-    log_s = F.pad(log_s, (0, LANES)).contiguous()  # what is read beyond the last cell of a face
-    name = "pick_bfloat16" if similarity.dtype == torch.bfloat16 else "pick_float32"
-    _call(
-        name,
-        similarity.contiguous(),
-        *(a, r, b, s),
-        *(bias, log_r, log_s),
-        0 if len(log_s) == 1 else log_s.stride(0),
-        *into,
-        *_steps(into[0].transpose(0, 1)),
-    )
+    def one_block(similarity: Tensor, first_p: int, first_g: int) -> None:
+        similarity = similarity.contiguous()
+        pair = first_p * g + first_g
+        pick(
+            similarity.data_ptr(),
+            *similarity.shape,
+            padded.data_ptr(),
+            log_r[first_p if paired else first_g :].data_ptr(),
+            log_s[first_p:].data_ptr(),
+            log_s.shape[1] if paired else 0,
+            *(start + pair * row for start, row in room),
+            1,
+            g,
+        )
+
+    return one_block
 
 
 def pull(
@@ -112,31 +127,10 @@ def pull(
         grad, partner: [A,B,S], of the values of their cells; grad_other, partner_other: [A,B,R], of the others' cells.
         to_bias: [S,R], the gradient of the bias, or None.
     """
+    loaded = library()
+    assert loaded is not None
     (a, s, c), (b, r, _) = to.shape, other.shape
-    _call(
-        "pull_gradients",
-        *(to, other),
-        *(a, b, s, r, c),
-        *(grad, partner, grad_other, partner_other),
-        *_steps(grad),
-        to_bias,
-    )
-
-
-def _steps(pairs: Tensor) -> tuple[int, int]:
-    """Rows from one pair to the next in [A,B,cells], along A and along B."""
-    return pairs.stride(0) // pairs.shape[2], pairs.stride(1) // pairs.shape[2]
-
-
-def _call(name: str, *arguments: Tensor | int | None) -> None:
-    function = getattr(library(), name)
-    function(
-        *(
-            ctypes.c_void_p(x.data_ptr())
-            if isinstance(x, Tensor)
-            else None
-            if x is None
-            else ctypes.c_long(x)
-            for x in arguments
-        )
-    )
+    arrays = (x.data_ptr() for x in (grad, partner, grad_other, partner_other))
+    steps = (grad.stride(dim) // s for dim in (0, 1))  # rows from one pair to the next
+    where = None if to_bias is None else to_bias.data_ptr()
+    loaded.pull_gradients(to.data_ptr(), other.data_ptr(), a, b, s, r, c, *arrays, *steps, where)

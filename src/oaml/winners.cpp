@@ -34,68 +34,90 @@ inline float one(const uint16_t* from) {
   return x;
 }
 
-// Keep the larger of two; of equals the one that comes first in the row.
-inline void merge(Floats& best, Ints& place, Floats other, Ints other_place) {
-  const Ints better = (other > best) | ((other == best) & (other_place < place));
-  best = better ? other : best;
-  place = better ? other_place : place;
-}
+#define HALVES(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#define FOLD(x, better)                                                         \
+  x = better(x, HALVES(x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)); \
+  x = better(x, HALVES(x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)); \
+  x = better(x, HALVES(x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)); \
+  x = better(x, HALVES(x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14))
 
-#define FOLD(...) \
-  merge(best, place, __builtin_shufflevector(best, best, __VA_ARGS__), __builtin_shufflevector(place, place, __VA_ARGS__))
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+inline Ints smaller(Ints a, Ints b) { return a < b ? a : b; }
 
+// The place of the largest number; of equals the first, as every lane has kept its own first.
 inline int32_t first_of_best(Floats best, Ints place) {
-  FOLD(8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-  FOLD(4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-  FOLD(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
-  FOLD(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  Floats top = best;
+  FOLD(top, larger);
+  place = best == top ? place : Ints{} + INT32_MAX;
+  FOLD(place, smaller);
   return place[0];
 }
 
-// One pair: rows of `line` numbers, bias [R,S], what a row (`log_r`) and a column (`log_s`) add to the choice.
-template <typename T>
-void pick(const T* rows, long line, long R, long S, const float* bias, const float* log_r, const float* log_s,
-          float* value_s, uint8_t* partner_s, float* value_r, uint8_t* partner_r) {
-  const float lowest = -INFINITY;
-  alignas(64) float best_s[kCells + kLanes];
-  alignas(64) int32_t place_s[kCells + kLanes];
-  for (long s = 0; s < S + kLanes; ++s) best_s[s] = lowest, place_s[s] = 0;
-  const Ints count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  for (long r = 0; r < R; ++r) {
-    const T* row = rows + r * line;
-    const float* add = bias + r * S;
-    Floats best = lowest - Floats{};
-    Ints place = Ints{};
-    const auto step = [&](long s, Floats x) __attribute__((always_inline)) {
-      const Floats for_s = x + log_r[r], for_r = x + load(log_s + s);
-      Floats known = load(best_s + s);
-      Ints where;
-      std::memcpy(&where, place_s + s, sizeof where);
-      const Ints better = for_s > known, ahead = for_r > best;
-      known = better ? for_s : known;
-      where = better ? Ints{} + int32_t(r) : where;
-      std::memcpy(best_s + s, &known, sizeof known);
-      std::memcpy(place_s + s, &where, sizeof where);
-      best = ahead ? for_r : best;
-      place = ahead ? count + int32_t(s) : place;
-    };
-    if (S >= kLanes) {
-      long s = 0;
-      for (; s + kLanes <= S; s += kLanes) step(s, load(row + s) + load(add + s));
-      if (s < S) step(S - kLanes, load(row + S - kLanes) + load(add + S - kLanes));  // some twice: harmless
-    } else {
-      Floats x = lowest - Floats{};
-      for (long s = 0; s < S; ++s) x[s] = one(row + s) + add[s];
-      step(0, x);
-    }
-    const int32_t s = first_of_best(best, place);
-    partner_r[r] = uint8_t(s);
-    value_r[r] = one(row + s) + add[s];
+// The lanes of a row's maximum over columns so far.
+struct Row {
+  Floats best;
+  Ints place;
+};
+
+// N vectors of columns from `first` on; their own maxima stay in registers all the way down.
+template <int N, typename T>
+inline void pick_columns(const T* rows, long line, const T* last, long first, long R, long width, const float* bias,
+                         const float* log_r, const float* log_s, Row* row_best, float* best_s, int32_t* place_s) {
+  Floats best[N], add_s[N];
+  Ints place[N], column[N];
+  for (int n = 0; n < N; ++n) {
+    best[n] = Floats{} - INFINITY;
+    place[n] = Ints{};
+    add_s[n] = load(log_s + first + n * kLanes);
+    column[n] = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + int32_t(first + n * kLanes);
   }
-  for (long s = 0; s < S; ++s) {
-    const long r = place_s[s];
-    partner_s[s] = uint8_t(r);
-    value_s[s] = one(rows + r * line + s) + bias[r * S + s];
+  for (long r = 0; r < R; ++r) {
+    const T* row = (r + 1 < R ? rows + r * line : last) + first;
+    const float* add = bias + r * width + first;
+    const Floats add_r = Floats{} + log_r[r];
+    const Ints here = Ints{} + int32_t(r);
+    Row state = row_best[r];
+    for (int n = 0; n < N; ++n) {
+      const Floats x = load(row + n * kLanes) + load(add + n * kLanes);
+      const Floats for_s = x + add_r, for_r = x + add_s[n];
+      place[n] = for_s > best[n] ? here : place[n];
+      best[n] = for_s > best[n] ? for_s : best[n];
+      state.place = for_r > state.best ? column[n] : state.place;
+      state.best = for_r > state.best ? for_r : state.best;
+    }
+    row_best[r] = state;
+  }
+  for (int n = 0; n < N; ++n) {
+    std::memcpy(best_s + first + n * kLanes, &best[n], sizeof(Floats));
+    std::memcpy(place_s + first + n * kLanes, &place[n], sizeof(Ints));
+  }
+}
+
+// One pair: rows `line` numbers apart. Columns are padded to `width`, where the bias is -infinity: no winner is there,
+// whatever is read (of the last row, which may be the end of the memory, a copy).
+template <typename T>
+void pick(const T* rows, long line, long R, long S, long width, const float* bias, const float* log_r,
+          const float* log_s, float* value_s, uint8_t* partner_s, float* value_r, uint8_t* partner_r) {
+  T last[kCells] = {};
+  std::memcpy(last, rows + (R - 1) * line, S * sizeof(T));
+  alignas(64) Row row_best[kCells];
+  float best_s[kCells];
+  int32_t place_s[kCells];
+  for (long r = 0; r < R; ++r) row_best[r] = {Floats{} - INFINITY, Ints{}};
+  long s = 0;
+  for (; s + 4 * kLanes <= width; s += 4 * kLanes)
+    pick_columns<4>(rows, line, last, s, R, width, bias, log_r, log_s, row_best, best_s, place_s);
+  for (; s < width; s += kLanes)
+    pick_columns<1>(rows, line, last, s, R, width, bias, log_r, log_s, row_best, best_s, place_s);
+  for (long r = 0; r < R; ++r) {
+    const int32_t at = first_of_best(row_best[r].best, row_best[r].place);
+    partner_r[r] = uint8_t(at);
+    value_r[r] = one(rows + r * line + at) + bias[r * width + at];
+  }
+  for (long i = 0; i < S; ++i) {
+    const long at = place_s[i];
+    partner_s[i] = uint8_t(at);
+    value_s[i] = one(rows + at * line + i) + bias[at * width + i];
   }
 }
 
@@ -103,11 +125,13 @@ template <typename T>
 void pick_block(const T* similarity, long A, long R, long B, long S, const float* bias, const float* log_r,
                 const float* log_s, long log_s_step, float* value_s, uint8_t* partner_s, float* value_r,
                 uint8_t* partner_r, long step_a, long step_b) {
+  const long width = (S + kLanes - 1) / kLanes * kLanes;
   for (long a = 0; a < A; ++a)
     for (long b = 0; b < B; ++b) {
       const long pair = a * step_a + b * step_b;
-      pick(similarity + (a * R * B + b) * S, B * S, R, S, bias, log_r + a * R, log_s + a * log_s_step + b * (S + kLanes),
-           value_s + pair * S, partner_s + pair * S, value_r + pair * R, partner_r + pair * R);
+      pick(similarity + (a * R * B + b) * S, B * S, R, S, width, bias, log_r + a * R,
+           log_s + a * log_s_step + b * width, value_s + pair * S, partner_s + pair * S, value_r + pair * R,
+           partner_r + pair * R);
     }
 }
 
@@ -115,8 +139,8 @@ void pick_block(const T* similarity, long A, long R, long B, long S, const float
 
 extern "C" {
 
-// Similarity [A,R,B,S]; bias [R,S]; log_r [A,R]; log_s [B,S+16] (and for each a its own, `log_s_step` apart).
-// The results of pair (a, b) start at row a * step_a + b * step_b.
+// Similarity [A,R,B,S]; bias [R,W] and log_s [B,W] (for each a its own, `log_s_step` apart), W the next multiple of 16 from S
+// on, the bias -infinity beyond S; log_r [A,R]. The results of pair (a, b) start at row a * step_a + b * step_b.
 void pick_float32(const float* similarity, long A, long R, long B, long S, const float* bias, const float* log_r,
                   const float* log_s, long log_s_step, float* value_s, uint8_t* partner_s, float* value_r,
                   uint8_t* partner_r, long step_a, long step_b) {

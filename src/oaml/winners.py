@@ -82,18 +82,12 @@ def paired_winners(
     """
     won = _room(prob, gal, len(prob), 1)
     a, b = _cells(gal, dtype), _cells(prob, dtype).transpose(1, 2)
+    pick = _picker(a, log_p, log_g, bias, won, paired=True)
     size = max(1, ROWS**2 // (a.shape[1] * b.shape[2]))
 
     def one_block(start: int) -> None:
         rows = slice(start, start + size)
-        similarity = torch.bmm(a[rows], b[rows])[:, :, None]  # [n,R,1,S]
-        _pick(
-            similarity,
-            None if log_p is None else log_p[rows, None],
-            None if log_g is None else log_g[rows],
-            bias,
-            Winners(*(x[rows].transpose(0, 1) for x in won)),
-        )
+        pick(torch.bmm(a[rows], b[rows])[:, :, None], start, 0)
 
     spread(one_block, range(0, len(prob), size), prob.device)
     return won
@@ -113,18 +107,16 @@ class _Winners(torch.autograd.Function):
         won = _room(prob, gal, len(prob), len(gal))
         a, b = _cells(gal, dtype), _cells(prob, dtype)
 
-        def one_block(block: tuple[slice, slice]) -> None:
-            p, g = block
-            similarity = a[g].flatten(0, 1) @ b[p].flatten(0, 1).T
-            _pick(
-                similarity.view(-1, a.shape[1], len(b[p]), b.shape[1]),
-                None if log_p is None else log_p[None, p],
-                None if log_g is None else log_g[g],
-                bias,
-                Winners(*(x[p, g] for x in won)),
-            )
+        pick = _picker(a, log_p, log_g, bias, won, paired=False)
+        probes = [(p.start, b[p].flatten(0, 1).T) for p in _few(b)]
+        gallery = [(g.start, a[g].flatten(0, 1)) for g in _few(a)]
 
-        spread(one_block, _blocks(b, a), prob.device)
+        def one_block(block: tuple[tuple[int, Tensor], tuple[int, Tensor]]) -> None:
+            (first_p, some_b), (first_g, some_a) = block
+            similarity = (some_a @ some_b).view(-1, a.shape[1], some_b.shape[1] // b.shape[1], b.shape[1])
+            pick(similarity, first_p, first_g)
+
+        spread(one_block, [(p, g) for p in probes for g in gallery], prob.device)
         ctx.save_for_backward(prob, gal, won.partner_s, won.partner_r)
         ctx.mark_non_differentiable(won.partner_s, won.partner_r)
         return tuple(won)
@@ -136,7 +128,7 @@ class _Winners(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         prob, gal, partner_s, partner_r = ctx.saved_tensors
         grads = Winners(grad_s.contiguous(), partner_s, grad_r.contiguous(), partner_r)
-        gradients = _gradients_native if native.picks(prob) else _gradients_torch
+        gradients = _gradients_native if native.picks(prob.device, prob.dtype) else _gradients_torch
         to_a, to_b, to_bias = gradients(_cells(gal), _cells(prob), grads)
         to_bias = to_bias if ctx.needs_input_grad[4] else None
         return to_b.transpose(1, 2), to_a.transpose(1, 2), None, None, to_bias, None
@@ -188,34 +180,60 @@ def _gradients_native(a: Tensor, b: Tensor, grads: Winners) -> tuple[Tensor, Ten
     return to_a, to_b, to_bias.sum(0).T
 
 
-def _pick(
-    similarity: Tensor, log_s: Tensor | None, log_r: Tensor | None, bias: Tensor | None, into: Winners
-) -> None:
-    """Winners of one block: similarity [a,R,b,S] (overwritten), log_s [a or 1,b,S], log_r [a,R], into [b,a,S] and [b,a,R]."""
-    if native.picks(similarity):
-        native.pick(similarity, log_s, log_r, bias, into)
-    else:
-        _pick_torch(similarity, log_s, log_r, bias, into)
+def _picker(
+    cells: Tensor,
+    log_p: Tensor | None,
+    log_g: Tensor | None,
+    bias: Tensor | None,
+    into: Winners,
+    paired: bool,
+) -> native.Picker:
+    """What picks the winners of blocks of pairs, one after another or at once, for correlations of the kind of `cells`."""
+    fast = native.picks(cells.device, cells.dtype)
+    make = native.picker if fast else torch_picker
+    return make(cells.dtype, log_p, log_g, bias, into, paired)
 
 
-def _pick_torch(
-    similarity: Tensor, log_s: Tensor | None, log_r: Tensor | None, bias: Tensor | None, into: Winners
-) -> None:
-    similarity = similarity.to(into.value_s.dtype)
-    if bias is not None:
-        similarity += bias[:, None]
-    for dim, log, value, partner in (
-        (1, None if log_r is None else log_r[..., None, None], into.value_s, into.partner_s),
-        (3, None if log_s is None else log_s[:, None], into.value_r, into.partner_r),
-    ):
-        if log is None:
-            best, place = similarity.max(dim)
-        else:
-            place = (similarity + log).argmax(dim, keepdim=True)
-            best, place = similarity.gather(dim, place).squeeze(dim), place.squeeze(dim)
-        order = (1, 0, 2) if dim == 1 else (2, 0, 1)
-        value.copy_(best.permute(order))
-        partner.copy_(place.permute(order))
+def torch_picker(
+    dtype: torch.dtype,
+    log_p: Tensor | None,
+    log_g: Tensor | None,
+    bias: Tensor | None,
+    into: native.Room,
+    paired: bool,
+) -> native.Picker:
+    """Made once for all pairs, called for every block of them.
+
+    Args:
+        dtype: of the similarities; the rest as in `winners` or `paired_winners`.
+        into: where the winners go.
+        paired: row by row.
+
+    Returns:
+        a function of a block's similarities [g,R,p,S], which it may change, of its first probe and its first gallery face.
+        Row by row p is 1, the probes are counted in the place of the gallery faces, and the last argument is 0.
+    """
+
+    def one_block(similarity: Tensor, first_p: int, first_g: int) -> None:
+        many_g, _, many_p, _ = similarity.shape
+        p = slice(first_p, first_p + (many_g if paired else many_p))
+        g = p if paired else slice(first_g, first_g + many_g)
+        similarity = similarity.to(into[0].dtype)
+        if bias is not None:
+            similarity += bias[:, None]
+        to_r = None if log_g is None else log_g[g, :, None, None]
+        to_s = None if log_p is None else log_p[p, None, None] if paired else log_p[None, None, p]
+        for dim, log, value, partner in ((1, to_r, *into[:2]), (3, to_s, *into[2:])):
+            if log is None:
+                best, place = similarity.max(dim)
+            else:
+                place = (similarity + log).argmax(dim, keepdim=True)
+                best, place = similarity.gather(dim, place).squeeze(dim), place.squeeze(dim)
+            for found, to in ((best, value), (place, partner)):  # [g,p,S] or [g,R,p]
+                found = found if dim == 1 else found.transpose(1, 2)
+                to[p, slice(0, 1) if paired else g] = found if paired else found.transpose(0, 1)
+
+    return one_block
 
 
 def spread(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
