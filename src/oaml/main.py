@@ -59,6 +59,11 @@ COMMANDS = {
         "are two faces the same person? Decision, score, threshold, and how much of the face both show",
         "oaml verify a.jpg b.jpg --model runs/adapted --draw why.png",
     ),
+    "embed": Command(
+        "oaml.embed:embed",
+        "a folder of faces to one file of int8 templates, as fast as the machine allows",
+        "oaml embed runs/adapted --images faces/ --out faces.safetensors",
+    ),
     "occlude": Command(
         "oaml.occluders:occlude_folder",
         "cover faces with a drawn niqab, mask, sunglasses, scarf, hand or patch, with exact masks",

@@ -1,0 +1,198 @@
+"""`oaml embed`: a folder of aligned faces to one file of int8 templates, with every core busy and in constant memory.
+
+Readers decode images ahead; on a CPU every core then takes batches of its own on one thread, which is faster than all cores on one
+batch, through a network whose batch normalisation is folded into its convolutions, in bfloat16 where the machine computes that
+faster. Faces are written in their order, so that a run that was killed goes on where it stopped and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from oaml.errors import OamlError
+from oaml.files import FACE_SIZE, list_images, read_image
+from oaml.progress import progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from oaml.model import Model
+    from oaml.quantised import QuantisedTemplates
+
+Precision = Literal["auto", "float32", "bfloat16"]
+BATCH = 16
+READERS = 2
+WRITTEN = 16  # batches between two writes, which wait for the disk
+
+
+def embed(
+    model: str,
+    *,
+    images: Path,
+    out: Path,
+    precision: Precision = "auto",
+    resize: bool = False,
+    device: str = "auto",
+) -> None:
+    """Write the templates of all images below a folder into one safetensors file, 13 KB a face, with the images' paths.
+
+    Until it is complete the file is called OUT.partial. The same command goes on with it after a kill; it refuses where the model,
+    an option, or the name, size or date of any image has changed. Templates differ from those of `Model.extract` by the rounding
+    to int8, and with bfloat16 by that of the network besides (cosine to the float32 embedding above .999).
+
+    Example:
+        oaml embed runs/adapted --images faces/ --out faces.safetensors
+
+    Args:
+        model: a model folder, as `oaml adapt --out` and `oaml train --out` write it.
+        images: folder of aligned faces; all images below it, sorted.
+        out: file to write; an old one is replaced when the new one is complete.
+        precision: of the network: float32, bfloat16, or auto for the faster one on this machine, found by trying.
+        resize: scale images of another size instead of refusing them.
+        device: cpu, cuda, or auto for a GPU where there is one.
+
+    Raises:
+        OamlError: a bad model or image (named), a file begun with another model or other images, or no room for it.
+    """
+    out, images = Path(out), Path(images)
+    if out.is_dir():
+        raise OamlError(f"{out}: is a folder; name a file to write")
+    files = list_images(images)
+    stamp = _stamp(images, files)
+
+    from oaml.evaluation.scoring import load_model
+    from oaml.template_file import Layout, PartialFile, facts_of, model_id, partial_of
+
+    loaded = load_model(model, device)
+    if precision == "auto":  # what began the file goes on with it: trying again might choose otherwise
+        begun = facts_of(partial_of(out)).get("precision")
+        precision = (
+            "bfloat16" if begun == "bfloat16" or (begun is None and _in_bfloat16(loaded)) else "float32"
+        )
+    facts = {
+        "model": model_id(loaded),
+        "model_name": str(model),
+        "precision": precision,
+        "resize": str(resize).lower(),
+        "images": stamp,
+    }
+    extractor = FastExtractor(loaded, precision == "bfloat16")
+    like = extractor(np.zeros((1, FACE_SIZE, FACE_SIZE, 3), np.uint8))
+    paths = [path.relative_to(images).as_posix() for path in files]
+    file = PartialFile(out, Layout(like, paths, facts))
+    try:
+        rest = files[file.done :]
+        with progress("embedding faces", len(files), file.done) as advance:
+            for faces in extractor.all(rest, lambda path: read_image(path, resize=resize)):
+                file.write(faces)
+                advance(len(faces))
+        file.finish()
+    finally:
+        file.close()
+    print(f"{len(files):,} faces of {like.bytes_per_face:,} bytes in {out}")
+
+
+class FastExtractor:
+    """Images to int8 templates as fast as the machine allows.
+
+    Args:
+        model: in eval mode, on any device.
+        bfloat16: let the network compute in it.
+        batch: faces a pass; depends on no other number, so that a template doesn't depend on the number of cores.
+    """
+
+    def __init__(self, model: Model, bfloat16: bool, batch: int = BATCH) -> None:
+        from oaml.folded import folded
+
+        self.model, self.bfloat16, self.batch = folded(model), bfloat16, batch
+        self.device: torch.device = next(model.parameters()).device
+
+    def __call__(self, images: np.ndarray) -> QuantisedTemplates:
+        """uint8 RGB [N,112,112,3] -> N templates, on the CPU; one pass of the network."""
+        import torch
+
+        from oaml.quantised import QuantisedTemplates
+
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
+        ):
+            x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+            return QuantisedTemplates.of(self.model.extract(x).to("cpu"))
+
+    def all(
+        self, paths: list[Path], read: Callable[[Path], np.ndarray] = read_image
+    ) -> Iterator[QuantisedTemplates]:
+        """Templates of many images in their order, some hundreds at a time.
+
+        Raises:
+            OamlError: an image can't be read; the templates before it have come by then, but for the last hundreds.
+        """
+        import torch
+
+        from oaml.quantised import QuantisedTemplates
+
+        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        groups = (paths[i : i + self.batch] for i in range(0, len(paths), self.batch))
+        threads = torch.get_num_threads()
+        found: list[QuantisedTemplates] = []
+        try:
+            for faces in _pipeline(groups, lambda group: np.stack([read(p) for p in group]), self, workers):
+                found.append(faces)
+                if len(found) == WRITTEN:
+                    yield QuantisedTemplates.join(found)
+                    found = []
+        finally:
+            torch.set_num_threads(threads)
+        if found:
+            yield QuantisedTemplates.join(found)
+
+
+def _pipeline(
+    groups: Iterable[list[Path]],
+    read: Callable[[list[Path]], np.ndarray],
+    work: Callable[[np.ndarray], QuantisedTemplates],
+    workers: int,
+) -> Iterator[QuantisedTemplates]:
+    """`work(read(group))` of every group in order; reading runs ahead of working, both a bounded way ahead of the caller."""
+    import torch
+
+    waiting: deque[Future[QuantisedTemplates]] = deque()
+    with ExitStack() as stack:
+        pools = (
+            ThreadPoolExecutor(READERS),
+            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)),
+        )
+        for pool in pools:
+            stack.callback(pool.shutdown, cancel_futures=True)
+        for group in groups:
+            pixels = pools[0].submit(read, group)
+            waiting.append(pools[1].submit(lambda pixels=pixels: work(pixels.result())))
+            if len(waiting) > 2 * workers + READERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _in_bfloat16(model: Model) -> bool:
+    from oaml.cache import faster_in_bfloat16
+
+    return faster_in_bfloat16(model)
+
+
+def _stamp(folder: Path, files: list[Path]) -> str:
+    """Changes when any image is added, removed, renamed or written to."""
+    digest = hashlib.sha256()
+    for path in files:
+        facts = os.stat(path)
+        digest.update(f"{path.relative_to(folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
