@@ -431,6 +431,22 @@ def test_memory_stays_bounded(method: Method) -> None:
     assert largest.bytes <= 2**20  # all correlations at once would be 115 MB
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_bfloat16_scores(method: Method) -> None:
+    """Rounding to 8 bits moves a score by less than a hundredth of what people differ by."""
+    matcher = matcher_of(method, (7, 7), channels=64, bias=False)
+    (p, v_p), (g, v_g) = faces(9, matcher, 1), faces(11, matcher, 2)
+    exact = matcher.match(p, g, v_p, v_g)
+    rough = matcher.match(p, g, v_p, v_g, precision="bfloat16")
+    same = matcher.match(p, p, v_p, v_p).diagonal().mean() - exact.mean()
+    assert rough.dtype == torch.float32
+    assert 0 < (rough - exact).abs().max() < 1e-2 * same.abs()
+    pairs = matcher.match_pairs(p, g[:9], v_p, v_g[:9], precision="bfloat16")
+    torch.testing.assert_close(pairs, rough.diagonal(), rtol=0, atol=1e-2 * float(same.abs()))
+    with pytest.raises(ValueError, match="neither float32 nor bfloat16"):
+        matcher.match(p, g, precision="float16")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_explained_weights_add_up_to_the_score(bias: bool) -> None:
     matcher = matcher_of("normalized", adapter=5, bias=bias)

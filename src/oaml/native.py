@@ -63,7 +63,14 @@ def library() -> ctypes.CDLL | None:
         return None
     array, number = ctypes.c_void_p, ctypes.c_long
     for name in PICK.values():
-        getattr(loaded, name).argtypes = [array, *[number] * 4, *[array] * 3, number, *[array] * 4, *[number] * 2]
+        getattr(loaded, name).argtypes = [
+            array,
+            *[number] * 4,
+            *[array] * 3,
+            number,
+            *[array] * 4,
+            *[number] * 2,
+        ]
     loaded.pull_gradients.argtypes = [*[array] * 2, *[number] * 5, *[array] * 4, *[number] * 2, array]
     return loaded
 

