@@ -61,6 +61,24 @@ def plain(
     return value_s, partner_s, value_r, partner_r
 
 
+def through_winners(given: tuple[Tensor | None, ...], on_gpu: bool) -> list[Tensor]:
+    """Values and gradients of `winners` itself, told that it is on a GPU or not."""
+    from oaml import winners
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winners, "_on_gpu", lambda maps, dtype: on_gpu)
+        leaves = [
+            x.clone().requires_grad_() if i in (0, 1, 4) else x for i, x in enumerate(given) if x is not None
+        ]
+        prob, gal, log_p, log_g, bias = leaves
+        won = winners.winners(prob, gal, log_p, log_g, bias)
+        weight = torch.arange(won.value_s.numel()).view_as(won.value_s) / won.value_s.numel()
+        (won.value_s * weight).sum().backward()
+        won_gradients = [x.grad for x in (leaves[0], leaves[1], leaves[4])]
+        assert all(x is not None for x in won_gradients)
+        return [x.detach() for x in (*won, *won_gradients) if x is not None]
+
+
 def problem(
     p: int, g: int, c: int, s: int, r: int, visibility: str = "random", bias: bool = True
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -214,3 +232,11 @@ def test_kernels_compile(
     for kernel in compiled:
         assert kernel.asm["cubin"]
         assert kernel.metadata.shared <= 48 * 1024  # what every card has
+
+
+def test_winners_use_the_kernels_on_a_gpu(interpreted: Run) -> None:
+    given = problem(3, 4, 20, 15, 15)
+    on_gpu, on_cpu = (interpreted(through_winners, given, flag) for flag in (True, False))
+    assert len(on_gpu) == len(on_cpu) == 7
+    for ours, theirs in zip(on_gpu, on_cpu, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -104,6 +105,25 @@ class _Winners(torch.autograd.Function):
         bias: Tensor | None,
         dtype: torch.dtype | None,
     ) -> tuple[Tensor, ...]:
+        if _on_gpu(prob, dtype):
+            from oaml import winners_triton
+
+            won = Winners(*winners_triton.forward(prob, gal, log_p, log_g, bias))
+        else:
+            won = _Winners._on_cpu(prob, gal, log_p, log_g, bias, dtype)
+        ctx.save_for_backward(prob, gal, won.partner_s, won.partner_r)
+        ctx.mark_non_differentiable(won.partner_s, won.partner_r)
+        return tuple(won)
+
+    @staticmethod
+    def _on_cpu(
+        prob: Tensor,
+        gal: Tensor,
+        log_p: Tensor | None,
+        log_g: Tensor | None,
+        bias: Tensor | None,
+        dtype: torch.dtype | None,
+    ) -> Winners:
         won = _room(prob, gal, len(prob), len(gal))
         a, b = _cells(gal, dtype), _cells(prob, dtype)
 
@@ -117,9 +137,7 @@ class _Winners(torch.autograd.Function):
             pick(similarity, first_p, first_g)
 
         spread(one_block, [(p, g) for p in probes for g in gallery], prob.device)
-        ctx.save_for_backward(prob, gal, won.partner_s, won.partner_r)
-        ctx.mark_non_differentiable(won.partner_s, won.partner_r)
-        return tuple(won)
+        return won
 
     @staticmethod
     @once_differentiable
@@ -127,11 +145,24 @@ class _Winners(torch.autograd.Function):
         ctx: Any, grad_s: Tensor, _s: None, grad_r: Tensor, _r: None
     ) -> tuple[Tensor | None, ...]:
         prob, gal, partner_s, partner_r = ctx.saved_tensors
+        if _on_gpu(prob, None):
+            from oaml import winners_triton
+
+            to_prob, to_gal, to_bias = winners_triton.backward(
+                prob, gal, partner_s, partner_r, grad_s, grad_r, ctx.needs_input_grad[4]
+            )
+            return to_prob, to_gal, None, None, to_bias, None
         grads = Winners(grad_s.contiguous(), partner_s, grad_r.contiguous(), partner_r)
         gradients = _gradients_native if native.picks(prob.device, prob.dtype) else _gradients_torch
         to_a, to_b, to_bias = gradients(_cells(gal), _cells(prob), grads)
         to_bias = to_bias if ctx.needs_input_grad[4] else None
         return to_b.transpose(1, 2), to_a.transpose(1, 2), None, None, to_bias, None
+
+
+def _on_gpu(maps: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether the Triton kernels do it: float32 on a GPU. Triton comes with torch's builds for GPUs, where it exists."""
+    single = maps.dtype == torch.float32 and dtype in (None, torch.float32)
+    return maps.is_cuda and single and find_spec("triton") is not None
 
 
 def _gradients_torch(a: Tensor, b: Tensor, grads: Winners) -> tuple[Tensor, Tensor, Tensor]:
