@@ -90,9 +90,7 @@ def test_the_numbers_of_the_plain_path(flip: bool, model: Path, faces: Path, tmp
     loaded.config.flip = flip
     path = loaded.save(tmp_path / "m")
     out = tmp_path / "faces.safetensors"
-    assert (
-        main(["embed", str(path), "--images", str(faces), "--out", str(out), "--precision", "float32"]) == 0
-    )
+    assert main(["embed", str(path), "--images", str(faces), "--out", str(out)]) == 0
     found = load(out)
     assert found.paths == [p.relative_to(faces).as_posix() for p in sorted(faces.rglob("*.png"))]
     found.need_model(loaded)
@@ -115,7 +113,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     model: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
-    embed(str(model), images=faces, out=whole, precision="float32")
+    embed(str(model), images=faces, out=whole)
     last = sorted(faces.rglob("*.png"))[-1]
     code = (  # a run that never gets past the last image
         "import sys, pathlib, time\n"
@@ -126,7 +124,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
         f"    if str(path) == {str(last)!r}: time.sleep(600)\n"
         "    return read(path, **options)\n"
         "e.read_image = slow\n"
-        "e.embed(sys.argv[1], images=pathlib.Path(sys.argv[2]), out=pathlib.Path(sys.argv[3]), precision='float32')\n"
+        "e.embed(sys.argv[1], images=pathlib.Path(sys.argv[2]), out=pathlib.Path(sys.argv[3]))\n"
     )
     run = subprocess.Popen([sys.executable, "-c", code, str(model), str(faces), str(out)])
     partial = tmp_path / "out.partial"
@@ -140,7 +138,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     assert 0 < done < FACES
     assert not out.exists()
     capsys.readouterr()
-    embed(str(model), images=faces, out=out)  # auto goes on with the precision of what was begun
+    embed(str(model), images=faces, out=out)
     assert out.read_bytes() == whole.read_bytes()
     assert not partial.exists()
 
@@ -154,7 +152,7 @@ def test_what_has_changed_is_not_continued(
     kept = last.read_bytes()
     last.write_text("no image")
     out = tmp_path / "out"
-    arguments = ["--images", str(faces), "--out", str(out), "--precision", "float32"]
+    arguments = ["--images", str(faces), "--out", str(out)]
     assert main(["embed", str(model), *arguments]) == 1
     assert str(last) in capsys.readouterr().err
     partial = (tmp_path / "out.partial").read_bytes()
@@ -167,8 +165,8 @@ def test_what_has_changed_is_not_continued(
     elif change == "one more":
         first.with_name("more.png").write_bytes(kept)
     else:
-        arguments.append("--resize")
-        named = "resize"
+        arguments += ["--resize", "--precision", "bfloat16"]
+        named = "precision, resize"
     assert main(["embed", str(used), *arguments]) == 1
     error = capsys.readouterr().err
     assert f"{out}.partial: " in error

@@ -2,7 +2,7 @@
 
 Vectors are rounded to int8 with a scale each: one for the embedding and one for every cell, so that a faint cell keeps as many
 digits as a strong one. Shapes as in `oaml.template`: N faces, E embedding size, C channels on h x w matched cells. For E = C = 128
-on 7x7 cells a face takes 13,121 bytes (49,788 in float32); for E = 512, 32,321 bytes, most of it the contributions.
+on 7x7 cells a face takes 13,121 bytes (50,888 in float32); for E = 512, 32,321 bytes, most of it the contributions.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def load(path: str | Path) -> TemplateFile:
 
     path = Path(path)
     if not path.is_file():
-        begun = path.with_name(path.name + ".partial").is_file()
+        begun = _partial(path).is_file()
         raise OamlError(
             f"{path}: no such file; "
             + ("it was begun, run the same `oaml embed` again to finish it" if begun else _REMEDY)
@@ -184,7 +184,7 @@ class PartialFile:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path, self.layout = path, layout
-        self.partial = partial_of(path)
+        self.partial = _partial(path)
         if self.partial.is_file():
             self._check_same()
         else:
@@ -243,7 +243,7 @@ class PartialFile:
             with self.partial.open("rb") as file:
                 if file.read(len(self.layout.header)) == self.layout.header:
                     return
-        begun, now = facts_of(self.partial), _facts(self.layout.header)
+        begun, now = _facts_in(self.partial), _facts(self.layout.header)
         other = [name.replace("_", " ") for name in now if begun.get(name) != now[name]] or ["size"]
         raise OamlError(
             f"{self.partial}: was begun for something else (differs in: {', '.join(other)}); run what began it to finish it, or "
@@ -251,13 +251,13 @@ class PartialFile:
         )
 
 
-def partial_of(path: Path) -> Path:
+def _partial(path: Path) -> Path:
     """What a file is called until it is complete."""
     return path.with_name(path.name + ".partial")
 
 
-def facts_of(path: Path) -> dict[str, str]:
-    """The strings in the header of a file, complete or partial; none where there is no such file or no header."""
+def _facts_in(path: Path) -> dict[str, str]:
+    """The strings in the header of a file; none where there is no header."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
