@@ -192,7 +192,9 @@ class Joint(nn.Module):
     def match_quantised(
         self, probe: Tensor, gallery: Tensor, scale: Tensor, prob_occ: Tensor, gal_occ: Tensor
     ) -> Compared:
-        """As `match`, against a gallery in int8 as `oaml.quantised` keeps it; cosines agree within .002.
+        """As `match`, against a gallery in int8 as `oaml.quantised` keeps it.
+
+        Cosines differ by .0002 on average, and by .005 at most where much is covered (all pairs of 900 faces).
 
         The scales are folded into the weights, so that int8 becomes float32 by conversion alone, in blocks that stay in the cache.
 
