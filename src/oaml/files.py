@@ -103,15 +103,7 @@ def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
     Raises:
         OamlError: missing, unreadable, transparent or not 112x112.
     """
-    image = _decode(Path(path))
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    if image.ndim == 2:
-        image = np.repeat(image[..., None], 3, axis=2)
-    if image.shape[2] == 4:
-        if image[..., 3].min() < 255:
-            raise OamlError(f"{path}: has transparent pixels; save it without an alpha channel")
-        image = image[..., :3]
+    image = _as_rgb(_decode(Path(path)), path)
     if image.shape[:2] != (FACE_SIZE, FACE_SIZE):
         if not resize:
             raise OamlError(
@@ -122,6 +114,30 @@ def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
 
         image = cv2.resize(image, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(image)
+
+
+def read_photograph(path: str | Path) -> np.ndarray:
+    """Read a photograph of any size, turned upright as its EXIF entry says, as RGB uint8 [H,W,3].
+
+    Grey, 16-bit and transparent pictures are treated as by `read_image`.
+
+    Raises:
+        OamlError: missing, unreadable or transparent.
+    """
+    return np.ascontiguousarray(_as_rgb(_decode(Path(path), upright=True), path))
+
+
+def _as_rgb(image: np.ndarray, path: str | Path) -> np.ndarray:
+    """What `_decode` gives, as uint8 [H,W,3]."""
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    if image.shape[2] == 4:
+        if image[..., 3].min() < 255:
+            raise OamlError(f"{path}: has transparent pixels; save it without an alpha channel")
+        image = image[..., :3]
+    return image
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -139,13 +155,15 @@ def read_mask(path: str | Path) -> np.ndarray:
     return mask.astype(np.float32) / np.iinfo(mask.dtype).max
 
 
-def _decode(path: Path) -> np.ndarray:
-    """uint8 or uint16 array, [H,W] or [H,W,3|4] in RGB order."""
-    from PIL import Image, UnidentifiedImageError
+def _decode(path: Path, upright: bool = False) -> np.ndarray:
+    """uint8 or uint16 array, [H,W] or [H,W,3|4] in RGB order; `upright` obeys the orientation that EXIF states."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as opened:
             opened.load()
+            if upright:
+                ImageOps.exif_transpose(opened, in_place=True)
             if opened.mode in ("I;16", "I;16B", "I;16L", "I"):
                 return np.clip(np.asarray(opened), 0, 65535).astype(np.uint16)
             if opened.mode == "1":

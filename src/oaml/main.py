@@ -64,6 +64,16 @@ COMMANDS = {
         "a folder of faces to one file of int8 templates, as fast as the machine allows",
         "oaml embed runs/adapted --images faces/ --out faces.safetensors",
     ),
+    "align": Command(
+        "oaml.align:align_folder",
+        "cut the faces out of photographs, aligned to 112x112",
+        "oaml align photographs/ --out faces",
+    ),
+    "download": Command(
+        "oaml.download:download",
+        "fetch a published file, once and checked: the face detector, a backbone",
+        "oaml download yunet",
+    ),
     "occlude": Command(
         "oaml.occluders:occlude_folder",
         "cover faces with a drawn niqab, mask, sunglasses, scarf, hand or patch, with exact masks",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from oaml.align import Subject, find_subjects, load_detector
 from oaml.errors import OamlError
 from oaml.explain import draw_pair, explain_pair, printable
 from oaml.files import read_image
@@ -186,26 +187,31 @@ def verify(
     draw: Path | None = None,
     json: bool = False,
     resize: bool = False,
+    detector: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Say whether two aligned faces are the same person, why, and how sure the threshold makes it.
+    """Say whether two faces are the same person, why, and how sure the threshold makes it.
 
     Decides by the fused score: at the model's threshold for the false-accept rate `far`, or at your own. Where both faces show
     less than 5 % of the face in common the answer is "too little visible to decide", whatever the threshold. The plain cosine
     of the network stands beside the scores.
 
+    A picture of 112x112 is an aligned face. In any other the largest face is found and aligned, which needs the detector of
+    `oaml download yunet`.
+
     Example:
         oaml verify a.jpg b.jpg --model runs/adapted --draw why.png
 
     Args:
-        a: a face aligned to 112x112, in colour.
+        a: a photograph, or a face aligned to 112x112, in colour.
         b: the other one.
         model: a model folder, as `oaml adapt --out` and `oaml train --out` write it.
         far: share of pairs of different people that may pass; one of those that the model has thresholds for.
         threshold: decide at this fused score instead; any finite number.
         draw: PNG to write: what shows, what was matched, and what spoke for and against.
         json: print one JSON object to stdout and nothing else.
-        resize: scale images of another size instead of refusing them.
+        resize: take pictures of another size for aligned faces and scale them.
+        detector: a YuNet file; by default the one of `oaml download yunet`.
         device: cpu, cuda, or auto for a GPU where there is one.
 
     Raises:
@@ -216,11 +222,12 @@ def verify(
     if draw is not None:
         draw = Path(draw)
         _need_free_name(draw, (Path(a), Path(b)))
-    images = [read_image(path, resize=resize) for path in (a, b)]
+    subjects = _subjects((Path(a), Path(b)), resize, detector)
 
     from oaml.evaluation.scoring import load_model
 
     loaded = load_model(model, device)
+    images = [subject.crop(loaded) for subject in subjects]
     limit = fitted_threshold(loaded.config, far, model) if threshold is None else Threshold(threshold)
     answer = compare_faces(loaded, images[0], images[1], limit)
     if draw is not None:
@@ -237,9 +244,27 @@ def verify(
         )
     if json:
         facts = {"a": str(a), "b": str(b), "model": str(model), **asdict(answer), "remedy": answer.remedy}
+        facts |= {"faces_a": subjects[0].faces, "faces_b": subjects[1].faces}
         print(dumps({**facts, "picture": None if draw is None else str(draw)}, indent=2, allow_nan=False))
     else:
-        _print(answer, Path(a), Path(b), draw)
+        _print(answer, _called(Path(a), subjects[0]), _called(Path(b), subjects[1]), draw)
+
+
+def _subjects(paths: tuple[Path, Path], resize: bool, detector: Path | None) -> list[Subject]:
+    """The largest face of either picture."""
+    if resize:
+        return [Subject(read_image(path, resize=True), None) for path in paths]
+    finder = load_detector(detector)
+    try:
+        return [find_subjects(path, finder)[0] for path in paths]
+    except OamlError as error:
+        if finder is None and "oaml download" in str(error):
+            raise OamlError(f"{error}; --resize scales a face that is aligned already") from None
+        raise
+
+
+def _called(path: Path, subject: Subject) -> str:
+    return str(path) if subject.faces == 1 else f"{path}: the largest of {subject.faces} faces"
 
 
 def _need_free_name(draw: Path, inputs: tuple[Path, ...]) -> None:
@@ -252,7 +277,7 @@ def _need_free_name(draw: Path, inputs: tuple[Path, ...]) -> None:
         raise OamlError(f"{draw}: is one of the two faces; choose another name for the picture")
 
 
-def _print(answer: Answer, a: Path, b: Path, draw: Path | None) -> None:
+def _print(answer: Answer, a: str, b: str, draw: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,0 +1,194 @@
+"""Faces in a photograph: YuNet (Wu et al., 2023) at several sizes, through OpenCV.
+
+The network finds covered faces too, but with less confidence, at other sizes than bare ones, and guesses their landmarks anew each
+time. So a photograph is shown to it in several sizes and mirrored, weak answers count, and what it says of one face is averaged by
+confidence (as Solovyev et al., 2021, do with boxes). `studies/alignment.py` measured what that is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from oaml.download import place
+from oaml.errors import OamlError
+
+THRESHOLD = 0.4
+"""Least confidence of a face, in [0,1]."""
+SIDES = (320, 480, 640)
+"""Long sides, in pixels, of the sizes in which a photograph is shown to the network."""
+LARGEST = 2.0
+"""A photograph is enlarged this many times at most: more shows nothing new."""
+OVERLAP = 0.3
+"""Boxes that share more than this (intersection over union) are one face."""
+SURE = 0.88
+"""A face has to be this sure to have a photograph turned for it: an upright bare face has .93 on average, and the same face upside
+down still .82, with its landmarks in the wrong places."""
+LEAST_EYES = 12.0
+"""Pixels between the eyes below which a face is too small to be compared."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face of a photograph, in pixels of the upright photograph; (0, 0) is the centre of the upper left pixel."""
+
+    box: np.ndarray
+    """float64 [4]: left, top, width, height. It may reach beyond the photograph."""
+    landmarks: np.ndarray
+    """float64 [5,2]: x and y of the eye on the left of an upright picture, the other eye, nose, mouth corners left and right."""
+    score: float
+    """Confidence in [0,1]."""
+
+    @property
+    def eyes(self) -> float:
+        """Pixels between the eyes."""
+        return float(np.linalg.norm(self.landmarks[1] - self.landmarks[0]))
+
+    @property
+    def rank(self) -> float:
+        """Area times confidence: the face that a photograph is of has the largest."""
+        return float(self.box[2] * self.box[3] * self.score)
+
+
+class Detector:
+    """Finds faces; not to be shared between threads.
+
+    Args:
+        path: a YuNet file in ONNX format.
+        threshold: least confidence in [0,1].
+        sides: long sides of the sizes in which a photograph is shown.
+
+    Raises:
+        OamlError: the file is missing or is no network that OpenCV reads.
+    """
+
+    def __init__(self, path: str | Path, threshold: float = THRESHOLD, sides: Sequence[int] = SIDES) -> None:
+        import cv2
+
+        if not Path(path).is_file():
+            raise OamlError(f"{path}: no such detector; `oaml download yunet` gets one")
+        self.sides = tuple(sides)
+        try:
+            self._network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), threshold, OVERLAP, 5000)
+        except cv2.error as error:
+            raise OamlError(
+                f"{path}: is no YuNet network in ONNX format ({error.err}); `oaml download yunet` gets one"
+            ) from error
+
+    def find(self, photograph: np.ndarray) -> list[Face]:
+        """All faces, the largest and surest first; none is an empty list.
+
+        Where the upright photograph has no sure face, it is turned by 90, 180 and 270 degrees, and a turn with a sure face, or
+        with any where there is none upright, is taken instead.
+
+        Args:
+            photograph: uint8 RGB [H,W,3].
+        """
+        upright = self._turned(photograph, 0)
+        if _surest(upright) < SURE:
+            turned = max((self._turned(photograph, quarters) for quarters in (1, 2, 3)), key=_surest)
+            if not upright or _surest(turned) >= SURE:
+                upright = turned
+        return sorted(upright, key=lambda face: -face.rank)
+
+    def _turned(self, photograph: np.ndarray, quarters: int) -> list[Face]:
+        """Faces of the photograph turned to the left by quarters, in pixels of the photograph as it is."""
+        height, width = photograph.shape[:2]
+        found = self._at_all_sizes(np.ascontiguousarray(np.rot90(photograph, quarters)))
+        return [_turned_back(face, width, height, quarters) for face in found]
+
+    def _at_all_sizes(self, photograph: np.ndarray) -> list[Face]:
+        import cv2
+
+        height, width = photograph.shape[:2]
+        scales = {min(side / max(height, width), LARGEST) for side in self.sides}
+        found: list[Face] = []
+        for scale in sorted(scales):
+            size = max(1, round(width * scale)), max(1, round(height * scale))
+            smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+            shown = cv2.resize(photograph, size, interpolation=smooth)[..., ::-1]  # the network expects BGR
+            found += self._once(shown, width, height)
+            found += [_mirrored(face, width) for face in self._once(shown[:, ::-1], width, height)]
+        return _merged(found)
+
+    def _once(self, shown: np.ndarray, width: int, height: int) -> list[Face]:
+        """Faces of a BGR picture as it is, in pixels of a photograph of width x height."""
+        self._network.setInputSize(shown.shape[1::-1])
+        _, rows = self._network.detect(np.ascontiguousarray(shown))
+        scale = shown.shape[1] / width, shown.shape[0] / height
+        return [] if rows is None else [_face(row, *scale) for row in rows.astype(np.float64)]
+
+
+def _face(row: np.ndarray, x: float, y: float) -> Face:
+    """From a row of the network, whose picture has x and y times the size of the photograph."""
+    scale = np.array([x, y])
+    corner = (row[:2] + 0.5) / scale - 0.5  # centres of pixels move when a picture is scaled
+    landmarks = (row[4:14].reshape(5, 2) + 0.5) / scale - 0.5
+    return Face(np.concatenate([corner, row[2:4] / scale]), landmarks, float(np.clip(row[14], 0, 1)))
+
+
+def _mirrored(face: Face, width: int) -> Face:
+    """From the mirror image of a photograph to the photograph: left and right change places."""
+    left, top, wide, high = face.box
+    landmarks = face.landmarks[[1, 0, 2, 4, 3]] * (-1, 1) + (width - 1, 0)
+    return Face(np.array([width - 1 - left - wide, top, wide, high]), landmarks, face.score)
+
+
+def _merged(faces: list[Face]) -> list[Face]:
+    """One face for all that overlap the surest: their mean, weighted by confidence, with the confidence of the surest."""
+    merged: list[Face] = []
+    rest = sorted(faces, key=lambda face: -face.score)
+    while rest:
+        same = [face for face in rest if _shared(rest[0].box, face.box) > OVERLAP]
+        weights = np.array([face.score for face in same])
+        box = np.average([face.box for face in same], 0, weights)
+        landmarks = np.average([face.landmarks for face in same], 0, weights)
+        merged.append(Face(box, landmarks, rest[0].score))
+        rest = [face for face in rest if _shared(rest[0].box, face.box) <= OVERLAP]
+    return merged
+
+
+def _surest(faces: list[Face]) -> float:
+    return max((face.score for face in faces), default=0.0)
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes."""
+    sides = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
+    common = float(np.prod(np.maximum(sides, 0)))
+    return common / max(float(np.prod(a[2:]) + np.prod(b[2:])) - common, 1e-9)
+
+
+def _turned_back(face: Face, width: int, height: int, quarters: int) -> Face:
+    """From a photograph turned to the left by quarters to the photograph, which is width x height."""
+    if quarters == 0:
+        return face
+
+    def back(points: np.ndarray) -> np.ndarray:
+        x, y = points[:, 0], points[:, 1]
+        if quarters == 1:
+            return np.stack([width - 1 - y, x], 1)
+        if quarters == 2:
+            return np.stack([width - 1 - x, height - 1 - y], 1)
+        return np.stack([y, height - 1 - x], 1)
+
+    corners = back(np.stack([face.box[:2], face.box[:2] + face.box[2:]]))
+    low, high = corners.min(0), corners.max(0)
+    return Face(np.concatenate([low, high - low]), back(face.landmarks), face.score)
+
+
+def find_detector(given: Path | None = None) -> Path | None:
+    """The detector's file: the given one, or the downloaded one; None where there is neither.
+
+    Raises:
+        OamlError: the given one is no file.
+    """
+    if given is not None:
+        if not Path(given).is_file():
+            raise OamlError(f"{given}: no such detector; give a YuNet file, or leave --detector out")
+        return Path(given)
+    downloaded = place("yunet")
+    return downloaded if downloaded.is_file() else None

@@ -1,0 +1,302 @@
+"""From a photograph to an aligned face: what is found, where it lies, and what is said when nothing is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oaml import detect
+from oaml.align import LEAST_WEIGHT, TEMPLATE, align, find_subjects, similarity, trust, warp
+from oaml.datasets.drawn import draw_face
+from oaml.detect import LEAST_EYES, Detector, Face, find_detector
+from oaml.errors import OamlError
+from oaml.files import read_photograph
+from oaml.main import main
+from oaml.model import Model, ModelConfig
+from oaml.net import NetConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHARED = Path(os.environ.get("OAML_SHARED") or Path(__file__).parents[2] / "shared")
+YUNET = SHARED / "data" / "weights" / "yunet_n_320_320.onnx"
+needs_yunet = pytest.mark.skipif(not YUNET.is_file(), reason=f"no detector: {YUNET} is not there")
+
+
+@pytest.fixture(autouse=True)
+def nothing_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OAML_HOME", str(tmp_path / "nothing"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights."""
+    torch.manual_seed(0)
+    config = ModelConfig(NetConfig("ir_mini", 16, occlusion_stage=3), thresholds={"0.001": 0.0})
+    return Model(config).eval().save(tmp_path_factory.mktemp("detect") / "model")
+
+
+def placed(scale: float, turn: float = 0, x: float = 0, y: float = 0) -> np.ndarray:
+    """A similarity [2,3]: larger by `scale`, turned by `turn` degrees, moved."""
+    a = scale * np.exp(1j * np.deg2rad(turn))
+    return np.array([[a.real, -a.imag, x], [a.imag, a.real, y]])
+
+
+def moved(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+def photograph(*faces: tuple[int, np.ndarray], width: int = 360, height: int = 240) -> np.ndarray:
+    """Drawn people, each laid by a similarity on grey."""
+    scene = np.full((height, width, 3), 127, np.uint8)
+    for person, place in faces:
+        laid = cv2.warpAffine(draw_face(person, 0), place, (width, height))
+        there = cv2.warpAffine(np.full((112, 112), 255, np.uint8), place, (width, height)) == 255
+        scene[there] = laid[there]
+    return scene
+
+
+# --- alignment
+
+
+@pytest.mark.parametrize("weights", [None, np.array([1.0, 1, 0.05, 0.05, 0.05])])
+@pytest.mark.parametrize("turn", [0, 30, 180, -90])
+def test_similarity_finds_the_place(turn: float, weights: np.ndarray | None) -> None:
+    place = placed(2.5, turn, 40, 70)
+    found = similarity(moved(place, TEMPLATE), weights)
+    points = np.array([(0.0, 0), (111, 0), (50, 90)])
+    np.testing.assert_allclose(moved(found, moved(place, points)), points, atol=1e-9)
+
+
+def test_similarity_is_the_least_squares_one() -> None:
+    rng = np.random.default_rng(0)
+    points, weights = TEMPLATE * 1.7 + rng.normal(0, 4, (5, 2)), rng.uniform(0.1, 1, 5)
+
+    def error(matrix: np.ndarray) -> float:
+        return float((weights * ((moved(matrix, points) - TEMPLATE) ** 2).sum(1)).sum())
+
+    best = similarity(points, weights)
+    for change in rng.normal(0, 1e-3, (50, 4)):
+        a, b = complex(best[0, 0], best[1, 0]) + complex(*change[:2]), best[:, 2] + change[2:]
+        assert error(best) < error(np.array([[a.real, -a.imag, b[0]], [a.imag, a.real, b[1]]]))
+
+
+def test_a_landmark_without_weight_changes_nothing() -> None:
+    points = TEMPLATE.copy()
+    points[4] += 30
+    np.testing.assert_allclose(
+        moved(similarity(points, np.array([1, 1, 1, 1, 0])), TEMPLATE), TEMPLATE, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 5])
+def test_warp_gives_the_face_back(scale: int) -> None:
+    face = cv2.GaussianBlur(draw_face(1, 0), (0, 0), 2)
+    large = cv2.resize(face, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    points = (TEMPLATE + 0.5) * scale - 0.5
+    back = warp(large, similarity(points))
+    assert back.dtype == np.uint8
+    assert back.shape == (112, 112, 3)
+    assert np.abs(back.astype(float) - face).mean() < 1
+
+
+def test_warp_is_black_beyond_the_photograph() -> None:
+    crop = warp(np.full((60, 60, 3), 200, np.uint8), np.array([[1.0, 0, 26], [0, 1, 26]]))
+    assert crop[56, 56].tolist() == [200] * 3
+    assert crop[5, 5].tolist() == [0] * 3
+
+
+def test_covered_landmarks_count_less(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = Model.load(model).eval()
+    lower_half_covered = torch.ones(1, 1, 14, 14)
+    lower_half_covered[:, :, 8:] = 0
+    found = SimpleNamespace(visibility=lower_half_covered)
+    monkeypatch.setattr(loaded, "extract", lambda images: found)
+    landmarks = TEMPLATE.copy()
+    landmarks[3:] += (6, 9)  # guessed under the cover
+    matrix = similarity(landmarks)
+    weights = trust(draw_face(1, 0), matrix, landmarks, loaded)
+    assert weights[:2].tolist() == [1, 1]
+    assert weights[3:].tolist() == [LEAST_WEIGHT] * 2
+    face = Face(np.array([0.0, 0, 112, 112]), landmarks, 0.9)
+    scene = draw_face(1, 0)
+    plain, weighted = align(scene, face), align(scene, face, loaded)
+    difference = [np.abs(crop.astype(int) - scene)[20:90, 20:90].mean() for crop in (plain, weighted)]
+    assert difference[1] < difference[0]
+
+
+# --- photographs
+
+
+def test_exif_turns_a_photograph_upright(tmp_path: Path) -> None:
+    upright = photograph((1, placed(1.5, 0, 90, 30)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side: turn it to the right
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_photograph(tmp_path / "a.png"), upright)
+
+
+def test_grey_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("L", (30, 20), 9).save(tmp_path / "a.png")
+    assert read_photograph(tmp_path / "a.png").shape == (20, 30, 3)
+
+
+def test_an_aligned_face_needs_no_detector(tmp_path: Path) -> None:
+    Image.fromarray(draw_face(1, 0)).save(tmp_path / "a.png")
+    (subject,) = find_subjects(tmp_path / "a.png", None)
+    assert (subject.face, subject.faces) == (None, 1)
+    np.testing.assert_array_equal(subject.crop(), draw_face(1, 0))
+
+
+def test_without_a_detector_the_next_command_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
+    with pytest.raises(OamlError, match=r"a.png: is 300x200.*oaml download yunet.*--detector"):
+        find_subjects(tmp_path / "a.png", None)
+
+
+def test_which_detector(tmp_path: Path) -> None:
+    assert find_detector() is None
+    downloaded = detect.place("yunet")
+    downloaded.parent.mkdir()
+    downloaded.write_bytes(b"")
+    assert find_detector() == downloaded
+    (tmp_path / "own.onnx").write_bytes(b"")
+    assert find_detector(tmp_path / "own.onnx") == tmp_path / "own.onnx"
+    with pytest.raises(OamlError, match=r"gone.onnx: no such detector"):
+        find_detector(tmp_path / "gone.onnx")
+
+
+def test_a_file_that_is_no_detector(tmp_path: Path) -> None:
+    (tmp_path / "own.onnx").write_bytes(b"no network")
+    with pytest.raises(OamlError, match=r"own.onnx: is no YuNet network.*oaml download yunet"):
+        Detector(tmp_path / "own.onnx")
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_turned_back(quarters: int) -> None:
+    scene = np.zeros((40, 60, 3), np.uint8)
+    scene[7, 11] = 255
+    y, x = np.argwhere(np.rot90(scene, quarters)[..., 0])[0]
+    seen = Face(np.array([x - 2.0, y - 1, 4, 2]), np.tile((float(x), y), (5, 1)), 0.5)
+    face = detect._turned_back(seen, 60, 40, quarters)
+    assert face.landmarks.tolist() == [[11, 7]] * 5
+    assert face.box.tolist() == ([9, 6, 4, 2] if quarters % 2 == 0 else [10, 5, 2, 4])
+
+
+# --- with YuNet
+
+
+@pytest.fixture(scope="module")
+def yunet() -> Detector:
+    return Detector(YUNET)
+
+
+@needs_yunet
+@pytest.mark.parametrize(("scale", "turn"), [(0.6, 0), (1.5, 10), (1.8, -15)])
+def test_a_face_is_found_where_it_is(scale: float, turn: float, yunet: Detector) -> None:
+    place = placed(scale, turn, 90, 60 if turn < 0 else 20)
+    (face,) = yunet.find(photograph((3, place)))
+    assert face.score > 0.5
+    # drawn faces are aligned but for a little
+    assert np.linalg.norm(face.landmarks - moved(place, TEMPLATE), axis=1).mean() < 7 * scale
+    assert face.eyes == pytest.approx(35.2 * scale, rel=0.25)
+
+
+@needs_yunet
+def test_the_largest_face_comes_first(yunet: Detector) -> None:
+    scene = photograph(
+        (1, placed(0.6, 0, 10, 20)), (2, placed(1.4, 0, 180, 40)), (3, placed(0.8, 0, 70, 120))
+    )
+    faces = yunet.find(scene)
+    assert len(faces) == 3
+    assert faces[0].box[0] > 170
+    assert [face.rank for face in faces] == sorted((face.rank for face in faces), reverse=True)
+
+
+@needs_yunet
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_photograph_on_its_side(quarters: int, yunet: Detector) -> None:
+    upright = photograph((1, placed(1.5, 0, 90, 30)))
+    (expected,) = yunet.find(upright)
+    faces = yunet.find(np.ascontiguousarray(np.rot90(upright, quarters)))
+    same = align(np.ascontiguousarray(np.rot90(upright, quarters)), faces[0])
+    assert np.abs(same.astype(int) - align(upright, expected)).mean() < 8
+
+
+@needs_yunet
+def test_nothing_and_too_little(yunet: Detector, tmp_path: Path) -> None:
+    Image.new("RGB", (300, 200), (90, 120, 40)).save(tmp_path / "a.png")
+    with pytest.raises(OamlError, match=r"a.png: no face found; use"):
+        find_subjects(tmp_path / "a.png", yunet)
+    Image.fromarray(photograph((1, placed(0.25, 0, 90, 30)))).save(tmp_path / "b.png")
+    with pytest.raises(OamlError, match=rf"b.png: the face is too small, \d+ pixels.*needs {LEAST_EYES:g}"):
+        find_subjects(tmp_path / "b.png", yunet)
+
+
+@needs_yunet
+def test_align_a_folder(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "source"
+    for name, scene in {
+        "ann/1.jpg": photograph((1, placed(1.5, 0, 90, 30))),
+        "bob/2.png": photograph((2, placed(0.8, 0, 20, 30)), (3, placed(1.4, 0, 150, 40))),
+        "bob/3.png": draw_face(2, 1),
+        "eve/4.png": np.full((100, 100, 3), 80, np.uint8),
+    }.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene).save(source / name)
+    given = ["align", str(source), "--detector", str(YUNET), "--out"]
+    assert main([*given, str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert "3 faces of 3 photographs, 1 left out" in captured.out
+    assert "4.png: no face found" in captured.err
+    names = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
+    assert names == ["ann/1.png", "bob/2.png", "bob/3.png"]
+    np.testing.assert_array_equal(Image.open(tmp_path / "out/bob/3.png"), draw_face(2, 1))
+    assert main([*given, str(tmp_path / "all"), "--all", "--model", str(model)]) == 0
+    assert (tmp_path / "all/bob/2_2.png").is_file()
+    assert {Image.open(path).size for path in (tmp_path / "all").rglob("*.png")} == {(112, 112)}
+
+
+@needs_yunet
+def test_verify_photographs(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    Image.fromarray(photograph((1, placed(0.8, 0, 20, 30)), (2, placed(1.4, 0, 150, 40)))).save(a)
+    Image.fromarray(draw_face(2, 0)).save(b)
+    given = ["verify", str(a), str(b), "--model", str(model), "--detector", str(YUNET)]
+    assert main([*given, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["faces_a"], facts["faces_b"]) == (2, 1)
+    assert facts["cosine"] > 0.5
+    assert main([*given, "--draw", str(tmp_path / "why.png")]) == 0
+    assert "the largest of 2 faces" in " ".join(capsys.readouterr().out.split())
+    assert main(given[:-2]) == 1
+    assert "oaml download yunet" in capsys.readouterr().err
+
+
+# --- folders without YuNet
+
+
+def test_folders_that_can_not_be_aligned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "source").mkdir()
+    Image.new("RGB", (300, 200)).save(tmp_path / "source" / "a.png")
+    given = ["align", str(tmp_path / "source"), "--out"]
+    assert main([*given, str(tmp_path / "out")]) == 1
+    assert "oaml download yunet" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*given, str(tmp_path / "source")]) == 1
+    assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_two_faces_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "source").mkdir()
+    for name in ("a.png", "a.bmp"):
+        Image.fromarray(draw_face(1, 0)).save(tmp_path / "source" / name)
+    assert main(["align", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 1
+    assert "same name" in capsys.readouterr().err
