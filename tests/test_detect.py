@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from oaml import detect
-from oaml.align import LEAST_WEIGHT, TEMPLATE, align, find_subjects, similarity, trust, warp
+from oaml.align import TEMPLATE, similarity, warp
 from oaml.datasets.drawn import draw_face
 from oaml.detect import LEAST_EYES, Detector, Face, find_detector
 from oaml.errors import OamlError
@@ -22,6 +22,7 @@ from oaml.files import read_photograph
 from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
+from oaml.photographs import LEAST_WEIGHT, align, find_subjects, trust
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

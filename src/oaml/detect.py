@@ -1,8 +1,9 @@
 """Faces in a photograph: YuNet (Wu et al., 2023) at several sizes, through OpenCV.
 
 The network finds covered faces too, but with less confidence, at other sizes than bare ones, and guesses their landmarks anew each
-time. So a photograph is shown to it in several sizes and mirrored, weak answers count, and what it says of one face is averaged by
-confidence (as Solovyev et al., 2021, do with boxes). `studies/alignment.py` measured what that is worth.
+time. So a photograph is shown to it in several sizes and mirrored, every face that it finds is looked at again, upright and in the
+sizes at which its landmarks are best, and all that is said of one face is averaged by confidence (as Solovyev et al., 2021, do with
+boxes). `studies/alignment.py` measured what that is worth.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
+from oaml.align import similarity
 from oaml.download import place
 from oaml.errors import OamlError
+from oaml.files import FACE_SIZE
 
 THRESHOLD = 0.4
 """Least confidence of a face, in [0,1]."""
-SIDES = (320, 480, 640)
+SIDES = (320, 480, 640, 1280)
 """Long sides, in pixels, of the sizes in which a photograph is shown to the network."""
+AGAIN = (64, 96, 128, 160)
+"""Sizes in which a face is looked at again: pixels of the side of its aligned crop."""
+MARGIN = 1.6
+"""Side of what is looked at again, in sides of the aligned crop."""
 LARGEST = 2.0
 """A photograph is enlarged this many times at most: more shows nothing new."""
 OVERLAP = 0.3
@@ -87,15 +94,16 @@ class Detector:
         Args:
             photograph: uint8 RGB [H,W,3].
         """
-        upright = self._turned(photograph, 0)
-        if _surest(upright) < SURE:
+        seen = self._turned(photograph, 0)
+        if _surest(seen) < SURE:
             turned = max((self._turned(photograph, quarters) for quarters in (1, 2, 3)), key=_surest)
-            if not upright or _surest(turned) >= SURE:
-                upright = turned
-        return sorted(upright, key=lambda face: -face.rank)
+            if not seen or _surest(turned) >= SURE:
+                seen = turned
+        faces = [_mean(looks + self._again(photograph, _mean(looks))) for looks in _grouped(seen)]
+        return sorted(faces, key=lambda face: -face.rank)
 
     def _turned(self, photograph: np.ndarray, quarters: int) -> list[Face]:
-        """Faces of the photograph turned to the left by quarters, in pixels of the photograph as it is."""
+        """What is seen in the photograph turned to the left by quarters, in pixels of the photograph as it is."""
         height, width = photograph.shape[:2]
         found = self._at_all_sizes(np.ascontiguousarray(np.rot90(photograph, quarters)))
         return [_turned_back(face, width, height, quarters) for face in found]
@@ -104,15 +112,35 @@ class Detector:
         import cv2
 
         height, width = photograph.shape[:2]
-        scales = {min(side / max(height, width), LARGEST) for side in self.sides}
+        scales = [side / max(height, width) for side in self.sides if side <= LARGEST * max(height, width)]
         found: list[Face] = []
-        for scale in sorted(scales):
+        for scale in scales or [LARGEST]:
             size = max(1, round(width * scale)), max(1, round(height * scale))
             smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
             shown = cv2.resize(photograph, size, interpolation=smooth)[..., ::-1]  # the network expects BGR
             found += self._once(shown, width, height)
             found += [_mirrored(face, width) for face in self._once(shown[:, ::-1], width, height)]
-        return _merged(found)
+        return found
+
+    def _again(self, photograph: np.ndarray, face: Face) -> list[Face]:
+        """What is seen of one face, upright and in the sizes of `AGAIN`."""
+        import cv2
+
+        found: list[Face] = []
+        upright = similarity(face.landmarks)
+        for size in AGAIN:
+            scale, side = size / FACE_SIZE, round(size * MARGIN)
+            place = upright * scale
+            place[:, 2] += (side - size) / 2
+            shown = cv2.warpAffine(photograph, place, (side, side), flags=cv2.INTER_LINEAR)[..., ::-1]
+            looks = self._once(shown, side, side)
+            looks += [_mirrored(look, side) for look in self._once(shown[:, ::-1], side, side)]
+            back = cv2.invertAffineTransform(place)
+            for look in looks:
+                if np.abs(look.landmarks.mean(0) - side / 2).max() < size / 4:  # not a neighbour
+                    landmarks = look.landmarks @ back[:, :2].T + back[:, 2]
+                    found.append(Face(face.box, landmarks, look.score))
+        return found
 
     def _once(self, shown: np.ndarray, width: int, height: int) -> list[Face]:
         """Faces of a BGR picture as it is, in pixels of a photograph of width x height."""
@@ -137,18 +165,22 @@ def _mirrored(face: Face, width: int) -> Face:
     return Face(np.array([width - 1 - left - wide, top, wide, high]), landmarks, face.score)
 
 
-def _merged(faces: list[Face]) -> list[Face]:
-    """One face for all that overlap the surest: their mean, weighted by confidence, with the confidence of the surest."""
-    merged: list[Face] = []
+def _grouped(faces: list[Face]) -> list[list[Face]]:
+    """Looks at one face each: all that overlap the surest, then all of the rest that overlap the surest of the rest."""
+    groups: list[list[Face]] = []
     rest = sorted(faces, key=lambda face: -face.score)
     while rest:
-        same = [face for face in rest if _shared(rest[0].box, face.box) > OVERLAP]
-        weights = np.array([face.score for face in same])
-        box = np.average([face.box for face in same], 0, weights)
-        landmarks = np.average([face.landmarks for face in same], 0, weights)
-        merged.append(Face(box, landmarks, rest[0].score))
+        groups.append([face for face in rest if _shared(rest[0].box, face.box) > OVERLAP])
         rest = [face for face in rest if _shared(rest[0].box, face.box) <= OVERLAP]
-    return merged
+    return groups
+
+
+def _mean(looks: list[Face]) -> Face:
+    """Their mean, weighted by confidence, with the confidence of the surest."""
+    weights = np.array([look.score for look in looks])
+    box = np.average([look.box for look in looks], 0, weights)
+    landmarks = np.average([look.landmarks for look in looks], 0, weights)
+    return Face(box, landmarks, _surest(looks))
 
 
 def _surest(faces: list[Face]) -> float:

@@ -65,7 +65,7 @@ COMMANDS = {
         "oaml embed runs/adapted --images faces/ --out faces.safetensors",
     ),
     "align": Command(
-        "oaml.align:align_folder",
+        "oaml.photographs:align_folder",
         "cut the faces out of photographs, aligned to 112x112",
         "oaml align photographs/ --out faces",
     ),

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from oaml.align import Subject, find_subjects, load_detector
 from oaml.errors import OamlError
 from oaml.explain import draw_pair, explain_pair, printable
 from oaml.files import read_image
+from oaml.photographs import Subject, find_subjects, load_detector
 
 if TYPE_CHECKING:
     from oaml.model import Model, ModelConfig

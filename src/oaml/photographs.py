@@ -1,0 +1,195 @@
+"""From photographs to aligned faces, by the landmarks that can be trusted; `oaml align`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from oaml.align import similarity, warp
+from oaml.detect import LEAST_EYES, Detector, Face, find_detector
+from oaml.errors import OamlError
+from oaml.files import FACE_SIZE, list_images, read_photograph, write_file
+
+if TYPE_CHECKING:
+    from oaml.model import Model
+
+LEAST_WEIGHT = 0.1
+"""Of a landmark that is covered, against 1 of one that shows."""
+
+
+def trust(crop: np.ndarray, matrix: np.ndarray, landmarks: np.ndarray, model: Model) -> np.ndarray:
+    """How much of each landmark shows, by the model's visibility map of the aligned face: [5], from `LEAST_WEIGHT` to 1.
+
+    Under a cover a landmark is a guess.
+
+    Args:
+        crop: uint8 RGB [112,112,3], as `warp` cut it with `matrix`.
+        landmarks: [5,2], pixels of the photograph.
+    """
+    import cv2
+    import torch
+
+    device = next(model.parameters()).device
+    x = torch.from_numpy(crop).to(device).permute(2, 0, 1)[None].float().contiguous() / 255
+    cells = model.extract(x).visibility[0, 0].float().cpu().numpy()
+    shown = cv2.resize(cells, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_LINEAR)
+    placed = np.rint(landmarks @ matrix[:, :2].T + matrix[:, 2]).astype(int).clip(0, FACE_SIZE - 1)
+    return shown[placed[:, 1], placed[:, 0]].astype(np.float64).clip(LEAST_WEIGHT, 1)
+
+
+def align(photograph: np.ndarray, face: Face, model: Model | None = None) -> np.ndarray:
+    """Cut one face out of a photograph.
+
+    Args:
+        photograph: uint8 RGB [H,W,3].
+        face: as `oaml.detect.Detector.find` gives it.
+        model: weighs landmarks by what it says is visible; None takes all five alike.
+
+    Returns:
+        uint8 RGB [112,112,3].
+    """
+    matrix = similarity(face.landmarks)
+    crop = warp(photograph, matrix)
+    if model is None:
+        return crop
+    return warp(photograph, similarity(face.landmarks, trust(crop, matrix, face.landmarks, model)))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who a photograph is of."""
+
+    photograph: np.ndarray
+    """uint8 RGB [H,W,3], upright."""
+    face: Face | None
+    """None for a face that is aligned already: the photograph is the face."""
+    faces: int = 1
+    """Faces in the photograph, this one included."""
+
+    def crop(self, model: Model | None = None) -> np.ndarray:
+        """The aligned face, uint8 RGB [112,112,3]; see `align`."""
+        return self.photograph if self.face is None else align(self.photograph, self.face, model)
+
+
+def find_subjects(path: str | Path, detector: Detector | None) -> list[Subject]:
+    """The faces of one photograph that are large enough to be compared, the largest and surest first; one at least.
+
+    A picture of 112x112 pixels is an aligned face and needs no detector.
+
+    Raises:
+        OamlError: an unreadable file, no detector, no face, or too small a face.
+    """
+    photograph = read_photograph(path)
+    height, width = photograph.shape[:2]
+    if (height, width) == (FACE_SIZE, FACE_SIZE):
+        return [Subject(photograph, None)]
+    if detector is None:
+        raise OamlError(
+            f"{path}: is {width}x{height}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; to find the face in a photograph, get a "
+            "detector with `oaml download yunet` or name its file with --detector"
+        )
+    found = detector.find(photograph)
+    if not found:
+        raise OamlError(
+            f"{path}: no face found; use a sharper or closer photograph, or a face aligned to {FACE_SIZE}x{FACE_SIZE}"
+        )
+    large = [face for face in found if face.eyes >= LEAST_EYES]
+    if not large:
+        raise OamlError(
+            f"{path}: the face is too small, {found[0].eyes:.0f} pixels between the eyes; a comparison needs {LEAST_EYES:g}: use a "
+            "larger or closer photograph"
+        )
+    return [Subject(photograph, face, len(found)) for face in large]
+
+
+def load_detector(given: Path | None = None) -> Detector | None:
+    """The given detector, or the downloaded one; None where there is neither.
+
+    Raises:
+        OamlError: the file is missing or is no detector.
+    """
+    path = find_detector(given)
+    return None if path is None else Detector(path)
+
+
+def align_folder(
+    folder: Path,
+    *,
+    out: Path,
+    detector: Path | None = None,
+    model: str | None = None,
+    all: bool = False,
+    device: str = "auto",
+) -> None:
+    """Cut the faces out of a folder of photographs, aligned to 112x112.
+
+    `FOLDER/PERSON/NAME.jpg` becomes `OUT/PERSON/NAME.png`: the largest face, or with `all` every face, the second as
+    `NAME_2.png`. Pictures of 112x112 are aligned already and are taken as they are. Files without a face that can be used are
+    listed at the end.
+
+    Example:
+        oaml align photographs --out faces
+
+    Args:
+        folder: photographs in any depth of folders.
+        out: a new or an empty folder.
+        detector: a YuNet file; by default the one of `oaml download yunet`.
+        model: a model folder; landmarks that it says are covered count less.
+        all: write every face of a photograph.
+        device: for the model: cpu, cuda, or auto for a GPU where there is one.
+
+    Raises:
+        OamlError: an `out` that holds files, a bad detector or model, two photographs that would be written under one name, or
+            not a single face.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    folder, out = Path(folder), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OamlError(f"{out}: exists and is not an empty folder; choose another name")
+    paths = list_images(folder)
+    finder = load_detector(detector)
+    weigher = None
+    if model is not None:
+        from oaml.evaluation.scoring import load_model
+
+        weigher = load_model(model, device)
+    written: dict[Path, Path] = {}
+    left_out: list[str] = []
+    for path in track(paths, "aligning", console=Console(stderr=True)):
+        try:
+            subjects = find_subjects(path, finder)
+        except OamlError as error:
+            if finder is None:
+                raise
+            left_out.append(str(error))
+            continue
+        for number, subject in enumerate(subjects if all else subjects[:1], 1):
+            name = path.relative_to(folder)
+            name = name.with_name(f"{name.stem}.png" if number == 1 else f"{name.stem}_{number}.png")
+            if name in written:
+                raise OamlError(
+                    f"{path}: would be written under the same name as a face of {written[name]}; rename one of them"
+                )
+            written[name] = path
+            _write(out / name, subject.crop(weigher))
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    if not written:
+        raise OamlError(
+            f"{folder}: no face in any of {len(paths)} photographs; choose sharper or closer ones"
+        )
+    print(
+        f"{out}: {len(written)} faces of {len(paths) - len(left_out)} photographs, {len(left_out)} left out"
+    )
+
+
+def _write(path: Path, crop: np.ndarray) -> None:
+    from PIL import Image
+
+    write_file(path, Image.fromarray(crop).save)
