@@ -1,11 +1,11 @@
-"""Are covered faces found, and do they lie where the bare face of the same photograph lies?
+"""Are covered faces found, do they lie where the bare face of the same photograph lies, and what is that worth?
 
 `python studies/alignment.py --data ../shared/data --model runs/adapted`
 
 Photographs with a known face: an aligned face of LFW (people that train nothing), covered in style b, scaled to 40 to 150 % and
 turned by up to 20 degrees, laid on a blurred background of 320 x 240 pixels. A face counts as found where its box shares 30 % with
-the true one. The error of an alignment is the mean distance, in pixels of the 112x112 face, of its four corners from where the
-bare version of the same photograph has them (for bare faces: from where the crop has them).
+the true one. The error of an alignment is the mean distance, in pixels of the 112x112 face, of its four corners from where they
+lie for the bare photograph, and from where they lie in the crop that was laid there.
 """
 
 from __future__ import annotations
@@ -17,17 +17,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from oaml.align import TEMPLATE, similarity, trust, warp
+from oaml.align import similarity, warp
 from oaml.datasets.people import split_name
-from oaml.detect import Detector, Face, _shared
+from oaml.detect import SURE, Detector, Face, _grouped, _mean, _shared
+from oaml.evaluation.scoring import extract
 from oaml.files import FACE_SIZE, list_images, read_image
 from oaml.model import Model
 from oaml.occluders import KINDS, cover_rng, load_templates, occlude
+from oaml.photographs import trust
 
 WIDTH, HEIGHT = 320, 240
 CORNERS = np.array([(0, 0), (111, 0), (0, 111), (111, 111)], np.float64)
-SIDES = ((320,), (640,), (160, 320), (320, 640), (160, 320, 640))
-THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9)
+SIZES = (320, 480, 640)
+SETS = ((320,), (640,), (320, 640), (320, 480, 640))
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.9)
+ORDER = ("bare", "niqab", *(kind for kind in KINDS if kind != "niqab"))
+JUDGED = ("niqab", "mask", "sunglasses")  # whose recognition is measured
+FLOORS = (0.1, 0.3)
 
 
 def moved(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -47,25 +53,32 @@ def photograph(crop: np.ndarray, background: np.ndarray, place: np.ndarray) -> n
 
 
 def placed(rng: np.random.Generator) -> np.ndarray:
+    """Crop to photograph."""
     scale, turn = np.exp(rng.uniform(np.log(0.4), np.log(1.5))), np.deg2rad(rng.uniform(-20, 20))
     a = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    room = np.array([WIDTH, HEIGHT]) / 2 + rng.uniform(-1, 1, 2) * np.maximum(
-        (np.array([WIDTH, HEIGHT]) - 112 * scale) / 2, 0
-    )
-    return np.column_stack([a, room - a @ (55.5, 55.5)])
+    room = np.maximum((np.array([WIDTH, HEIGHT]) - FACE_SIZE * scale) / 2, 0)
+    centre = np.array([WIDTH, HEIGHT]) / 2 + rng.uniform(-1, 1, 2) * room
+    return np.column_stack([a, centre - a @ (55.5, 55.5)])
 
 
 def true_box(place: np.ndarray) -> np.ndarray:
-    """Where the network's boxes lie on an aligned face, measured on bare ones."""
+    """Where the network's box lies on an aligned face."""
     points = moved(place, np.array([(25.0, 18.0), (87.0, 18.0), (25.0, 108.0), (87.0, 108.0)]))
     low, high = points.min(0), points.max(0)
     return np.concatenate([low, high - low])
 
 
 def displacement(a: np.ndarray, b: np.ndarray) -> float:
-    """a, b: photograph to template. Mean distance of the corners of b's crop under a."""
-    back = cv2.invertAffineTransform(b)
-    return float(np.linalg.norm(moved(a, moved(back, CORNERS)) - CORNERS, axis=1).mean())
+    """How far a, photograph to template, moves the corners of b."""
+    return float(
+        np.linalg.norm(moved(a, moved(cv2.invertAffineTransform(b), CORNERS)) - CORNERS, axis=1).mean()
+    )
+
+
+def table(head: list[str], rows: list[list[str]]) -> None:
+    print("\n| " + " | ".join(head) + " |\n" + "| --- " * len(head) + "|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
 
 
 def main() -> None:
@@ -74,81 +87,117 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--model", required=True)
-    parser.add_argument("--detector", type=Path)
-    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--detector", type=Path, help="a YuNet file")
+    parser.add_argument("--count", type=int, default=80, help="photographs a kind")
     given = parser.parse_args()
-    detector_file = given.detector or given.data / "weights" / "yunet_n_320_320.onnx"
+    file = given.detector or given.data / "weights" / "yunet_n_320_320.onnx"
     model = Model.load(given.model).eval()
     templates = load_templates(given.data / "mask_templates")
-    people = sorted(p for p in (given.data / "lfw").iterdir() if split_name(p.name) == "report")
-    paths = [list_images(p)[0] for p in people][: given.count]
-    crops = [read_image(path) for path in paths]
+    people = [p for p in sorted((given.data / "lfw").iterdir()) if split_name(p.name) == "report"]
+    images = [list_images(p) for p in people]
+    images = sorted(images, key=lambda of_one: len(of_one) < 2)[: given.count]  # pairs first
+    crops = [read_image(of_one[0]) for of_one in images]
     rng = np.random.default_rng(0)
-    places = [placed(rng) for _ in paths]
-    kinds = ("niqab", *(kind for kind in KINDS if kind != "niqab"), "bare")
+    places = [placed(rng) for _ in crops]
+
     scenes: dict[str, list[np.ndarray]] = {}
-    for kind in kinds:
-        scenes[kind] = []
-        for i, path in enumerate(paths):
-            crop = crops[i]
-            if kind != "bare":
-                crop = occlude(crop, kind, cover_rng(1, kind, path.name), templates, style="b").image
-            scenes[kind].append(photograph(crop, crops[i - 1], places[i]))
-    found: dict[tuple[str, tuple[int, ...]], list[list[Face]]] = {}
-    for sides in SIDES:
-        detector = Detector(detector_file, min(THRESHOLDS), sides)
-        for kind in kinds:
-            found[kind, sides] = [detector._turned(scene, 0) for scene in scenes[kind]]
-
-    def right(kind: str, sides: tuple[int, ...], i: int, threshold: float = 0) -> list[Face]:
-        faces = [f for f in found[kind, sides][i] if _shared(f.box, true_box(places[i])) > 0.3]
-        return [f for f in faces if f.score >= threshold]
-
-    print("\n| sizes | threshold |", " | ".join(kinds), "| false faces a photograph |")
-    print("| --- " * (len(kinds) + 3) + "|")
-    for sides, threshold in product(SIDES, THRESHOLDS):
-        rates = [np.mean([bool(right(k, sides, i, threshold)) for i in range(len(paths))]) for k in kinds]
-        wrong = [
-            sum(f.score >= threshold for f in found[k, sides][i]) - len(right(k, sides, i, threshold))
-            for k in kinds
-            for i in range(len(paths))
-        ]
-        print(
-            f"| {'+'.join(map(str, sides))} | {threshold} |",
-            " | ".join(f"{r:.3f}" for r in rates),
-            f"| {np.mean(wrong):.4f} |",
-        )
-
-    sides = SIDES[-1]
-    print("\nalignment, sizes", sides)
-    print(
-        "| kind | photographs | all five alike | weighted: floor .05 | .2 | .5 | landmarks: eyes | nose | mouth |"
-    )
-    for kind in kinds:
-        rows = []
-        for i in range(len(paths)):
-            faces, bare = right(kind, sides, i), right("bare", sides, i)
-            if not faces or not bare:
-                continue
-            best, other = (max(x, key=lambda f: f.score) for x in (faces, bare))
-            truth = similarity(other.landmarks) if kind != "bare" else cv2.invertAffineTransform(places[i])
-            plain = similarity(best.landmarks)
-            weights = trust(warp(scenes[kind][i], plain), plain, best.landmarks, model)
-            errors = [displacement(plain, truth)]
-            errors += [
-                displacement(similarity(best.landmarks, np.maximum(weights, low)), truth)
-                for low in (0.05, 0.2, 0.5)
+    covered: dict[str, list[np.ndarray]] = {"bare": crops}
+    for kind in ORDER:
+        if kind != "bare":
+            rngs = [cover_rng(1, kind, of_one[0].name) for of_one in images]
+            covered[kind] = [
+                occlude(c, kind, r, templates, style="b").image for c, r in zip(crops, rngs, strict=True)
             ]
-            target = moved(truth, other.landmarks) if kind != "bare" else TEMPLATE
-            off = np.linalg.norm(moved(truth, best.landmarks) - target, axis=1)
-            rows.append([*errors, off[:2].mean(), off[2], off[3:].mean(), *weights])
-        mean = np.mean(rows, 0)
-        print(
-            f"| {kind} | {len(rows)} |",
-            " | ".join(f"{x:.2f}" for x in mean[:7]),
-            "| weights",
-            " ".join(f"{x:.2f}" for x in mean[7:]),
+        scenes[kind] = [photograph(c, crops[i - 1], places[i]) for i, c in enumerate(covered[kind])]
+    detectors = {size: Detector(file, min(THRESHOLDS), (size,)) for size in SIZES}
+    looks = {
+        (kind, size): [detector._turned(scene, 0) for scene in scenes[kind]]
+        for kind in ORDER
+        for size, detector in detectors.items()
+    }
+
+    def seen(kind: str, sizes: tuple[int, ...], i: int) -> list[list[Face]]:
+        """Looks grouped by face."""
+        return _grouped([face for size in sizes for face in looks[kind, size][i]])
+
+    def is_right(group: list[Face], i: int) -> bool:
+        return _shared(_mean(group).box, true_box(places[i])) > 0.3
+
+    rows = []
+    for sizes, threshold in product(SETS, THRESHOLDS):
+        rates, wrong = [], 0
+        for kind in ORDER:
+            found = 0
+            for i in range(len(crops)):
+                right = [is_right(g, i) for g in seen(kind, sizes, i) if g[0].score >= threshold]
+                found += any(right)
+                wrong += right.count(False)
+            rates.append(f"{found / len(crops):.2f}")
+        name = " + ".join(map(str, sizes))
+        rows.append([name, f"{threshold}", *rates, f"{wrong / len(crops) / len(ORDER):.3f}"])
+    table(["sizes", "threshold", *ORDER, "false faces a photograph"], rows)
+
+    rows = []
+    for kind in ORDER:
+        scores = np.array(
+            [
+                [max((f.score for f in detectors[320]._turned(scene, q)), default=0) for q in range(4)]
+                for scene in scenes[kind]
+            ]
         )
+        said = [f"{value:.2f}" for value in scores.mean(0)[:3]]
+        upright, other = scores[:, 0], scores[:, 1:].max(1)
+        right, wrong = (upright > other) & (upright >= SURE), (other > upright) & (other >= SURE)
+        rows.append([kind, *said, f"{right.mean():.2f}", f"{wrong.mean():.2f}"])
+    table(["kind", "score upright", "on its side", "upside down", "turned right", "turned wrong"], rows)
+
+    again = detectors[SIZES[0]]
+    names = [
+        "surest look",
+        "mean of looks",
+        "looked at again",
+        *(f"by visibility, floor {f}" for f in FLOORS),
+    ]
+    base: dict[int, list[np.ndarray]] = {}
+    rows, aligned = [], {}
+    for kind in ORDER:
+        errors, off = [], []
+        for i, scene in enumerate(scenes[kind]):
+            group = next((g for g in seen(kind, SIZES, i) if is_right(g, i)), None)
+            if group is None or (kind != "bare" and i not in base):
+                continue
+            whole = _mean(group + again._again(scene, _mean(group))).landmarks
+            made = [similarity(x) for x in (group[0].landmarks, _mean(group).landmarks, whole)]
+            weights = trust(warp(scene, made[-1]), made[-1], whole, model)
+            made += [similarity(whole, np.maximum(weights, floor)) for floor in FLOORS]
+            if kind == "bare":
+                base[i] = made[:3] + made[2:3] * len(FLOORS)
+            errors.append([displacement(m, b) for m, b in zip(made, base[i], strict=True)])
+            off.append([displacement(m, cv2.invertAffineTransform(places[i])) for m in made])
+            aligned[kind, i] = [warp(scene, m) for m in made]
+        cells = [
+            f"{e:.1f} ({m:.1f}) / {o:.1f}"
+            for e, m, o in zip(np.mean(errors, 0), np.median(errors, 0), np.mean(off, 0), strict=True)
+        ]
+        rows.append([kind, str(len(errors)), *cells])
+    table(["kind", "photographs", *names], rows)
+
+    paired = [i for i, of_one in enumerate(images) if len(of_one) > 1]
+    gallery = extract(model, [read_image(images[i][1]) for i in paired], len(paired))
+    rows = []
+    for kind in ("bare", *JUDGED):
+        kept = [k for k, i in enumerate(paired) if (kind, i) in aligned]
+        row = [kind, str(len(kept))]
+        for column in range(-1, len(names)):
+            faces = [
+                covered[kind][paired[k]] if column < 0 else aligned[kind, paired[k]][column] for k in kept
+            ]
+            score = model.compare_all(extract(model, faces, len(faces)), gallery)["fused"].numpy()
+            same = np.zeros(score.shape, bool)
+            same[np.arange(len(kept)), kept] = True
+            row.append(f"{(score[same] > np.quantile(score[~same], 0.99)).mean():.2f}")
+        rows.append(row)
+    table(["kind", "people", "the crop itself", *names], rows)
 
 
 if __name__ == "__main__":

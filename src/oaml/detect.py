@@ -19,8 +19,10 @@ from oaml.download import place
 from oaml.errors import OamlError
 from oaml.files import FACE_SIZE
 
-THRESHOLD = 0.4
-"""Least confidence of a face, in [0,1]."""
+LEAST = 0.4
+"""Least confidence of a face, in [0,1]: what the surest face of a photograph must have."""
+THRESHOLD = 0.5
+"""Least confidence of every further face."""
 SIDES = (320, 480, 640, 1280)
 """Long sides, in pixels, of the sizes in which a photograph is shown to the network."""
 AGAIN = (64, 96, 128, 160)
@@ -32,8 +34,8 @@ LARGEST = 2.0
 OVERLAP = 0.3
 """Boxes that share more than this (intersection over union) are one face."""
 SURE = 0.88
-"""A face has to be this sure to have a photograph turned for it: an upright bare face has .93 on average, and the same face upside
-down still .82, with its landmarks in the wrong places."""
+"""A face has to be this sure to have a photograph turned for it: upside down a bare face is found too, its landmarks in wrong
+places, and a covered one is at times surer upside down than upright."""
 LEAST_EYES = 12.0
 """Pixels between the eyes below which a face is too small to be compared."""
 
@@ -65,21 +67,21 @@ class Detector:
 
     Args:
         path: a YuNet file in ONNX format.
-        threshold: least confidence in [0,1].
+        least: confidence in [0,1] that the surest face of a photograph must have.
         sides: long sides of the sizes in which a photograph is shown.
 
     Raises:
         OamlError: the file is missing or is no network that OpenCV reads.
     """
 
-    def __init__(self, path: str | Path, threshold: float = THRESHOLD, sides: Sequence[int] = SIDES) -> None:
+    def __init__(self, path: str | Path, least: float = LEAST, sides: Sequence[int] = SIDES) -> None:
         import cv2
 
         if not Path(path).is_file():
             raise OamlError(f"{path}: no such detector; `oaml download yunet` gets one")
         self.sides = tuple(sides)
         try:
-            self._network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), threshold, OVERLAP, 5000)
+            self._network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), least, OVERLAP, 5000)
         except cv2.error as error:
             raise OamlError(
                 f"{path}: is no YuNet network in ONNX format ({error.err}); `oaml download yunet` gets one"
@@ -88,31 +90,32 @@ class Detector:
     def find(self, photograph: np.ndarray) -> list[Face]:
         """All faces, the largest and surest first; none is an empty list.
 
-        Where the upright photograph has no sure face, it is turned by 90, 180 and 270 degrees, and a turn with a sure face, or
-        with any where there is none upright, is taken instead.
+        The photograph is turned by 90, 180 or 270 degrees where it shows its surest face so, and where it shows none upright.
 
         Args:
             photograph: uint8 RGB [H,W,3].
         """
-        seen = self._turned(photograph, 0)
-        if _surest(seen) < SURE:
-            turned = max((self._turned(photograph, quarters) for quarters in (1, 2, 3)), key=_surest)
-            if not seen or _surest(turned) >= SURE:
-                seen = turned
-        faces = [_mean(looks + self._again(photograph, _mean(looks))) for looks in _grouped(seen)]
+        scores = [_surest(self._turned(photograph, quarters, self.sides[:1])) for quarters in range(4)]
+        turn = int(np.argmax(scores)) if max(scores) >= SURE else 0
+        looks = self._turned(photograph, turn) or max(
+            (self._turned(photograph, quarters) for quarters in (1, 2, 3)), key=_surest
+        )
+        groups = _grouped(looks)
+        groups = [group for group in groups if _surest(group) >= THRESHOLD] or groups[:1]
+        faces = [_mean(group + self._again(photograph, _mean(group))) for group in groups]
         return sorted(faces, key=lambda face: -face.rank)
 
-    def _turned(self, photograph: np.ndarray, quarters: int) -> list[Face]:
+    def _turned(self, photograph: np.ndarray, quarters: int, sides: Sequence[int] = ()) -> list[Face]:
         """What is seen in the photograph turned to the left by quarters, in pixels of the photograph as it is."""
         height, width = photograph.shape[:2]
-        found = self._at_all_sizes(np.ascontiguousarray(np.rot90(photograph, quarters)))
+        found = self._in_sizes(np.ascontiguousarray(np.rot90(photograph, quarters)), sides or self.sides)
         return [_turned_back(face, width, height, quarters) for face in found]
 
-    def _at_all_sizes(self, photograph: np.ndarray) -> list[Face]:
+    def _in_sizes(self, photograph: np.ndarray, sides: Sequence[int]) -> list[Face]:
         import cv2
 
         height, width = photograph.shape[:2]
-        scales = [side / max(height, width) for side in self.sides if side <= LARGEST * max(height, width)]
+        scales = [side / max(height, width) for side in sides if side <= LARGEST * max(height, width)]
         found: list[Face] = []
         for scale in scales or [LARGEST]:
             size = max(1, round(width * scale)), max(1, round(height * scale))

@@ -153,15 +153,22 @@ def align_folder(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OamlError(f"{out}: exists and is not an empty folder; choose another name")
     paths = list_images(folder)
+    names: dict[Path, Path] = {}
+    for path in paths:
+        name = path.relative_to(folder).with_suffix(".png")
+        if name in names:
+            raise OamlError(
+                f"{path}: would be written under the same name as {names[name]}; rename one of them"
+            )
+        names[name] = path
     finder = load_detector(detector)
     weigher = None
     if model is not None:
         from oaml.evaluation.scoring import load_model
 
         weigher = load_model(model, device)
-    written: dict[Path, Path] = {}
-    left_out: list[str] = []
-    for path in track(paths, "aligning", console=Console(stderr=True)):
+    written, left_out = 0, []
+    for name, path in track(names.items(), "aligning", console=Console(stderr=True), total=len(names)):
         try:
             subjects = find_subjects(path, finder)
         except OamlError as error:
@@ -170,23 +177,20 @@ def align_folder(
             left_out.append(str(error))
             continue
         for number, subject in enumerate(subjects if all else subjects[:1], 1):
-            name = path.relative_to(folder)
-            name = name.with_name(f"{name.stem}.png" if number == 1 else f"{name.stem}_{number}.png")
-            if name in written:
+            target = name if number == 1 else name.with_name(f"{name.stem}_{number}.png")
+            if number > 1 and target in names:
                 raise OamlError(
-                    f"{path}: would be written under the same name as a face of {written[name]}; rename one of them"
+                    f"{path}: its face {number} would be written under the name of {names[target]}; rename one of them"
                 )
-            written[name] = path
-            _write(out / name, subject.crop(weigher))
+            _write(out / target, subject.crop(weigher))
+            written += 1
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
     if not written:
         raise OamlError(
             f"{folder}: no face in any of {len(paths)} photographs; choose sharper or closer ones"
         )
-    print(
-        f"{out}: {len(written)} faces of {len(paths) - len(left_out)} photographs, {len(left_out)} left out"
-    )
+    print(f"{out}: {written} faces of {len(paths) - len(left_out)} photographs, {len(left_out)} left out")
 
 
 def _write(path: Path, crop: np.ndarray) -> None:
