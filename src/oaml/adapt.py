@@ -327,7 +327,7 @@ def train_matchers(
         compared = model.joint.compare(cells[:pairs], cells[pairs:], seen[:pairs], seen[pairs:])
         joint = model.joint.logit(compared.cosine, compared.unseen)
         terms = {"joint": balanced_matching_loss(joint, same)}
-        # QAConv holds [pairs,pairs,49,49] numbers several times over: half of the pairs are a quarter of the work
+        # QAConv is most of a step: half of the pairs are a quarter of its work
         some = torch.from_numpy(rng.choice(pairs, max(2, pairs // 2), replace=False)).to(device)
         features, shown = (stage4, seen) if net.config.stage == 4 else (stage3, fine)
         (a, b), (a_occ, b_occ) = ((x[some], x[pairs + some]) for x in (features, shown))
