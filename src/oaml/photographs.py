@@ -24,7 +24,7 @@ LEAST_WEIGHT = 0.1
 def trust(crop: np.ndarray, matrix: np.ndarray, landmarks: np.ndarray, model: Model) -> np.ndarray:
     """How much of each landmark shows, by the model's visibility map of the aligned face: [5], from `LEAST_WEIGHT` to 1.
 
-    Under a cover a landmark is a guess.
+    Under a cover a landmark is a guess, under a niqab the worst; `studies/alignment.py` measured what weights are worth.
 
     Args:
         crop: uint8 RGB [112,112,3], as `warp` cut it with `matrix`.
