@@ -37,7 +37,7 @@ SURE = 0.88
 """A face has to be this sure to have a photograph turned for it: upside down a bare face is found too, its landmarks in wrong
 places, and a covered one is at times surer upside down than upright."""
 LEAST_EYES = 12.0
-"""Pixels between the eyes below which a face is too small to be compared."""
+"""Pixels between the eyes below which a face is too small: down to 12 next to nothing is lost, below it more with every pixel."""
 
 
 @dataclass(frozen=True)
