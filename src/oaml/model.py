@@ -18,8 +18,9 @@ from oaml.net import FaceOutput, Net, NetConfig
 from oaml.qaconv import QAConv, QAConvConfig
 from oaml.template import Scores, Templates
 from oaml.weights import Preprocessing, load_backbone
+from oaml.winners import spread
 
-PAIRS = 2048  # whose local cells are compared at a time
+PAIRS = 128  # whose local cells a thread compares at a time
 FORMAT = 3  # of config.json; raised when an older reader would misread it
 
 
@@ -154,15 +155,19 @@ class Model(nn.Module, ModelHubMixin):
         joint = self.joint.logit(compared.cosine, compared.unseen)
         fused = self.fusion.without_qaconv(joint, cosine, compared)
         p, g = (fused >= threshold - self.fusion.lift).nonzero(as_tuple=True)
-        for some_p, some_g in zip(p.split(PAIRS), g.split(PAIRS), strict=True):
-            local = self.matcher.match_pairs(
+
+        def local(pairs: tuple[Tensor, Tensor]) -> Tensor:
+            some_p, some_g = pairs
+            return self.matcher.match_pairs(
                 probes.local[some_p],
                 gallery.local[some_g],
                 probes.visibility[some_p],
                 gallery.visibility[some_g],
                 prepared=True,
             )
-            fused[some_p, some_g] += self.fusion.qaconv_weight * local
+
+        parts = spread(local, zip(p.split(PAIRS), g.split(PAIRS), strict=True), fused.device)
+        fused[p, g] += self.fusion.qaconv_weight * torch.cat(parts)
         return fused
 
     def _together(self, scores: Scores, local: Tensor, compared: Compared) -> Scores:
