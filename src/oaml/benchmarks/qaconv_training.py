@@ -44,16 +44,19 @@ def run(cases: tuple[tuple[int, int], ...] = CASES) -> dict[str, object]:
     return found
 
 
-def measure(images: int, side: int, plain: bool, repeats: int = 2) -> tuple[float, float | None]:
-    """Milliseconds of the fastest of some steps, and megabytes of the first."""
+def measure(images: int, side: int, plain: bool) -> tuple[float, float | None]:
+    """Milliseconds of the faster of two steps, and megabytes of the first."""
     one_step(2, side, plain)()  # what is loaded once
     step = one_step(images, side, plain)
-    megabytes = peak(step)
     seconds = []
-    for _ in range(repeats):
+
+    def timed() -> None:
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
+
+    megabytes = peak(timed)
+    timed()
     return 1000 * min(seconds), megabytes
 
 
