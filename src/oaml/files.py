@@ -91,6 +91,28 @@ def list_images(folder: str | Path) -> list[Path]:
     return found
 
 
+def check_empty(out: Path) -> None:
+    """Raise OamlError where a folder to be filled holds something already, or is no folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OamlError(f"{out}: exists and is not an empty folder; choose another name")
+
+
+def png_names(folder: Path, paths: list[Path]) -> dict[Path, Path]:
+    """What images below a folder are called when they are written again as PNG, relative to it -> the image.
+
+    Raises OamlError when two would be written under one name.
+    """
+    names: dict[Path, Path] = {}
+    for path in paths:
+        name = path.relative_to(folder).with_suffix(".png")
+        if name in names:
+            raise OamlError(
+                f"{path}: would be written under the same name as {names[name]}; rename one of them"
+            )
+        names[name] = path
+    return names
+
+
 def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
     """Read one aligned face as RGB uint8 [112,112,3].
 

@@ -128,9 +128,7 @@ class Joint(nn.Module):
         With visibility 1 everywhere the cosine is that of the two embeddings. Symmetric in the two faces.
         """
         with torch.autocast(probe.device.type, enabled=False):
-            (a, v_p), (b, v_g) = _ready(probe, prob_occ), _ready(gallery, gal_occ)
-            if a.shape[2] != b.shape[2]:
-                raise ValueError(f"embeddings of {a.shape[2]} and {b.shape[2]} numbers can't be compared")
+            (a, v_p), (b, v_g) = _both_ready(probe, gallery, prob_occ, gal_occ)
             return _compare(a * v_p[..., None], v_p, b * v_g[..., None], v_g)
 
     def hidden(self, prob_occ: Tensor, gal_occ: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,9 +169,7 @@ class Joint(nn.Module):
     ) -> Compared:
         """As `compare`, in blocks whose weighted sums take about `chunk_bytes`, and the contributions once more."""
         with torch.autocast(probe.device.type, enabled=False):
-            (a, v_p), (b, v_g) = _ready(probe, prob_occ), _ready(gallery, gal_occ)
-            if a.shape[2] != b.shape[2]:
-                raise ValueError(f"embeddings of {a.shape[2]} and {b.shape[2]} numbers can't be compared")
+            (a, v_p), (b, v_g) = _both_ready(probe, gallery, prob_occ, gal_occ)
             block = max(1, min(int((chunk_bytes / (2 * 4 * a.shape[2])) ** 0.5), 512))
             # fewer probes than gallery faces: more blocks for the threads to share
             few, many = max(1, block // 2), 2 * block
@@ -293,6 +289,16 @@ def _ready(contributions: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
     if contributions.dtype in (torch.float16, torch.bfloat16):
         contributions = contributions.float()
     return contributions, weight.to(contributions.dtype)
+
+
+def _both_ready(
+    probe: Tensor, gallery: Tensor, prob_occ: Tensor, gal_occ: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    a, b = _ready(probe, prob_occ), _ready(gallery, gal_occ)
+    sizes = a[0].shape[2], b[0].shape[2]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"embeddings of {sizes[0]} and {sizes[1]} numbers can't be compared")
+    return a, b
 
 
 def _compare(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor) -> Compared:

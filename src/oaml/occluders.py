@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.files import FACE_SIZE, list_images, read_image, write_file
+from oaml.files import FACE_SIZE, check_empty, list_images, png_names, read_image, write_file
 
 Style = Literal["a", "b"]
 Range = tuple[float, float]
@@ -243,18 +243,10 @@ def occlude_folder(
         raise OamlError(
             f"templates are pictures of masks and kind is {kind!r}; leave them out or choose mask"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OamlError(f"{out}: exists and is not an empty folder; choose another name")
+    check_empty(out)
     pictures = load_templates(templates) if templates is not None else []
-    paths = list_images(folder)
-    names: dict[Path, Path] = {}
-    for path in paths:
-        name = path.relative_to(folder).with_suffix(".png")
-        if name in names:
-            raise OamlError(
-                f"{path}: would be written under the same name as {names[name]}; rename one of them"
-            )
-        names[name] = path
+    names = png_names(folder, list_images(folder))
+    for path in names.values():
         read_image(path, resize=resize)
 
     from rich.console import Console

@@ -12,7 +12,7 @@ import numpy as np
 from oaml.align import similarity, warp
 from oaml.detect import LEAST_EYES, Detector, Face, find_detector
 from oaml.errors import OamlError
-from oaml.files import FACE_SIZE, list_images, read_photograph, write_file
+from oaml.files import FACE_SIZE, check_empty, list_images, png_names, read_photograph, write_file
 
 if TYPE_CHECKING:
     from oaml.model import Model
@@ -150,17 +150,9 @@ def align_folder(
     from rich.progress import track
 
     folder, out = Path(folder), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OamlError(f"{out}: exists and is not an empty folder; choose another name")
+    check_empty(out)
     paths = list_images(folder)
-    names: dict[Path, Path] = {}
-    for path in paths:
-        name = path.relative_to(folder).with_suffix(".png")
-        if name in names:
-            raise OamlError(
-                f"{path}: would be written under the same name as {names[name]}; rename one of them"
-            )
-        names[name] = path
+    names = png_names(folder, paths)
     finder = load_detector(detector)
     weigher = None
     if model is not None:

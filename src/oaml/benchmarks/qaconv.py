@@ -8,7 +8,6 @@ other work on the machine meets all of them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oaml import native
+from oaml.benchmarks.joint import fastest
 from oaml.qaconv import Precision, QAConv
 from oaml.winners import Winners
 
@@ -71,7 +71,8 @@ def measure(channels: int, faces: int, rounds: int) -> dict[str, object]:
     for precision in ("float32", "bfloat16"):
         todo[precision] = ours(precision)
         todo |= {f"{precision}_{rows}": product(rows, getattr(torch, precision)) for rows in sizes}
-    seconds = best_times(todo, rounds)
+    fastest(todo, 1)  # what is loaded and allocated once
+    seconds = fastest(todo, rounds)
     flops = 2 * SIDE**4 * channels
     found: dict[str, object] = {}
     for precision in ("float32", "bfloat16"):
@@ -118,18 +119,6 @@ def plain_scores(matcher: QAConv, p: Tensor, g: Tensor, v_p: Tensor, v_g: Tensor
     value_s = similarity.gather(2, of_s[:, :, None]).squeeze(2)
     value_r = similarity.gather(3, of_r[..., None]).squeeze(3)
     return matcher._score(Winners(value_s, of_s, value_r, of_r), v_p[:, None], v_g[None])
-
-
-def best_times(todo: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of the fastest run of each, after a first one that isn't counted."""
-    seconds = dict.fromkeys(todo, float("inf"))
-    for i in range(rounds + 1):
-        for name, call in todo.items():
-            start = time.perf_counter()
-            call()
-            if i:
-                seconds[name] = min(seconds[name], time.perf_counter() - start)
-    return seconds
 
 
 def alone(function: Callable[..., Measured], *arguments: int) -> Measured:

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.files import FACE_SIZE, write_file
+from oaml.files import FACE_SIZE, check_empty, write_file
 from oaml.occluders import curve, skin_colour, smooth_noise
 
 _TWICE = 2
@@ -106,8 +106,7 @@ def write(folder: str | Path, people: int, shots: int, seed: int = 0) -> None:
     """
     folder = Path(folder)
     drawn = DrawnPeople(people, shots, seed)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OamlError(f"{folder}: exists and is not an empty folder; choose another name")
+    check_empty(folder)
     for index, name in enumerate(drawn.names):
         image = drawn[index][0]
         data = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
