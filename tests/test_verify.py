@@ -18,13 +18,13 @@ from PIL import Image
 
 from oaml import verify as module
 from oaml.datasets.drawn import draw_face
+from oaml.decision import LEAST_SHARED, decide, fitted_threshold
 from oaml.errors import OamlError
 from oaml.evaluation.scoring import score
 from oaml.main import main, parser_of
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.qaconv import QAConvConfig
-from oaml.verify import LEAST_SHARED, decide, fitted_threshold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -398,7 +398,6 @@ def test_other_sizes_need_resize(here: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["a.png", "b.png"], "model"),
         (["a.png", "--model", "model"], "b"),
         (["a.png", "b.png", "--model", "model", "--far", "seldom"], "far"),
         (["a.png", "b.png", "c.png", "--model", "model"], "c.png"),

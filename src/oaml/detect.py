@@ -56,6 +56,10 @@ class Face:
         """Pixels between the eyes."""
         return float(np.linalg.norm(self.landmarks[1] - self.landmarks[0]))
 
+    def to_dict(self) -> dict[str, object]:
+        """Plain numbers and lists, for JSON."""
+        return {"box": self.box.tolist(), "landmarks": self.landmarks.tolist(), "score": self.score}
+
     @property
     def rank(self) -> float:
         """Area times confidence: the face that a photograph is of has the largest."""

@@ -7,11 +7,19 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 
 from oaml.errors import OamlError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+Image: TypeAlias = Union[str, os.PathLike[str], bytes, np.ndarray, "PILImage"]
+"""A picture: its path, the bytes of its file, uint8 [H,W,3] in RGB order, or one of Pillow's."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FACE_SIZE = 112
@@ -138,15 +146,30 @@ def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def read_photograph(path: str | Path) -> np.ndarray:
+def name_of(image: Image) -> str:
+    """What a picture is called in errors: its path, where it has one."""
+    if isinstance(image, str | os.PathLike):
+        return os.fspath(image)
+    return getattr(image, "filename", "") or "the image"
+
+
+def read_photograph(image: Image) -> np.ndarray:
     """Read a photograph of any size, turned upright as its EXIF entry says, as RGB uint8 [H,W,3].
 
-    Grey, 16-bit and transparent pictures are treated as by `read_image`.
+    Grey, 16-bit and transparent pictures are treated as by `read_image`. An array is taken as it is: uint8 [H,W,3] in RGB order
+    (what OpenCV reads is BGR: `image[..., ::-1]`).
 
     Raises:
-        OamlError: missing, unreadable or transparent.
+        OamlError: missing, unreadable or transparent, or an array of another kind.
     """
-    return np.ascontiguousarray(_as_rgb(_decode(Path(path), upright=True), path))
+    name = name_of(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise OamlError(
+                f"{name}: is {image.dtype} {list(image.shape)}, a picture is uint8 [height, width, 3] in RGB order; convert it"
+            )
+        return np.ascontiguousarray(image)
+    return np.ascontiguousarray(_as_rgb(_decode(image, upright=True), name))
 
 
 def _as_rgb(image: np.ndarray, path: str | Path) -> np.ndarray:
@@ -177,27 +200,34 @@ def read_mask(path: str | Path) -> np.ndarray:
     return mask.astype(np.float32) / np.iinfo(mask.dtype).max
 
 
-def _decode(path: Path, upright: bool = False) -> np.ndarray:
+def _decode(image: str | os.PathLike[str] | bytes | PILImage, upright: bool = False) -> np.ndarray:
     """uint8 or uint16 array, [H,W] or [H,W,3|4] in RGB order; `upright` obeys the orientation that EXIF states."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    import PIL.Image
 
+    name = name_of(image)
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            if upright:
-                ImageOps.exif_transpose(opened, in_place=True)
-            if opened.mode in ("I;16", "I;16B", "I;16L", "I"):
-                return np.clip(np.asarray(opened), 0, 65535).astype(np.uint16)
-            if opened.mode == "1":
-                opened = opened.convert("L")
-            elif opened.mode in ("LA", "PA", "P"):
-                opened = opened.convert(
-                    "RGBA" if "transparency" in opened.info or "A" in opened.mode else "RGB"
-                )
-            elif opened.mode not in ("L", "RGB", "RGBA"):
-                opened = opened.convert("RGB")
-            return np.array(opened)  # a copy: a view of the picture could not be written to
+        if isinstance(image, str | os.PathLike | bytes):
+            with PIL.Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
+                return _pixels(opened, upright)
+        return _pixels(image, upright)
     except FileNotFoundError:
-        raise OamlError(f"{path}: no such image") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OamlError(f"{path}: is not a readable image ({error}); replace or remove it") from error
+        raise OamlError(f"{name}: no such image") from None
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise OamlError(f"{name}: is not a readable image ({error}); replace or remove it") from error
+
+
+def _pixels(opened: PILImage, upright: bool) -> np.ndarray:
+    from PIL import ImageOps
+
+    opened.load()
+    if upright:
+        opened = ImageOps.exif_transpose(opened)
+    if opened.mode in ("I;16", "I;16B", "I;16L", "I"):
+        return np.clip(np.asarray(opened), 0, 65535).astype(np.uint16)
+    if opened.mode == "1":
+        opened = opened.convert("L")
+    elif opened.mode in ("LA", "PA", "P"):
+        opened = opened.convert("RGBA" if "transparency" in opened.info or "A" in opened.mode else "RGB")
+    elif opened.mode not in ("L", "RGB", "RGBA"):
+        opened = opened.convert("RGB")
+    return np.array(opened)  # a copy: a view of the picture could not be written to

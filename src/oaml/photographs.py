@@ -12,7 +12,16 @@ import numpy as np
 from oaml.align import similarity, warp
 from oaml.detect import LEAST_EYES, Detector, Face, find_detector
 from oaml.errors import OamlError
-from oaml.files import FACE_SIZE, check_empty, list_images, png_names, read_photograph, write_file
+from oaml.files import (
+    FACE_SIZE,
+    Image,
+    check_empty,
+    list_images,
+    name_of,
+    png_names,
+    read_photograph,
+    write_file,
+)
 
 if TYPE_CHECKING:
     from oaml.model import Model
@@ -75,7 +84,7 @@ class Subject:
         return self.photograph if self.face is None else align(self.photograph, self.face, model)
 
 
-def find_subjects(path: str | Path, detector: Detector | None) -> list[Subject]:
+def find_subjects(image: Image, detector: Detector | None) -> list[Subject]:
     """The faces of one photograph that are large enough to be compared, the largest and surest first; one at least.
 
     A picture of 112x112 pixels is an aligned face and needs no detector.
@@ -83,7 +92,7 @@ def find_subjects(path: str | Path, detector: Detector | None) -> list[Subject]:
     Raises:
         OamlError: an unreadable file, no detector, no face, or too small a face.
     """
-    photograph = read_photograph(path)
+    photograph, path = read_photograph(image), name_of(image)
     height, width = photograph.shape[:2]
     if (height, width) == (FACE_SIZE, FACE_SIZE):
         return [Subject(photograph, None)]

@@ -1,0 +1,147 @@
+"""The Python API: `oaml.load()` gives a model with its detector, which takes pictures as they come.
+
+Colour order, said once: arrays are RGB. A picture of 112x112 pixels is a face that is aligned already; in any other one faces are
+found and aligned, which needs a detector. Scores: higher is more alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from oaml.decision import Answer, Threshold, decide_pairs, fitted_threshold
+from oaml.detect import Detector, Face
+from oaml.errors import OamlError
+from oaml.files import Image, name_of, read_photograph
+from oaml.photographs import Subject, find_subjects, load_detector
+
+if TYPE_CHECKING:
+    from oaml.model import Model
+    from oaml.template import Templates
+
+STARTER = Path(__file__).parent / "starter"
+"""The model folder that comes with the package."""
+
+
+def load(
+    model: str | Path | None = None, detector: str | Path | None = None, device: str = "auto"
+) -> Recogniser:
+    """A model and a detector, ready for pictures.
+
+    Args:
+        model: a model folder, as `oaml adapt --out` writes it; by default the starter model of the package.
+        detector: a YuNet file; by default the one of `oaml download yunet`, or none: aligned faces need none.
+        device: cpu, cuda, or auto for a GPU where there is one.
+
+    Raises:
+        OamlError: no such model, detector or device.
+    """
+    from oaml.evaluation.scoring import load_model
+
+    finder = load_detector(None if detector is None else Path(detector))
+    folder = str(STARTER if model is None else model)
+    return Recogniser(load_model(folder, device), finder, "starter" if model is None else folder)
+
+
+class Recogniser:
+    """A model with its detector; not to be shared between threads.
+
+    Args:
+        model: in eval mode, on any device.
+        detector: None for aligned faces alone.
+        name: of the model in errors and answers.
+    """
+
+    def __init__(self, model: Model, detector: Detector | None = None, name: str = "the model") -> None:
+        self.model, self.detector, self.name = model, detector, name
+
+    def detect(self, image: Image) -> list[Face]:
+        """All faces of a picture with box, five landmarks and confidence, the largest and surest first; none is an empty list.
+
+        Raises:
+            OamlError: an unreadable picture, or no detector.
+        """
+        if self.detector is None:
+            raise OamlError(
+                f"{name_of(image)}: finding faces needs a detector; `oaml download yunet` gets one, "
+                "oaml.load(detector=FILE) names one"
+            )
+        return self.detector.find(read_photograph(image))
+
+    def subjects(self, image: Image) -> list[Subject]:
+        """The faces of a picture that are large enough to be compared, the largest and surest first; one at least.
+
+        Raises:
+            OamlError: an unreadable picture, no face, too small a face, or no detector for a picture that is no aligned face.
+        """
+        return find_subjects(image, self.detector)
+
+    def align(self, image: Image) -> list[np.ndarray]:
+        """The same faces as aligned crops, uint8 RGB [112,112,3]; landmarks that the model says are covered count less."""
+        return [self.crop(subject) for subject in self.subjects(image)]
+
+    def crop(self, subject: Subject) -> np.ndarray:
+        """The aligned face of a subject, uint8 RGB [112,112,3]."""
+        return subject.crop(self.model)
+
+    def templates(self, crops: Sequence[np.ndarray]) -> Templates:
+        """What is kept of aligned faces, on the CPU.
+
+        Args:
+            crops: one or more, uint8 RGB [112,112,3].
+        """
+        from oaml.evaluation.scoring import extract
+
+        return extract(self.model, crops, len(crops))
+
+    def represent(self, images: Image | Sequence[Image]) -> Templates:
+        """Templates of the largest face of each picture.
+
+        Args:
+            images: one picture or a list of them; none may be without a face.
+
+        Raises:
+            OamlError: an empty list, or a picture that `subjects` refuses.
+        """
+        several: list[Image] = list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
+        if not several:
+            raise OamlError("represent: no images; give one at least")
+        return self.templates([self.crop(self.subjects(image)[0]) for image in several])
+
+    def threshold(self, far: float = 0.001) -> Threshold | None:
+        """The model's threshold at a false-accept rate; see `oaml.decision.fitted_threshold`."""
+        return fitted_threshold(self.model.config, far, self.name)
+
+    def verify(self, a: Image, b: Image, far: float = 0.001, threshold: float | None = None) -> Answer:
+        """Are the largest faces of two pictures one person?
+
+        Args:
+            a, b: pictures.
+            far: share of pairs of different people that may pass; one of those that the model has thresholds for.
+            threshold: decide at this fused score instead, 0 included.
+
+        Raises:
+            OamlError: as `subjects`; a rate without a threshold, or a threshold that is no finite number.
+        """
+        found = [self.subjects(image)[:1] for image in (a, b)]
+        return self.verify_subjects(found[0], found[1], far, threshold)[0]
+
+    def verify_all(
+        self, a: Image, b: Image, far: float = 0.001, threshold: float | None = None
+    ) -> list[Answer]:
+        """`verify` for every face of one picture with every face of the other, the largest with the largest first."""
+        return self.verify_subjects(self.subjects(a), self.subjects(b), far, threshold)
+
+    def verify_subjects(
+        self, a: Sequence[Subject], b: Sequence[Subject], far: float = 0.001, threshold: float | None = None
+    ) -> list[Answer]:
+        """`verify_all` for faces that were found before."""
+        limit = self.threshold(far) if threshold is None else Threshold.of_user(threshold)
+        crops = [self.crop(subject) for subject in (*a, *b)]
+        pairs = list(product(range(len(a)), range(len(a), len(a) + len(b))))
+        faces = [subject.face for subject in (*a, *b)]
+        return decide_pairs(self.model, crops, pairs, limit, faces)

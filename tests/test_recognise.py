@@ -1,0 +1,169 @@
+"""The Python API: every kind of picture says the same, several faces give an answer each, `import oaml` is light."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import oaml
+from oaml.align import TEMPLATE
+from oaml.datasets.drawn import draw_face
+from oaml.detect import Face
+from oaml.errors import OamlError
+from oaml.model import Model, ModelConfig
+from oaml.net import NetConfig
+from oaml.qaconv import QAConvConfig
+from oaml.recognise import Recogniser
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Corners:
+    """Finds the faces of `group`: one in each corner, as large as it was pasted."""
+
+    def find(self, photograph: np.ndarray) -> list[Face]:
+        """Two faces in a picture of 300x150, none in any other."""
+        if photograph.shape[:2] != (150, 300):
+            return []
+        return [
+            Face(np.array([x, 10.0, 112, 112]), TEMPLATE + np.array((x, 10)), score)
+            for x, score in ((10, 0.9), (160, 0.8))
+        ]
+
+
+def group(*people: int) -> np.ndarray:
+    """A picture of two people."""
+    picture = np.full((150, 300, 3), 128, np.uint8)
+    for x, person in zip((10, 160), people, strict=True):
+        picture[10:122, x : x + 112] = draw_face(person, 0)
+    return picture
+
+
+@pytest.fixture(scope="module")
+def made() -> Recogniser:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        NetConfig("ir_mini", 16, occlusion_stage=3),
+        QAConvConfig(adapter=8),
+        thresholds={"0.001": 7.0},
+        training={"thresholds_fitted_on": "12 pairs of drawn people"},
+    )
+    return Recogniser(Model(config).eval(), Corners())  # type: ignore[arg-type]
+
+
+def test_every_kind_of_picture_says_the_same(made: Recogniser, tmp_path: Path) -> None:
+    face = Image.fromarray(draw_face(1, 0))
+    face.save(tmp_path / "a.png")
+    kinds = [
+        str(tmp_path / "a.png"),
+        tmp_path / "a.png",
+        (tmp_path / "a.png").read_bytes(),
+        draw_face(1, 0),
+        face,
+    ]
+    first = made.represent(kinds[0])  # type: ignore[arg-type]
+    together = made.represent(kinds)  # type: ignore[arg-type]
+    for row in range(len(kinds)):
+        assert torch.equal(together.contributions[row], first.contributions[0])
+        assert torch.equal(together.embedding[row], first.embedding[0])
+
+
+def test_colours_are_rgb_and_pictures_are_not_changed(made: Recogniser) -> None:
+    rgb = draw_face(1, 0)
+    before = rgb.copy()
+    swapped = made.represent([rgb, np.ascontiguousarray(rgb[..., ::-1])])
+    assert not torch.allclose(swapped.embedding[0], swapped.embedding[1])
+    picture = Image.fromarray(rgb)
+    picture.getexif()[0x0112] = 6  # to be turned
+    turned = made.align(picture)[0]
+    assert not np.array_equal(turned, before)
+    assert np.array_equal(np.asarray(picture), before)
+    assert np.array_equal(rgb, before)
+
+
+def test_several_faces_get_an_answer_each(made: Recogniser) -> None:
+    both, alone = group(1, 2), draw_face(2, 0)
+    assert [face.box[0] for face in made.detect(both)] == [10, 160]
+    crops = made.align(both)
+    assert np.abs(crops[0].astype(int) - draw_face(1, 0)).mean() < 2
+    answers = made.verify_all(both, alone)
+    assert len(answers) == 2
+    assert answers[0].to_dict() == made.verify(both, alone).to_dict()
+    assert answers[1].score == pytest.approx(made.verify(crops[1], alone).score, abs=1e-4)
+    assert answers[1].score > answers[0].score  # it is the same picture
+    assert answers[0].face_a is not None
+    assert answers[0].face_b is None
+
+
+def test_answers_are_plain_data_and_name_their_threshold(made: Recogniser) -> None:
+    said = json.loads(json.dumps(made.verify(group(1, 2), draw_face(1, 0)).to_dict(), allow_nan=False))
+    assert said["face_a"]["box"] == [10.0, 10.0, 112.0, 112.0]
+    assert said["face_b"] is None
+    assert (said["threshold"], said["threshold_from"], said["far"]) == (7.0, "model", 0.001)
+    assert said["fitted_on"] == "12 pairs of drawn people"
+    own = made.verify(draw_face(1, 0), draw_face(2, 0), threshold=0)
+    assert (own.threshold, own.threshold_from, own.far) == (0, "user", None)
+    assert own.decision == ("same person" if own.score >= 0 else "different people")
+
+
+def test_scores_are_symmetric(made: Recogniser) -> None:
+    a, b = draw_face(1, 0), draw_face(2, 1)
+    assert made.verify(a, b).score == pytest.approx(made.verify(b, a).score, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("image", "named"),
+    [
+        (np.zeros((112, 112), np.uint8), "uint8"),
+        (np.zeros((112, 112, 3), np.float32), "float32"),
+        (np.zeros((112, 112, 4), np.uint8), "112, 4"),
+        (np.zeros((0, 112, 3), np.uint8), "0, 112"),
+        (b"no picture", "the image"),
+        ("nowhere.png", "nowhere.png: no such image"),
+        (np.zeros((90, 90, 3), np.uint8), "no face found"),
+    ],
+)
+def test_bad_pictures_are_named(image: object, named: str, made: Recogniser) -> None:
+    for ask in (made.represent, made.align, lambda x: made.verify(draw_face(1, 0), x)):
+        with pytest.raises(OamlError, match=named):
+            ask(image)  # type: ignore[arg-type]
+
+
+def test_what_is_missing_is_said(made: Recogniser) -> None:
+    blind = Recogniser(made.model)
+    with pytest.raises(OamlError, match="oaml download yunet"):
+        blind.detect(draw_face(1, 0))
+    with pytest.raises(OamlError, match="oaml download yunet"):
+        blind.represent(group(1, 2))
+    with pytest.raises(OamlError, match="no images"):
+        made.represent([])
+    with pytest.raises(OamlError, match=r"no threshold at FAR 0\.01; it has 0\.001"):
+        made.verify(draw_face(1, 0), draw_face(2, 0), far=0.01)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(OamlError, match="finite"):
+            made.verify(draw_face(1, 0), draw_face(2, 0), threshold=bad)
+    with pytest.raises(OamlError, match="nowhere"):
+        oaml.load("nowhere")
+
+
+def test_importing_oaml_is_light() -> None:
+    code = "import sys, oaml; oaml.load; print('torch' in sys.modules, hasattr(oaml, 'nothing'))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["False", "False"]
+
+
+def test_bytes_of_a_file_are_turned_upright(made: Recogniser) -> None:
+    stored = BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(draw_face(1, 0)[::-1, ::-1].copy()).save(stored, "PNG", exif=exif)
+    assert np.array_equal(made.align(stored.getvalue())[0], draw_face(1, 0))
