@@ -209,36 +209,36 @@ class Gallery:
             probe: one template.
             count: faces that the first stage hands over, several of which may be one person's.
         """
+        import torch
+
         from oaml.gallery_rows import probe_vectors
-        from oaml.joint import cell_visibility
+        from oaml.joint import CELLS, cell_visibility
+        from oaml.template import Templates, pooled
 
         columns, vectors = probe_vectors(probe)
-        found = self._store.nearest(columns[0], vectors[0].numpy(), count, ["person", "image", "template"])
-        if not len(found):
+        near = self._store.nearest(columns[0], vectors[0].numpy(), count, ["person", "image"])
+        alike: dict[str, str] = {}
+        for person, image in zip(near["person"].to_pylist(), near["image"].to_pylist(), strict=True):
+            alike.setdefault(person, image)
+        if not alike:
             return []
+        found = self._store.rows(["person", "template"], f"person in ({', '.join(map(quoted, alike))})")
+        rows: dict[str, list[int]] = {}
+        for row, person in enumerate(found["person"].to_pylist()):
+            rows.setdefault(person, []).append(row)
+        faces = self._packing.unpack_column(found["template"]).dequantised()
         model = self._need_recogniser().model
         device = next(model.parameters()).device
-        faces = self._packing.unpack_column(found["template"]).dequantised().to(device)
-        scores = model.compare_all(probe.to(device), faces)
-        fused, cosine = (scores[name][0].cpu().tolist() for name in ("fused", "cosine"))
-        shown = cell_visibility(faces.visibility) @ cell_visibility(probe.to(device).visibility)[0]
-        both = (shown / faces.contributions.shape[1]).cpu().tolist()
-        rows = [
-            Candidate(person, fused[i], cosine[i], both[i], 1, image)
-            for i, (person, image) in enumerate(
-                zip(found["person"].to_pylist(), found["image"].to_pylist(), strict=True)
-            )
+        people = Templates.join([pooled(faces[torch.tensor(some)]) for some in rows.values()]).to(device)
+        probe = probe.to(device)
+        scores = model.compare_all(probe, people)
+        shown = cell_visibility(people.visibility) @ cell_visibility(probe.visibility)[0] / CELLS
+        numbers = zip(*(x.tolist() for x in (scores["fused"][0], scores["cosine"][0], shown)), strict=True)
+        candidates = [
+            Candidate(person, *values, faces=len(some), image=alike[person])
+            for (person, some), values in zip(rows.items(), numbers, strict=True)
         ]
-        rows.sort(key=lambda c: (c.visible_both >= LEAST_SHARED, c.score), reverse=True)
-        best: dict[str, Candidate] = {}
-        counts: dict[str, int] = {}
-        for row in rows:
-            best.setdefault(row.person, row)
-            counts[row.person] = counts.get(row.person, 0) + 1
-        return [
-            Candidate(c.person, c.score, c.cosine, c.visible_both, counts[c.person], c.image)
-            for c in best.values()
-        ]
+        return sorted(candidates, key=lambda c: (c.visible_both < LEAST_SHARED, -c.score))
 
     # --- the people
 
