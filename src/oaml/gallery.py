@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -222,7 +222,7 @@ class Gallery:
             alike.setdefault(person, image)
         if not alike:
             return []
-        found = self._store.rows(["person", "template"], f"person in ({', '.join(map(quoted, alike))})")
+        found = self._store.rows(["person", "template"], _named(alike))
         rows: dict[str, list[int]] = {}
         for row, person in enumerate(found["person"].to_pylist()):
             rows.setdefault(person, []).append(row)
@@ -265,18 +265,19 @@ class Gallery:
             raise OamlError(f"{new}: is enrolled already; delete one of the two or choose another name")
         self._store.change(f"person = {quoted(old)}", {"person": quoted(new)})
 
-    def delete(self, person: str) -> int:
-        """Remove a person; returns how many faces they had.
+    def delete(self, *people: str) -> int:
+        """Remove people; returns how many faces they had.
 
         When this returns, no file of the gallery holds anything of their templates, vectors or thumbnails. An interrupted deletion
         is finished by whoever opens the gallery next. Exports and backups are not reached. All files that hold a face of theirs are
-        written anew, so it takes as long as copying a large gallery does.
+        written anew, so it may take as long as copying the gallery does: name several people at once.
 
         Raises:
-            OamlError: nobody of that name.
+            OamlError: nobody of one of the names; nobody is deleted then.
         """
-        self._need_person(person)
-        return self._store.change(f"person = {quoted(person)}")
+        for person in people:
+            self._need_person(person)
+        return self._store.change(_named(people))
 
     def picture(self, candidate: Candidate) -> np.ndarray | None:
         """The enrolled face of a candidate, uint8 RGB [112,112,3]: its thumbnail, or cut from its file where that is unchanged.
@@ -389,6 +390,10 @@ class Gallery:
 def _need_name(name: str) -> None:
     if not name.strip() or not name.isprintable():
         raise OamlError(f"{name!r}: is no name of a person; give one of printable characters")
+
+
+def _named(people: Iterable[str]) -> str:
+    return f"person in ({', '.join(map(quoted, people))})"
 
 
 def _where(person: str, image: str) -> str:
