@@ -175,17 +175,19 @@ class Store:
                     return
 
     def _index(self, anew: bool = False) -> None:
-        from lancedb.index import IvfFlat
+        """An index of every column that is looked for, where the gallery is large enough; `anew`: of none that are there now."""
+        from lancedb.index import BTree, IvfFlat
 
-        known = {column for index in self.table.list_indices() for column in index.columns}
+        known = {column: index.name for index in self.table.list_indices() for column in index.columns}
         large = self.count() >= INDEXED_FROM
-        for field in self.table.schema:
-            if not field.name.startswith("vector"):
+        for column in self.table.schema.names:
+            if column != "person" and not column.startswith("vector"):
                 continue
-            if field.name in known and anew and not large:
-                self.table.drop_index(f"{field.name}_idx")
-            elif large and (anew or field.name not in known):
-                self.table.create_index(field.name, config=IvfFlat(distance_type="l2"), replace=True)
+            if column in known and anew and not large:
+                self.table.drop_index(known[column])
+            elif large and (anew or column not in known):
+                kind = BTree() if column == "person" else IvfFlat(distance_type="l2")
+                self.table.create_index(column, config=kind, replace=True)
 
 
 def quoted(text: str) -> str:
