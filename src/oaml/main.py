@@ -59,6 +59,21 @@ COMMANDS = {
         "are two faces the same person? Decision, score, threshold, and how much of the face both show",
         "oaml verify a.jpg b.jpg --model runs/adapted --draw why.png",
     ),
+    "enroll": Command(
+        "oaml.gallery_commands:enroll",
+        "make a gallery hold the people of a folder; again, and only what changed is done",
+        "oaml enroll people/ --gallery staff",
+    ),
+    "search": Command(
+        "oaml.gallery_commands:search",
+        "who is on a photograph? The most alike people of a gallery for every face, and a decision",
+        "oaml search visitor.jpg --gallery staff --draw why.png",
+    ),
+    "gallery": Command(
+        "oaml.gallery_commands:gallery",
+        "list, rename, delete, export and restore the people of a gallery",
+        "oaml gallery staff --delete Ann",
+    ),
     "embed": Command(
         "oaml.embed:embed",
         "a folder of faces to one file of int8 templates, as fast as the machine allows",

@@ -90,6 +90,54 @@ class Templates:
         return Templates(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
 
+def pooled(faces: Templates) -> Templates:
+    """One template of several faces of one person: of every part of the face, what they show of it.
+
+    Better than the largest or the mean score of the faces one by one, most of all where some are covered (`studies/pooling.py`).
+
+    Args:
+        faces: one or more; their order doesn't matter.
+
+    Returns:
+        One template. Contributions are the mean over the faces, weighted in each cell by its visibility; the embedding is that of
+        their raw embeddings, weighted by the share that each face shows. A cell shows as much as in the face that shows it most,
+        and what QAConv compares there is of that face alone, for a mean of two cells is neither of them.
+
+    Raises:
+        ValueError: no faces.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from oaml.joint import cell_visibility
+
+    if len(faces) < 2:
+        if not len(faces):
+            raise ValueError("no faces to pool")
+        return faces
+    # argmax takes the first of equals: that must be the face that shows more, whatever the order they came in
+    rank = list(zip(faces.visible().tolist(), faces.norm.tolist(), range(len(faces)), strict=True))
+    faces = faces[
+        torch.tensor([number for *_, number in sorted(rank, reverse=True)], device=faces.norm.device)
+    ]
+
+    weight = cell_visibility(faces.visibility)
+    total = weight.sum(0)
+    # nobody shows such a cell, so it counts for nothing: any mean will do
+    weight = torch.where(total > 0, weight / total, 1 / len(faces))
+    share = cell_visibility(faces.visibility).mean(1)
+    share = share / share.sum() if share.sum() > 0 else torch.full_like(share, 1 / len(faces))
+    raw = ((faces.embedding * faces.norm[:, None]) * share[:, None]).sum(0, keepdim=True)
+    best = faces.visibility.argmax(0, keepdim=True)
+    return Templates(
+        embedding=F.normalize(raw, dim=1),
+        norm=raw.norm(dim=1),
+        visibility=faces.visibility.amax(0, keepdim=True),
+        local=faces.local.gather(0, best.expand(1, *faces.local.shape[1:])),
+        contributions=(faces.contributions * weight[..., None]).sum(0, keepdim=True),
+    )
+
+
 class Extractor(Protocol):
     """Faces to templates; `oaml.model.Model` is one."""
 

@@ -63,7 +63,7 @@ def verify(
         Threshold.of_user(threshold)
     if draw is not None:
         draw = Path(draw)
-        _need_free_name(draw, (Path(a), Path(b)))
+        need_free_name(draw, (Path(a), Path(b)))
 
     from oaml.recognise import load
 
@@ -112,8 +112,8 @@ def _called(path: Path, subject: Subject) -> str:
     return str(path) if subject.faces == 1 else f"{path}: the largest of {subject.faces} faces"
 
 
-def _need_free_name(draw: Path, inputs: tuple[Path, ...]) -> None:
-    """Refuse what would fail after the work, or overwrite a face."""
+def need_free_name(draw: Path, inputs: tuple[Path, ...]) -> None:
+    """Refuse a name for a picture that would fail after the work, or overwrite a face."""
     if draw.suffix.lower() != ".png":
         raise OamlError(f"{draw}: the picture is a PNG; give a name that ends in .png")
     if draw.is_dir():
@@ -142,7 +142,7 @@ def _print(console: Console, answer: Answer, a: str, b: str, draw: Path | None) 
     if answer.threshold is not None:
         shown, limit = told_apart(answer.score, answer.threshold)
         row("score", shown, "fused: what decides; larger = more alike")
-        row("threshold", limit, _origin(answer))
+        row("threshold", limit, origin(answer.far, answer.fitted_on))
     else:
         row("score", f"{answer.score:.3f}", "fused: what decides; larger = more alike")
         row("threshold", "none", "")
@@ -179,12 +179,12 @@ def _print_all(console: Console, answers: list[Answer], faces_b: int) -> None:
     console.print(table)
 
 
-def _origin(answer: Answer) -> str:
+def origin(far: float | None, fitted_on: str | None) -> str:
     """Where a threshold comes from and what it stands for."""
-    if answer.far is None:
+    if far is None:
         return "your own; how many strangers it lets pass is not known"
-    fitted_on = answer.fitted_on or "data that the model doesn't state"
-    return f"reached by {_odds(answer.far)} pairs of different people (FAR {answer.far:g}); fitted on {fitted_on}"
+    fitted_on = fitted_on or "data that the model doesn't state"
+    return f"reached by {_odds(far)} pairs of different people (FAR {far:g}); fitted on {fitted_on}"
 
 
 def _odds(far: float) -> str:

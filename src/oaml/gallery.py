@@ -1,0 +1,412 @@
+"""A gallery: people enrolled with a few images each, and who a face is.
+
+A search has two stages. The first finds the faces nearest to a probe by one vector each, in a LanceDB table (`gallery_store.py`,
+`gallery_rows.py`). The second reads the templates of these alone and ranks their people by the fused score.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from oaml.decision import LEAST_SHARED, Threshold
+from oaml.errors import OamlError
+from oaml.files import Image, name_of
+from oaml.gallery_answers import Candidate, Enrolled, Found, Person, judge
+from oaml.gallery_folder import Entry, digest, listed, plan
+from oaml.gallery_store import Store, quoted
+from oaml.progress import progress
+
+if TYPE_CHECKING:
+    from oaml.gallery_rows import Packing
+    from oaml.recognise import Recogniser
+    from oaml.template import Templates
+
+FORMAT = 1
+CANDIDATES = 100
+"""Faces that the first stage hands to the second."""
+BATCH = 64
+"""Images embedded and written at a time: what an interrupted enrolment loses at most."""
+ALONE = 0.5
+"""A photograph to enrol shows one person: any other face is smaller than this share of the largest, eye to eye."""
+
+
+class Gallery:
+    """People and their faces, on a disk or in object storage. One process may write at a time.
+
+    Args:
+        path: a folder, or an address such as `s3://bucket/gallery`. It is made by the first enrolment.
+        recogniser: from `oaml.load()`; None for what needs none: `people`, `rename`, `delete`, `export`, `import_`.
+
+    Raises:
+        OamlError: lancedb is not installed; the path holds something else or something damaged; another model made the gallery.
+    """
+
+    def __init__(self, path: str | Path, recogniser: Recogniser | None = None) -> None:
+        self.path, self.recogniser = str(path), recogniser
+        self._store = Store(path)
+        if self._store and self._store.facts.get("format") != FORMAT:
+            raise OamlError(
+                f"{path}: is a gallery of another version of OAML; export it with that version and import it into a new one"
+            )
+        self._count: tuple[int, int] | None = None
+        if self._store and recogniser is not None:
+            self._need_model()
+
+    # --- enrolling
+
+    def enroll(self, person: str, images: Image | Sequence[Image], thumbnails: bool = False) -> Enrolled:
+        """Add images of one person; those that are enrolled already, by content, are kept as they are.
+
+        Args:
+            person: their name; new or known.
+            images: pictures with one person on each.
+            thumbnails: also keep the aligned face as a picture, to be drawn.
+
+        Returns:
+            What changed.
+
+        Raises:
+            OamlError: no images; an unreadable one, one without a face or with several. Nothing is enrolled then.
+        """
+        _need_name(person)
+        several: list[Image] = list(images) if isinstance(images, list | tuple) else [cast("Image", images)]
+        if not several:
+            raise OamlError(f"{person}: no images; give one at least")
+        known = {entry.image for entry in self._entries(f"person = {quoted(person)}")}
+        wanted: dict[str, Image] = {}
+        for image in several:
+            wanted.setdefault(digest(image), image)
+        new = {digest: image for digest, image in wanted.items() if digest not in known}
+        entries = [Entry(person, digest, _source(image), "") for digest, image in new.items()]
+        crops = [self._crop(image) for image in new.values()]
+        if crops:
+            self._add(entries, crops, thumbnails)
+            self._store.tidy()
+        return Enrolled(added=len(new), kept=len(wanted) - len(new))
+
+    def enroll_folder(
+        self, folder: str | Path, thumbnails: bool = False, label: str | None = "enrolling"
+    ) -> Enrolled:
+        """Make the gallery hold what a folder holds, `FOLDER/NAME/*.jpg`, by content.
+
+        New images are added and those no longer there removed, if this folder brought them; moved and renamed ones are kept without
+        being embedded again. An interrupted run is continued by running it again.
+
+        Args:
+            folder: a folder for every person.
+            thumbnails: also keep the aligned faces of new images as pictures, to be drawn.
+            label: of the progress bar on stderr; None shows none.
+
+        Raises:
+            OamlError: no such folder, no images in it, or not one that can be enrolled.
+        """
+        folder = Path(folder).resolve()
+        wanted, left_out = listed(folder)
+        todo = plan(wanted, self._entries(), str(folder))
+        for old, entry in todo.moved:
+            values = {"person": quoted(entry.person), "source": quoted(entry.source)}
+            self._store.change(_where(old.person, old.image), values)
+        if todo.gone:
+            self._store.change(" or ".join(_where(entry.person, entry.image) for entry in todo.gone))
+        added = 0
+        with progress(label, len(wanted), len(wanted) - len(todo.new)) as advance:
+            for start in range(0, len(todo.new), BATCH):
+                entries, crops = [], []
+                for entry in todo.new[start : start + BATCH]:
+                    try:
+                        crops.append(self._crop(entry.source))
+                        entries.append(entry)
+                    except OamlError as error:
+                        left_out.append(str(error))
+                    advance(1)
+                if crops:
+                    self._add(entries, crops, thumbnails)
+                added += len(crops)
+        if not self._store or not self._store.count():
+            raise OamlError(f"{folder}: not one image could be enrolled; the first: {left_out[0]}")
+        if added:
+            self._store.tidy()
+        return Enrolled(added, len(todo.gone), len(todo.moved), todo.kept, left_out)
+
+    def _crop(self, image: Image) -> np.ndarray:
+        """The aligned face of the one person on a picture."""
+        recogniser = self._need_recogniser()
+        subjects = recogniser.subjects(image)
+        largest, *others = (s.face.eyes if s.face is not None else 1.0 for s in subjects)
+        several = 1 + sum(eyes >= ALONE * largest for eyes in others)
+        if several > 1:
+            raise OamlError(
+                f"{name_of(image)}: shows {several} faces, and whose it is can't be told; cut the person out of it"
+            )
+        return recogniser.crop(subjects[0])
+
+    def _add(self, entries: Sequence[Entry], crops: Sequence[np.ndarray], thumbnails: bool) -> None:
+        from oaml.gallery_rows import Packing, table
+        from oaml.quantised import QuantisedTemplates
+
+        recogniser = self._need_recogniser()
+        faces = QuantisedTemplates.of(recogniser.templates(crops))
+        if not self._store:
+            packing = Packing.of(faces)
+            self._create(packing, self._model, recogniser.name)
+        pictures = [_jpeg(crop) for crop in crops] if thumbnails else [None] * len(crops)
+        self._store.add(table(entries, faces, pictures, self._packing))
+
+    def _create(self, packing: Packing, model: str, model_name: str) -> None:
+        from oaml.gallery_rows import schema
+
+        facts = {"format": FORMAT, "model": model, "model_name": model_name, "packing": packing.to_list()}
+        self._store.create(schema(packing), facts)
+
+    # --- searching
+
+    def search(
+        self, image: Image, top: int = 5, far: float = 1e-3, threshold: float | None = None
+    ) -> list[Found]:
+        """Who is on a photograph: an answer for every face, the largest first.
+
+        Args:
+            image: a photograph, or a face that is aligned.
+            top: people to name for each face.
+            far: share of pairs of different people that may pass; one of those that the model has thresholds for.
+            threshold: decide at this fused score instead; any finite number.
+
+        Raises:
+            OamlError: no gallery yet; a bad image, rate or threshold; no face.
+        """
+        if top < 1:
+            raise OamlError(f"top: {top} people; give 1 or more")
+        recogniser = self._need_recogniser()
+        limit = recogniser.threshold(far) if threshold is None else Threshold.of_user(threshold)
+        people = self._people()
+        subjects = recogniser.subjects(image)
+        probes = recogniser.templates([recogniser.crop(subject) for subject in subjects])
+        return [
+            judge(
+                self.candidates(probes[i : i + 1]),
+                limit,
+                people,
+                float(probes.visible()[i]),
+                subject.face,
+                top,
+            )
+            for i, subject in enumerate(subjects)
+        ]
+
+    def candidates(self, probe: Templates, count: int = CANDIDATES) -> list[Candidate]:
+        """The people most like one face, best first; those with too little in common to decide come last.
+
+        Args:
+            probe: one template.
+            count: faces that the first stage hands over, several of which may be one person's.
+        """
+        import torch
+
+        from oaml.gallery_rows import probe_vectors
+        from oaml.joint import CELLS, cell_visibility
+        from oaml.template import Templates, pooled
+
+        columns, vectors = probe_vectors(probe)
+        near = self._store.nearest(columns[0], vectors[0].numpy(), count, ["person", "image"])
+        alike: dict[str, str] = {}
+        for person, image in zip(near["person"].to_pylist(), near["image"].to_pylist(), strict=True):
+            alike.setdefault(person, image)
+        if not alike:
+            return []
+        found = self._store.rows(["person", "template"], _named(alike))
+        rows: dict[str, list[int]] = {}
+        for row, person in enumerate(found["person"].to_pylist()):
+            rows.setdefault(person, []).append(row)
+        faces = self._packing.unpack_column(found["template"]).dequantised()
+        model = self._need_recogniser().model
+        device = next(model.parameters()).device
+        people = Templates.join([pooled(faces[torch.tensor(some)]) for some in rows.values()]).to(device)
+        probe = probe.to(device)
+        scores = model.compare_all(probe, people)
+        shown = cell_visibility(people.visibility) @ cell_visibility(probe.visibility)[0] / CELLS
+        numbers = zip(*(x.tolist() for x in (scores["fused"][0], scores["cosine"][0], shown)), strict=True)
+        candidates = [
+            Candidate(person, *values, faces=len(some), image=alike[person])
+            for (person, some), values in zip(rows.items(), numbers, strict=True)
+        ]
+        return sorted(candidates, key=lambda c: (c.visible_both < LEAST_SHARED, -c.score))
+
+    # --- the people
+
+    def people(self) -> list[Person]:
+        """Who is enrolled, by name.
+
+        Raises:
+            OamlError: no gallery yet.
+        """
+        rows = self._store.rows(["person"])["person"].to_pylist()
+        pictured = self._store.rows(["person"], "thumbnail is not null")["person"].to_pylist()
+        faces, thumbnails = Counter(rows), Counter(pictured)
+        return [Person(name, faces[name], thumbnails[name]) for name in sorted(faces)]
+
+    def rename(self, old: str, new: str) -> None:
+        """Call a person by another name.
+
+        Raises:
+            OamlError: nobody of the old name, or somebody of the new one.
+        """
+        _need_name(new)
+        self._need_person(old)
+        if self._store.count(f"person = {quoted(new)}"):
+            raise OamlError(f"{new}: is enrolled already; delete one of the two or choose another name")
+        self._store.change(f"person = {quoted(old)}", {"person": quoted(new)})
+
+    def delete(self, *people: str) -> int:
+        """Remove people; returns how many faces they had.
+
+        When this returns, no file of the gallery holds anything of their templates, vectors or thumbnails. An interrupted deletion
+        is finished by whoever opens the gallery next. Exports and backups are not reached. All files that hold a face of theirs are
+        written anew, so it may take as long as copying the gallery does: name several people at once.
+
+        Raises:
+            OamlError: nobody of one of the names; nobody is deleted then.
+        """
+        for person in people:
+            self._need_person(person)
+        return self._store.change(_named(people))
+
+    def picture(self, candidate: Candidate) -> np.ndarray | None:
+        """The enrolled face of a candidate, uint8 RGB [112,112,3]: its thumbnail, or cut from its file where that is unchanged.
+
+        None where there is neither.
+        """
+        where = _where(candidate.person, candidate.image)
+        rows = self._store.rows(["source", "thumbnail"], where).to_pylist()
+        if not rows:
+            return None
+        if rows[0]["thumbnail"] is not None:
+            from oaml.files import read_photograph
+
+            return read_photograph(rows[0]["thumbnail"])
+        source = Path(rows[0]["source"])
+        if not rows[0]["source"] or not source.is_file() or digest(source) != candidate.image:
+            return None
+        return self._crop(source)
+
+    def export(self, file: str | Path) -> Path:
+        """Write everything to FILE.safetensors (a file of templates as `oaml embed` writes it) and FILE.json beside it.
+
+        Raises:
+            OamlError: no gallery yet; another suffix; no room.
+        """
+        from oaml.gallery_export import write
+
+        return write(self._store, self._packing, Path(file))
+
+    def import_(self, file: str | Path) -> Enrolled:
+        """Add all faces of an export, bit for bit; those that are enrolled already are kept.
+
+        Raises:
+            OamlError: no such file, a damaged one, or one of another model than the gallery's.
+        """
+        from oaml.gallery_export import read
+
+        found = read(Path(file))
+        if not self._store:
+            self._create(found.packing, found.templates.model, found.templates.model_name)
+        elif found.templates.model != self._store.facts["model"]:
+            raise OamlError(
+                f"{file}: holds faces of another model ({found.templates.model_name}, {found.templates.model}) than {self.path}; "
+                "import it into a new gallery"
+            )
+        known = {(entry.person, entry.image) for entry in self._entries()}
+        added = 0
+        for rows in found.tables(known):
+            self._store.add(rows)
+            added += len(rows)
+        self._store.tidy()
+        return Enrolled(added=added, kept=len(found.templates.paths) - added)
+
+    # --- what all of it needs
+
+    @cached_property
+    def _model(self) -> str:
+        from oaml.template_file import model_id
+
+        return model_id(self._need_recogniser().model)
+
+    @cached_property
+    def _packing(self) -> Packing:
+        from oaml.gallery_rows import Packing
+
+        return Packing.from_list(self._store.facts["packing"])
+
+    def _need_recogniser(self) -> Recogniser:
+        if self.recogniser is None:
+            raise OamlError(
+                f"{self.path}: this needs a model; give the gallery one: Gallery(path, oaml.load(MODEL))"
+            )
+        return self.recogniser
+
+    def _need_model(self) -> None:
+        facts = self._store.facts
+        if facts["model"] == self._model:
+            return
+        folders = sorted({entry.folder for entry in self._entries() if entry.folder}) or ["FOLDER"]
+        name = self._need_recogniser().name
+        named = "" if name == "starter" else f" --model {name}"
+        again = f"{self.path.rstrip('/')}-{self._model[:8]}"
+        commands = " && ".join(f"oaml enroll {folder} --gallery {again}{named}" for folder in folders)
+        raise OamlError(
+            f"{self.path}: was enrolled with another model ({facts['model_name']}, {facts['model']}), this one is "
+            f"{self._model}; their numbers can't be compared, so enrol again with this one: {commands}"
+        )
+
+    def _need_person(self, name: str) -> None:
+        if self._store.count(f"person = {quoted(name)}"):
+            return
+        like = difflib.get_close_matches(name, [person.name for person in self.people()], 3)
+        hint = f"did you mean {' or '.join(like)}?" if like else f"oaml gallery {self.path} lists all"
+        raise OamlError(f"{name}: nobody of that name is enrolled in {self.path}; {hint}")
+
+    def _entries(self, where: str | None = None) -> Iterator[Entry]:
+        """Of the faces enrolled; none where there is no gallery yet."""
+        if self._store:
+            for row in self._store.rows(Entry._fields, where).to_pylist():
+                yield Entry(**row)
+
+    def _people(self) -> int:
+        version = self._store.table.version
+        if self._count is None or self._count[0] != version:
+            names = self._store.rows(["person"])["person"]
+            self._count = version, len(names.unique())
+        return self._count[1]
+
+
+def _need_name(name: str) -> None:
+    if not name.strip() or not name.isprintable():
+        raise OamlError(f"{name!r}: is no name of a person; give one of printable characters")
+
+
+def _named(people: Iterable[str]) -> str:
+    return f"person in ({', '.join(map(quoted, people))})"
+
+
+def _where(person: str, image: str) -> str:
+    return f"(person = {quoted(person)} and image = {quoted(image)})"
+
+
+def _source(image: Image) -> str:
+    return str(Path(image).resolve()) if isinstance(image, str | os.PathLike) else ""
+
+
+def _jpeg(crop: np.ndarray) -> bytes:
+    from PIL import Image as Pillow
+
+    held = BytesIO()
+    Pillow.fromarray(crop).save(held, "JPEG", quality=95)
+    return held.getvalue()

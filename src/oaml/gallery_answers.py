@@ -1,0 +1,165 @@
+"""What a gallery says: who a face is, who is enrolled, what an enrolment changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from oaml.decision import LEAST_SHARED, REMEDY, Threshold, decide, told_apart
+from oaml.detect import Face
+
+Verdict = Literal["known person", "unknown person", "too little visible to decide", "no threshold"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An enrolled person beside a face. Scores are larger for more alike faces; shares of a face are in [0,1]."""
+
+    person: str
+    score: float
+    """The fused score, which decides."""
+    cosine: float
+    """Of the whole embeddings, as if nothing were covered: the network's plain score, to compare."""
+    visible_both: float
+    """Share of the face that both show in the same places."""
+    faces: int
+    """Enrolled images of the person that were compared."""
+    image: str
+    """SHA-256 of the enrolled image that is most alike."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Who one face of a photograph is."""
+
+    decision: Verdict
+    reason: str
+    """One clause that gives the numbers behind the decision."""
+    person: str | None
+    """The known person, and only then."""
+    candidates: list[Candidate]
+    """The most alike people, best first."""
+    threshold: float | None
+    threshold_from: Literal["model", "user"] | None
+    far: float | None
+    fitted_on: str | None
+    people: int
+    """In the gallery."""
+    strangers_expected: float | None
+    """How many of the people enrolled a stranger's face passes for, on average: people x FAR. None: not known."""
+    visible: float
+    """Share of the face that shows."""
+    face: Face | None
+    """Where it is in the photograph; None for a picture that is an aligned face."""
+    least_visible_both: float = LEAST_SHARED
+    """Below this nothing is decided."""
+
+    @property
+    def remedy(self) -> str | None:
+        """What to do about an answer that is no decision."""
+        if self.decision == "no threshold":
+            return REMEDY
+        if self.decision == "too little visible to decide":
+            return "take a picture on which more of the face shows"
+        return None
+
+    @property
+    def sentence(self) -> str:
+        """Decision and reason, for a title."""
+        return f"{(self.person or self.decision[0].upper() + self.decision[1:])}: {self.reason}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with `remedy`."""
+        place = None if self.face is None else self.face.to_dict()
+        return {**asdict(replace(self, face=None)), "face": place, "remedy": self.remedy}
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who is enrolled."""
+
+    name: str
+    faces: int
+    thumbnails: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """What an enrolment changed, in images."""
+
+    added: int = 0
+    removed: int = 0
+    moved: int = 0
+    """Under another name or in another place, and the same in content."""
+    kept: int = 0
+    left_out: list[str] = field(default_factory=list)
+    """Why an image was not enrolled, a line each."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def judge(
+    candidates: Sequence[Candidate],
+    threshold: Threshold | None,
+    people: int,
+    visible: float,
+    face: Face | None,
+    top: int,
+) -> Found:
+    """Decide who a face is.
+
+    The best of the candidates that have enough in common with the face decides; where none has, nothing can be decided.
+
+    Args:
+        candidates: of any number, best first.
+        threshold: None where there is none.
+        people: in the gallery.
+        visible: share of the face that shows.
+        face: where it is.
+        top: candidates to name.
+    """
+    limit = None if threshold is None else threshold.value
+    judged = [c for c in candidates if c.visible_both >= LEAST_SHARED]
+    best = judged[0] if judged else None
+    if best is not None and limit is not None and best.score >= limit:
+        verdict: Verdict = "known person"
+        reason = decide(best.score, best.visible_both, limit)[1]
+    elif visible < LEAST_SHARED or (candidates and best is None):
+        verdict = "too little visible to decide"
+        shared = max((c.visible_both for c in candidates), default=visible)
+        reason = f"no more than {100 * shared:.1f} % of the face shows here and there, a decision needs {100 * LEAST_SHARED:g} %"
+    elif best is None:
+        verdict, reason = "unknown person", "nobody is enrolled"
+    elif limit is None:
+        verdict = "no threshold"
+        reason = f"{best.person} is the most alike with a score of {best.score:.3f}, and the model has no threshold to judge it by"
+    else:
+        score, wanted = told_apart(best.score, limit)
+        verdict = "unknown person"
+        reason = f"{best.person} is the most alike, and the score {score} stays below the threshold {wanted}"
+    far = None if threshold is None else threshold.far
+    return Found(
+        decision=verdict,
+        reason=reason,
+        person=best.person if best is not None and verdict == "known person" else None,
+        candidates=list(candidates[:top]),
+        threshold=limit,
+        threshold_from=None if threshold is None else "user" if far is None else "model",
+        far=far,
+        fitted_on=None if threshold is None else threshold.fitted_on,
+        people=people,
+        strangers_expected=None if far is None else people * far,
+        visible=visible,
+        face=face,
+    )

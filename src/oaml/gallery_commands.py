@@ -1,0 +1,240 @@
+"""`oaml enroll`, `oaml search` and `oaml gallery`: a gallery on the command line."""
+
+from __future__ import annotations
+
+import sys
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oaml.errors import OamlError
+from oaml.explain import printable
+
+if TYPE_CHECKING:
+    from oaml.gallery import Gallery
+    from oaml.gallery_answers import Found
+
+
+def enroll(
+    folder: Path,
+    *,
+    gallery: str,
+    model: str | None = None,
+    thumbnails: bool = False,
+    json: bool = False,
+    detector: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Make a gallery hold the people of a folder, `FOLDER/NAME/*.jpg`, one person on each photograph.
+
+    Run again, it picks up only what changed, by the content of the files: new images are added, those no longer there are removed
+    for good, moved and renamed ones are kept. An interrupted run is continued by running it again. Images that can't be enrolled
+    are listed at the end.
+
+    Example:
+        oaml enroll people/ --gallery staff
+
+    Args:
+        folder: a folder for every person.
+        gallery: folder of the gallery, or an address such as s3://bucket/staff; made where there is none.
+        model: a model folder; by default the starter model.
+        thumbnails: also keep the aligned faces of new images, so that `oaml search --draw` needs no photographs.
+        json: print one JSON object to stdout and nothing else.
+        detector: a YuNet file; by default the one of `oaml download yunet`.
+        device: cpu, cuda, or auto for a GPU where there is one.
+
+    Raises:
+        OamlError: no such folder, not one image that can be enrolled, or a gallery of another model.
+    """
+    from oaml.gallery import Gallery
+    from oaml.recognise import load
+
+    found = Gallery(gallery, load(model, detector, device))
+    changed = found.enroll_folder(folder, thumbnails)
+    if json:
+        people = [person.to_dict() for person in found.people()]
+        print(dumps({"gallery": gallery, **changed.to_dict(), "people": people}, indent=2))
+        return
+    for line in changed.left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    print(
+        f"{gallery}: {changed.added} images added, {changed.removed} removed, {changed.moved} moved, {changed.kept} kept, "
+        f"{len(changed.left_out)} left out; {len(found.people())} people"
+    )
+
+
+def search(
+    image: Path,
+    *,
+    gallery: str,
+    model: str | None = None,
+    top: int = 5,
+    far: float = 0.001,
+    threshold: float | None = None,
+    draw: Path | None = None,
+    json: bool = False,
+    detector: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Say who is on a photograph: for every face the most alike people of a gallery, and a decision.
+
+    The decision is that of `oaml verify` for the best of them, at the model's threshold for the false-accept rate `far`. A face
+    that nobody enrolled is like enough is an unknown person; one that shows too little is not decided. The larger the gallery, the
+    more often a stranger passes for somebody in it: how often is said too.
+
+    Example:
+        oaml search visitor.jpg --gallery staff --draw why.png
+
+    Args:
+        image: a photograph, or a face aligned to 112x112.
+        gallery: made by `oaml enroll`.
+        model: the model folder that the gallery was enrolled with; by default the starter model.
+        top: people to name for each face.
+        far: share of pairs of different people that may pass; one of those that the model has thresholds for.
+        threshold: decide at this fused score instead; any finite number.
+        draw: PNG to write of the largest face beside the person most like it.
+        json: print one JSON object to stdout and nothing else.
+        detector: a YuNet file; by default the one of `oaml download yunet`.
+        device: cpu, cuda, or auto for a GPU where there is one.
+
+    Raises:
+        OamlError: no gallery or one of another model, a bad image, rate, threshold or name for the picture.
+    """
+    from oaml.gallery import Gallery
+    from oaml.recognise import load
+    from oaml.verify import need_free_name
+
+    if draw is not None:
+        draw = Path(draw)
+        need_free_name(draw, (Path(image),))
+    opened = Gallery(gallery, load(model, detector, device))
+    answers = opened.search(Path(image), top, far, threshold)
+    undrawn = None if draw is None else _draw(opened, Path(image), answers[0], draw)
+    if json:
+        facts: dict[str, Any] = {"image": str(image), "gallery": gallery, "people": answers[0].people}
+        facts |= {"faces": [answer.to_dict() for answer in answers]}
+        facts |= {"picture": str(draw) if draw and not undrawn else None, "no_picture": undrawn}
+        print(dumps(facts, indent=2, allow_nan=False))
+        return
+    _print(answers)
+    if draw is not None:
+        print(f"\nno picture: {undrawn}" if undrawn else f"\npicture: {printable(str(draw))}")
+
+
+def gallery(
+    path: str,
+    *,
+    delete: list[str] = [],  # noqa: B006  (read as the default of a flag; never changed)
+    rename: list[str] = [],  # noqa: B006
+    export: Path | None = None,
+    restore: Path | None = None,
+    json: bool = False,
+) -> None:
+    """List who is enrolled; or delete or rename people, export the gallery, or add what was exported. It needs no model.
+
+    Example:
+        oaml gallery staff --rename Ann "Ann Lee"
+
+    Args:
+        path: folder or address of the gallery.
+        delete: people to remove. Afterwards no file of the gallery holds anything of their faces; exports and backups do.
+        rename: a name and the new one. Rename the folder that `oaml enroll` reads too, or it will bring the old name back.
+        export: FILE.safetensors to write, and FILE.json beside it.
+        restore: FILE.safetensors of an export, to be added; the gallery is made where there is none.
+        json: print one JSON object to stdout and nothing else.
+
+    Raises:
+        OamlError: no gallery, nobody of a name, a file that is no export or of another model, or more than one thing to do.
+    """
+    from oaml.gallery import Gallery
+
+    asked = [name for name, value in _options(delete, rename, export, restore) if value]
+    if len(asked) > 1:
+        raise OamlError(f"{' and '.join(asked)}: one thing at a time; run the command twice")
+    if rename and len(rename) != 2:
+        raise OamlError(f"--rename: takes a name and the new one, not {len(rename)}; quote names with spaces")
+    opened = Gallery(path)
+    done: dict[str, Any] = {}
+    if delete:
+        done["deleted"] = opened.delete(*delete)
+    elif rename:
+        opened.rename(*rename)
+        done["renamed"] = rename
+    elif export is not None:
+        done["exported"] = str(opened.export(export))
+    elif restore is not None:
+        done["restored"] = opened.import_(restore).added
+    people = opened.people()
+    if json:
+        print(dumps({"gallery": path, **done, "people": [person.to_dict() for person in people]}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    for what, value in done.items():
+        said = " -> ".join(value) if isinstance(value, list) else value
+        print(f"{what}: {said}{' images' if isinstance(value, int) else ''}")
+    table = Table("person", title=f"{path}: {len(people)} people", title_justify="left")
+    table.add_column("images", justify="right")
+    table.add_column("thumbnails", justify="right")
+    for person in people:
+        table.add_row(Text(printable(person.name)), str(person.faces), str(person.thumbnails))
+    Console(highlight=False).print(table)
+
+
+def _options(*values: Any) -> list[tuple[str, Any]]:
+    return list(zip(("--delete", "--rename", "--export", "--restore"), values, strict=True))
+
+
+def _draw(gallery: Gallery, image: Path, answer: Found, draw: Path) -> str | None:
+    """Draw the largest face beside the best candidate; or say why not."""
+    from oaml.explain import draw_pair, explain_pair
+
+    if not answer.candidates:
+        return "nobody is enrolled"
+    best = answer.candidates[0]
+    enrolled = gallery.picture(best)
+    if enrolled is None:
+        return (
+            f"there is none of the enrolled face of {best.person}: no thumbnail was kept, and its photograph is gone or changed; "
+            "enrol with --thumbnails"
+        )
+    assert gallery.recogniser is not None
+    probe = gallery.recogniser.crop(gallery.recogniser.subjects(image)[0])
+    explanation = explain_pair(gallery.recogniser.model, probe, enrolled)
+    draw_pair(draw, probe, enrolled, explanation, title=answer.sentence, names=(image.name, best.person))
+    return None
+
+
+def _print(answers: list[Found]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from oaml.verify import origin
+
+    console = Console(highlight=False)
+    for number, answer in enumerate(answers, 1):
+        place = "" if answer.face is None else f" at {answer.face.box[0]:.0f}, {answer.face.box[1]:.0f}"
+        if len(answers) > 1:
+            console.print(Text(f"face {number} of {len(answers)}{place}"))
+        colour = {"known person": "green", "unknown person": "magenta"}.get(answer.decision, "yellow")
+        console.print(Text(printable(answer.person or answer.decision), style=f"bold {colour}"))
+        console.print(Text(printable(answer.reason + (f": {answer.remedy}" if answer.remedy else ""))))
+        table = Table("person", box=None, padding=(0, 2))
+        for column in ("score", "cosine", "both show", "images"):
+            table.add_column(column, justify="right")
+        for c in answer.candidates:
+            numbers = f"{c.score:.3f}", f"{c.cosine:.3f}", f"{100 * c.visible_both:.0f} %", str(c.faces)
+            table.add_row(Text(printable(c.person)), *numbers)
+        console.print(table)
+    first = answers[0]
+    if first.threshold is not None:
+        console.print(Text(f"\nthreshold {first.threshold:.3f}: {origin(first.far, first.fitted_on)}"))
+    if first.strangers_expected is not None:
+        console.print(
+            Text(
+                f"a stranger passes for {first.strangers_expected:.2g} of {first.people:,} people on average"
+            )
+        )

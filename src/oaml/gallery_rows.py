@@ -1,0 +1,156 @@
+"""A face as a row of a gallery: its int8 template in one piece of bytes, and the vectors that find it.
+
+A covered face is a poor query by its whole embedding, for a cover has an embedding too. So a row holds a unit vector for each of a
+few patterns of visibility, the sum of what the cells of that pattern add to the joint embedding, and a probe is compared under the
+pattern that is most like its own visibility, with the sum of what it shows.
+
+Shapes: N faces, E embedding size, K patterns, 49 cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oaml.gallery_folder import Entry
+from oaml.joint import GRID, cell_visibility
+from oaml.quantised import QuantisedTemplates
+from oaml.template import Templates
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def _patterns() -> dict[str, Tensor]:
+    eyes, upper = torch.zeros(GRID), torch.zeros(GRID)
+    eyes[2:4, 1:6] = 1
+    upper[:4] = 1
+    upper[4:, [0, 6]] = 1
+    shown = {"all": torch.ones(GRID), "upper": upper, "eyes": eyes, "around": 1 - eyes}
+    return {name: cells.flatten() for name, cells in shown.items()}
+
+
+PATTERNS = _patterns()
+"""What common covers leave of a face, [49] in [0,1] each: nothing covers it, a medical mask, a niqab, sunglasses."""
+
+
+def column_names() -> list[str]:
+    """The columns of vectors, one a pattern."""
+    return [f"vector_{name}" for name in PATTERNS]
+
+
+def pattern_vectors(faces: Templates) -> dict[str, Tensor]:
+    """Name of a pattern -> [N,E], unit vectors of what the faces show of it."""
+    weight = cell_visibility(faces.visibility)
+    return {
+        name: F.normalize(torch.einsum("nr,nre->ne", weight * pattern, faces.contributions), dim=1)
+        for name, pattern in PATTERNS.items()
+    }
+
+
+def probe_vectors(faces: Templates) -> tuple[list[str], Tensor]:
+    """The column of the pattern most like what each face shows, and [N,E], unit vectors of all that it shows."""
+    weight = cell_visibility(faces.visibility)
+    patterns = torch.stack(list(PATTERNS.values()))
+    nearest = torch.cdist(weight, patterns).argmin(1)
+    shown = F.normalize(torch.einsum("nr,nre->ne", weight, faces.contributions), dim=1)
+    columns = column_names()
+    return [columns[i] for i in nearest.tolist()], shown
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the fields of a template follow each other in its bytes."""
+
+    fields: tuple[tuple[str, str, tuple[int, ...]], ...]
+    """Name, numpy dtype and shape of each, of one face."""
+
+    @staticmethod
+    def of(faces: QuantisedTemplates) -> Packing:
+        """That of templates of this size."""
+        named = ((f.name, getattr(faces, f.name)) for f in fields(faces))
+        return Packing(tuple((name, x.numpy().dtype.str, tuple(x.shape[1:])) for name, x in named))
+
+    @staticmethod
+    def from_list(listed: list[Any]) -> Packing:
+        """What `to_list` gave."""
+        return Packing(tuple((name, kind, tuple(shape)) for name, kind, shape in listed))
+
+    def to_list(self) -> list[Any]:
+        """The same for JSON."""
+        return [[name, kind, list(shape)] for name, kind, shape in self.fields]
+
+    @property
+    def size(self) -> int:
+        """Bytes of a face."""
+        return sum(np.dtype(kind).itemsize * prod(shape) for _, kind, shape in self.fields)
+
+    def pack(self, faces: QuantisedTemplates) -> np.ndarray:
+        """uint8 [N,size]."""
+        parts = [getattr(faces, name).cpu().contiguous().numpy() for name, _, _ in self.fields]
+        return np.concatenate([np.ascontiguousarray(x).reshape(len(x), -1).view(np.uint8) for x in parts], 1)
+
+    def unpack(self, packed: np.ndarray) -> QuantisedTemplates:
+        """What `pack` gave, bit for bit."""
+        found: dict[str, Tensor] = {}
+        start = 0
+        for name, kind, shape in self.fields:
+            end = start + np.dtype(kind).itemsize * prod(shape)
+            values = np.ascontiguousarray(packed[:, start:end]).view(kind).reshape(len(packed), *shape)
+            found[name] = torch.from_numpy(values)
+            start = end
+        return QuantisedTemplates(**found)
+
+    def unpack_column(self, column: pa.ChunkedArray) -> QuantisedTemplates:
+        """The templates of a column of rows."""
+        packed = np.frombuffer(b"".join(column.to_pylist()), np.uint8)
+        return self.unpack(packed.reshape(len(column), self.size).copy())
+
+
+def schema(packing: Packing) -> pa.Schema:
+    """The columns of a gallery."""
+    import pyarrow as pa
+
+    # int8 of a network's output doesn't compress, and what is written as it is can be looked for after a deletion
+    plain = {"lance-encoding:compression": "none"}
+    size = next(shape[0] for name, _, shape in packing.fields if name == "embedding")
+    return pa.schema(
+        [
+            *(pa.field(name, pa.string(), False) for name in Entry._fields),
+            *(pa.field(name, pa.list_(pa.float16(), size), False, plain) for name in column_names()),
+            pa.field("template", pa.binary(packing.size), False, plain),
+            pa.field("thumbnail", pa.binary(), True, plain),
+        ]
+    )
+
+
+def table(
+    entries: Sequence[Entry],
+    faces: QuantisedTemplates,
+    thumbnails: Sequence[bytes | None],
+    packing: Packing,
+) -> pa.Table:
+    """Rows of faces; the vectors follow from the int8 templates, so that an import gives the very same."""
+    import pyarrow as pa
+
+    rows = schema(packing)
+    vectors = pattern_vectors(faces.dequantised())
+    return pa.table(
+        [
+            *(pa.array(values, pa.string()) for values in zip(*entries, strict=True)),
+            *(
+                pa.FixedSizeListArray.from_arrays(pa.array(x.half().numpy().ravel()), x.shape[1])
+                for x in vectors.values()
+            ),
+            pa.array([face.tobytes() for face in packing.pack(faces)], pa.binary(packing.size)),
+            pa.array(thumbnails, pa.binary()),
+        ],
+        schema=rows,
+    )

@@ -1,0 +1,199 @@
+"""Where a gallery lies: one LanceDB table with a row a face, on a disk or in object storage.
+
+Lance never changes a file. Deleting marks rows and leaves their bytes where they are, in old versions, in indices and, until a
+tenth of a file is marked, after `optimize` too. A gallery that deletes people has to do better, so every change of rows writes
+all rows beside them anew, builds the indices again and removes every older version. What is left to do is written down first, and
+the next one who opens the gallery finishes it.
+
+One process may write at a time; any number may read.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from oaml.errors import OamlError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from lancedb.query import LanceVectorQueryBuilder
+    from lancedb.table import Table
+
+FACES, UNFINISHED = "faces", "unfinished"
+INDEXED_FROM = 20_000
+"""Faces from which on an index is worth having: below, a scan of all vectors takes milliseconds."""
+PROBED = 24
+"""Cells of the index that a search looks into."""
+
+
+class Store:
+    """Rows of faces.
+
+    Args:
+        place: a folder, or an address such as `s3://bucket/gallery`. It need not exist: `create` makes it.
+
+    Raises:
+        OamlError: lancedb isn't installed; the place holds something else, or something damaged.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        try:
+            import lancedb
+        except ImportError as error:
+            raise OamlError(
+                "a gallery needs the package lancedb, which is not installed; pip install 'oaml[gallery]'"
+            ) from error
+        self.place = str(place)
+        self._table: Table | None = None
+        local = None if "://" in self.place else Path(self.place)
+        if local is not None and not (local / f"{FACES}.lance").is_dir():
+            if local.exists() and (not local.is_dir() or any(local.iterdir())):
+                raise OamlError(f"{place}: exists and is no gallery; choose another name")
+            self._database = None
+            return
+        try:
+            self._database = lancedb.connect(self.place, read_consistency_interval=timedelta(0))
+            tables = self._database.list_tables().tables
+            if FACES in tables:
+                self._table = self._database.open_table(FACES)
+            if UNFINISHED in tables:
+                self._finish()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise OamlError(
+                f"{place}: the gallery can't be opened ({_brief(error)}); restore it from an export, or enrol into a new one"
+            ) from error
+
+    def __bool__(self) -> bool:
+        """Whether there is a gallery yet."""
+        return self._table is not None
+
+    @property
+    def table(self) -> Table:
+        """The table of faces.
+
+        Raises:
+            OamlError: there is no gallery yet.
+        """
+        if self._table is None:
+            raise OamlError(
+                f"{self.place}: no such gallery; make one with oaml enroll FOLDER --gallery {self.place}"
+            )
+        return self._table
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `create` was given."""
+        return json.loads((self.table.schema.metadata or {})[b"oaml"])
+
+    def create(self, schema: pa.Schema, facts: dict[str, Any]) -> None:
+        """Make an empty gallery that states some facts."""
+        import lancedb
+
+        try:
+            self._database = lancedb.connect(self.place, read_consistency_interval=timedelta(0))
+            schema = schema.with_metadata({"oaml": json.dumps(facts)})
+            self._table = self._database.create_table(FACES, schema=schema)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise OamlError(
+                f"{self.place}: could not be written ({_brief(error)}); free space or choose another place"
+            ) from error
+
+    def add(self, rows: pa.Table) -> None:
+        """More faces, all of them or none."""
+        try:
+            self.table.add(rows)
+        except (RuntimeError, OSError) as error:
+            raise OamlError(
+                f"{self.place}: could not be written ({_brief(error)}); free space and run it again"
+            ) from error
+
+    def count(self, where: str | None = None) -> int:
+        """Faces, or those that a condition holds for."""
+        return self.table.count_rows(where)
+
+    def rows(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
+        """Some columns of all faces, or of those that a condition holds for."""
+        query = self.table.search().select(list(columns))
+        return (query if where is None else query.where(where)).limit(self.count()).to_arrow()
+
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        """All faces, so many at a time."""
+        yield from self.table.search().select(list(columns)).limit(self.count()).to_batches(size)
+
+    def nearest(self, column: str, vector: Any, count: int, columns: Sequence[str]) -> pa.Table:
+        """The faces whose unit vectors are nearest to one, the nearest first."""
+        query = cast("LanceVectorQueryBuilder", self.table.search(vector, vector_column_name=column))
+        query = query.distance_type("l2").nprobes(PROBED).limit(count)
+        return query.select([*columns, "_distance"]).to_arrow()
+
+    def change(self, where: str, values: dict[str, str] | None = None) -> int:
+        """Change or delete faces so that nothing of what they were stays in any file; returns how many they were.
+
+        Args:
+            where: SQL condition on the columns.
+            values: column -> SQL expression of its new value; None deletes the rows.
+        """
+        found = self.table.search().where(where).with_row_id(True).select(["person"]).limit(self.count())
+        numbers = found.to_arrow()["_rowid"].to_pylist()
+        if not numbers:
+            return 0
+        assert self._database is not None
+        task = {"where": where, "values": values, "files": sorted({number >> 32 for number in numbers})}
+        self._database.create_table(UNFINISHED, [{"task": json.dumps(task)}])
+        self._finish()
+        return len(numbers)
+
+    def _finish(self) -> None:
+        """Do what is written down; every step may have been done before."""
+        assert self._database is not None
+        (row,) = self._database.open_table(UNFINISHED).to_arrow().to_pylist()
+        task = json.loads(row["task"])
+        if task["values"] is None:
+            self.table.delete(task["where"])
+        else:
+            self.table.update(where=task["where"], values_sql=task["values"])
+        # the number of a row begins with that of its file: what is left in the files gets new ones
+        ranges = " or ".join(f"(_rowid >= {n << 32} and _rowid < {(n + 1) << 32})" for n in task["files"])
+        self.table.update(where=ranges, values_sql={"person": "person"})
+        self._index(anew=True)
+        self.tidy()
+        self._database.drop_table(UNFINISHED)
+
+    def tidy(self) -> None:
+        """Put small files together, index what is new, and remove every older version."""
+        self._index()
+        with warnings.catch_warnings():  # that other writers would suffer: there are none
+            warnings.simplefilter("ignore", UserWarning)
+            for _ in range(4):  # indexing comes last in it and leaves a version behind, once
+                self.table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
+                if len(self.table.list_versions()) == 1:
+                    return
+
+    def _index(self, anew: bool = False) -> None:
+        """An index of every column that is looked for, where the gallery is large enough; `anew`: of none that are there now."""
+        from lancedb.index import BTree, IvfFlat
+
+        known = {column: index.name for index in self.table.list_indices() for column in index.columns}
+        large = self.count() >= INDEXED_FROM
+        for column in self.table.schema.names:
+            if column != "person" and not column.startswith("vector"):
+                continue
+            if column in known and anew and not large:
+                self.table.drop_index(known[column])
+            elif large and (anew or column not in known):
+                kind = BTree() if column == "person" else IvfFlat(distance_type="l2")
+                self.table.create_index(column, config=kind, replace=True)
+
+
+def quoted(text: str) -> str:
+    """A string of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

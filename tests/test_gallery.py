@@ -1,0 +1,667 @@
+"""A gallery: what is enrolled is found, what is deleted is gone from every file, and an interruption harms nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oaml import gallery_store
+from oaml.align import TEMPLATE
+from oaml.datasets.drawn import draw_face
+from oaml.decision import Threshold
+from oaml.detect import Face
+from oaml.errors import OamlError
+from oaml.gallery import Gallery
+from oaml.gallery_answers import Candidate, judge
+from oaml.gallery_folder import Entry, plan
+from oaml.gallery_rows import PATTERNS, Packing, column_names, probe_vectors
+from oaml.main import main
+from oaml.model import Model, ModelConfig
+from oaml.net import NetConfig
+from oaml.qaconv import QAConvConfig
+from oaml.quantised import QuantisedTemplates
+from oaml.recognise import Recogniser
+from oaml.template import Templates, pooled
+
+lancedb_table = pytest.importorskip("lancedb.table")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Two:
+    """Finds two faces of one size in a picture of 300x150, and none in any other."""
+
+    def find(self, photograph: np.ndarray) -> list[Face]:
+        """See above."""
+        places = [(10, 0.9), (160, 0.8)] if photograph.shape[:2] == (150, 300) else []
+        return [
+            Face(np.array([x, 10.0, 112, 112]), TEMPLATE + np.array((x, 10)), score) for x, score in places
+        ]
+
+
+def group(*people: int) -> np.ndarray:
+    """A picture of two people."""
+    picture = np.full((150, 300, 3), 128, np.uint8)
+    for x, person in zip((10, 160), people, strict=True):
+        picture[10:122, x : x + 112] = draw_face(person, 0)
+    return picture
+
+
+def made(bias: float = 1.0, seed: int = 0, **config: Any) -> Model:
+    """A model with random weights; `bias` is added to the logits of visibility."""
+    torch.manual_seed(seed)
+    net = NetConfig("ir_mini", 16, occlusion_stage=3)
+    model = Model(ModelConfig(net, QAConvConfig(adapter=8), thresholds={"0.001": 9.5, "0.01": 5.0}, **config))
+    with torch.no_grad():
+        assert model.net.occlusion_head.conv2.bias is not None
+        model.net.occlusion_head.conv2.bias.add_(bias)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def recogniser() -> Recogniser:
+    return Recogniser(made(training={"thresholds_fitted_on": "12 drawn pairs"}), Two(), "runs/m")  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six people with two images each; nothing is written here by the tests."""
+    root = tmp_path_factory.mktemp("people")
+    for person in range(6):
+        for shot in range(2):
+            path = root / f"P{person}" / f"{shot}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(draw_face(person, shot)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def enrolled(recogniser: Recogniser, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gallery of these people; nothing is written here by the tests."""
+    path = tmp_path_factory.mktemp("enrolled") / "gallery"
+    Gallery(path, recogniser).enroll_folder(photographs, thumbnails=True, label=None)
+    return path
+
+
+@pytest.fixture
+def gallery(recogniser: Recogniser, enrolled: Path, tmp_path: Path) -> Gallery:
+    """A copy to change."""
+    shutil.copytree(enrolled, tmp_path / "gallery")
+    return Gallery(tmp_path / "gallery", recogniser)
+
+
+@pytest.fixture
+def folder(photographs: Path, tmp_path: Path) -> Path:
+    """A copy of three people's photographs to change."""
+    for person in ("P0", "P1", "P2"):
+        shutil.copytree(photographs / person, tmp_path / "db" / person)
+    return tmp_path / "db"
+
+
+def names(gallery: Gallery) -> dict[str, int]:
+    return {person.name: person.faces for person in gallery.people()}
+
+
+def contents(gallery: Gallery) -> list[dict[str, Any]]:
+    """Every row, in an order of its own."""
+    columns = [*Entry._fields, *column_names(), "template", "thumbnail"]
+    rows = gallery._store.rows(columns).to_pylist()
+    return sorted(rows, key=lambda row: (row["person"], row["image"]))
+
+
+# --- searching
+
+
+def test_an_enrolled_face_is_known(gallery: Gallery, photographs: Path) -> None:
+    (found,) = gallery.search(photographs / "P3" / "0.png", far=0.01)
+    assert (found.decision, found.person) == ("known person", "P3")
+    assert found.candidates[0].person == "P3"
+    assert found.candidates[0].faces == 2
+    assert [c.score for c in found.candidates] == sorted((c.score for c in found.candidates), reverse=True)
+    assert (found.threshold, found.far, found.threshold_from) == (5.0, 0.01, "model")
+    assert found.fitted_on == "12 drawn pairs"
+    assert (found.people, found.strangers_expected) == (6, pytest.approx(0.06))
+    assert len(gallery.search(photographs / "P3" / "0.png", top=2)[0].candidates) == 2
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_every_face_of_a_photograph_has_an_answer(gallery: Gallery) -> None:
+    found = gallery.search(group(4, 1), threshold=-1e9)
+    assert [answer.person for answer in found] == ["P4", "P1"]
+    places = [answer.face.box[0] for answer in found if answer.face is not None]
+    assert places == [10, 160]
+    assert all((a.threshold_from, a.far, a.strangers_expected) == ("user", None, None) for a in found)
+    json.dumps([answer.to_dict() for answer in found], allow_nan=False)
+
+
+def test_a_stranger_is_unknown(gallery: Gallery, photographs: Path) -> None:
+    (found,) = gallery.search(draw_face(77, 0), threshold=1e9)
+    assert (found.decision, found.person) == ("unknown person", None)
+    assert "stays below the threshold" in found.reason
+    assert len(found.candidates) == 5
+
+
+def test_a_covered_face_is_not_decided(
+    gallery: Gallery, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract = gallery.recogniser.templates  # type: ignore[union-attr]
+
+    def hidden(crops: Sequence[np.ndarray]) -> Templates:
+        faces = extract(crops)
+        return Templates(**{**vars(faces), "visibility": torch.zeros_like(faces.visibility)})
+
+    monkeypatch.setattr(gallery.recogniser, "templates", hidden)
+    (found,) = gallery.search(photographs / "P3" / "0.png", threshold=-1e9)
+    assert (found.decision, found.person) == ("too little visible to decide", None)
+    assert found.remedy is not None
+    assert "more of the face" in found.remedy
+
+
+def candidate(person: str, score: float, both: float) -> Candidate:
+    return Candidate(person, score, 0.5, both, 1, "")
+
+
+@pytest.mark.parametrize(
+    ("candidates", "threshold", "verdict", "person"),
+    [
+        ([candidate("A", 3, 0.5)], 2.0, "known person", "A"),
+        ([candidate("A", 3, 0.5)], 3.0, "known person", "A"),
+        ([candidate("A", 3, 0.5)], 3.1, "unknown person", None),
+        ([candidate("A", 1, 0.5), candidate("B", 9, 0.01)], 2.0, "unknown person", None),
+        ([candidate("B", 9, 0.01)], 2.0, "too little visible to decide", None),
+        ([candidate("A", 3, 0.5)], None, "no threshold", None),
+        ([], 2.0, "unknown person", None),
+    ],
+)
+def test_judge(
+    candidates: list[Candidate], threshold: float | None, verdict: str, person: str | None
+) -> None:
+    limit = None if threshold is None else Threshold(threshold, 0.001)
+    found = judge(candidates, limit, 10, 0.8, None, 5)
+    assert (found.decision, found.person) == (verdict, person)
+
+
+def test_search_ranks_as_comparing_with_everybody_does(
+    gallery: Gallery, recogniser: Recogniser, photographs: Path
+) -> None:
+    probe = recogniser.templates([draw_face(2, 5)])
+    rows = gallery._store.rows(["person", "template"])
+    faces = gallery._packing.unpack_column(rows["template"]).dequantised()
+    owner = np.array(rows["person"].to_pylist())
+    people = sorted(set(owner))
+    one_each = [pooled(faces[torch.from_numpy(np.flatnonzero(owner == person))]) for person in people]
+    scores = recogniser.model.compare_all(probe, Templates.join(one_each))["fused"][0]
+    order = [people[i] for i in scores.argsort(descending=True).tolist()]
+    found = gallery.candidates(probe)
+    assert [c.person for c in found] == order
+    assert found[0].score == pytest.approx(scores.max().item(), abs=1e-5)
+
+
+def test_the_first_stage_finds_the_nearest_vectors_of_the_pattern(
+    gallery: Gallery, recogniser: Recogniser
+) -> None:
+    faces = recogniser.templates([draw_face(person, 3) for person in range(8)])
+    shapes = torch.stack(list(PATTERNS.values())).view(-1, 1, 7, 7)
+    for shape, column in zip(shapes, column_names(), strict=True):
+        probes = Templates(**{**vars(faces), "visibility": shape.expand(len(faces), 1, 7, 7)})
+        columns, vectors = probe_vectors(probes)
+        assert set(columns) == {column}
+        kept = gallery._store.rows([column, "image"])
+        matrix = np.array(kept[column].to_pylist(), np.float32)
+        for vector in vectors.numpy():
+            wanted = ((matrix - vector) ** 2).sum(1).argsort()[:4]
+            found = gallery._store.nearest(column, vector, 4, ["image"])["image"].to_pylist()
+            assert found == [kept["image"][i].as_py() for i in wanted]
+
+
+# --- enrolling
+
+
+def test_enrolling_again_picks_up_only_what_changed(
+    recogniser: Recogniser, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = Gallery(tmp_path / "g", recogniser)
+    assert gallery.enroll_folder(folder, label=None).added == 6
+    first = contents(gallery)
+    embedded: list[int] = []
+    extract = recogniser.templates
+    monkeypatch.setattr(recogniser, "templates", lambda crops: embedded.append(len(crops)) or extract(crops))
+    assert gallery.enroll_folder(folder, label=None).kept == 6
+    assert (contents(gallery), embedded) == (first, [])
+
+    (folder / "P0" / "0.png").rename(folder / "P0" / "renamed.png")
+    (folder / "P1").rename(folder / "Ann O'Neil")
+    (folder / "P2" / "1.png").unlink()
+    Image.fromarray(draw_face(2, 7)).save(folder / "P2" / "new.png")
+    changed = gallery.enroll_folder(folder, label=None)
+    assert (changed.added, changed.removed, changed.moved, changed.kept) == (1, 1, 3, 2)
+    assert embedded == [1]
+    assert names(gallery) == {"Ann O'Neil": 2, "P0": 2, "P2": 2}
+    assert {row["source"] for row in contents(gallery)} == {str(p) for p in folder.rglob("*.png")}
+    kept = {row["image"]: row["template"] for row in first}
+    assert all(kept.get(row["image"], row["template"]) == row["template"] for row in contents(gallery))
+
+    # what came another way is no business of this folder
+    gallery.enroll("Bob", draw_face(9, 0))
+    assert gallery.enroll_folder(folder, label=None).removed == 0
+    assert names(gallery)["Bob"] == 1
+
+
+def test_plan_moves_one_image_to_one_place() -> None:
+    old = [Entry("A", "x", "f/A/1", "f"), Entry("B", "y", "g/B/1", "g")]
+    new = [Entry("C", "x", "f/C/1", "f"), Entry("D", "x", "f/D/1", "f")]
+    found = plan(new, old, "f")
+    assert (found.moved, found.new, found.gone) == ([(old[0], new[0])], [new[1]], [])
+
+
+def test_an_interrupted_enrolment_is_continued(
+    recogniser: Recogniser, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oaml.gallery.BATCH", 2)
+    extract = recogniser.templates
+    left = [2]
+
+    def twice(crops: Sequence[np.ndarray]) -> Templates:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return extract(crops)
+
+    monkeypatch.setattr(recogniser, "templates", twice)
+    with pytest.raises(KeyboardInterrupt):
+        Gallery(tmp_path / "g", recogniser).enroll_folder(folder, label=None)
+    monkeypatch.setattr(recogniser, "templates", extract)
+    again = Gallery(tmp_path / "g", recogniser)
+    assert sum(names(again).values()) == 4
+    assert again.search(folder / "P0" / "0.png")[0].candidates[0].person == "P0"
+    assert again.enroll_folder(folder, label=None).added == 2
+    whole = Gallery(tmp_path / "h", recogniser)
+    whole.enroll_folder(folder, label=None)
+    assert contents(again) == contents(whole)
+
+
+def test_images_that_cannot_be_enrolled(recogniser: Recogniser, folder: Path, tmp_path: Path) -> None:
+    (folder / "P0" / "broken.jpg").write_bytes(b"no image")
+    Image.new("RGB", (200, 90)).save(folder / "P1" / "nobody.png")
+    Image.fromarray(group(1, 2)).save(folder / "P2" / "two.png")
+    Image.fromarray(draw_face(1, 0)).save(folder / "loose.png")
+    gallery = Gallery(tmp_path / "g", recogniser)
+    changed = gallery.enroll_folder(folder, label=None)
+    assert changed.added == 6
+    said = " ".join(changed.left_out)
+    assert len(changed.left_out) == 4
+    for part in (
+        "broken.jpg: is not a readable",
+        "nobody.png: no face",
+        "two.png: shows 2 faces",
+        "loose.png",
+    ):
+        assert part in said
+    before = contents(gallery)
+    for image, part in ((folder / "P2" / "two.png", "2 faces"), (tmp_path / "none.png", "none.png")):
+        with pytest.raises(OamlError, match=part):
+            gallery.enroll("Ann", [draw_face(5, 0), image])
+    for name in ("", " ", "a\nb"):
+        with pytest.raises(OamlError, match="name"):
+            gallery.enroll(name, draw_face(5, 0))
+    with pytest.raises(OamlError, match="no images"):
+        gallery.enroll("Ann", [])
+    assert contents(gallery) == before
+
+
+def test_bad_folders_leave_no_gallery(recogniser: Recogniser, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad" / "A").mkdir(parents=True)
+    (tmp_path / "bad" / "A" / "x.png").write_bytes(b"")
+    (tmp_path / "flat").mkdir()
+    Image.fromarray(draw_face(1, 0)).save(tmp_path / "flat" / "a.png")
+    gallery = Gallery(tmp_path / "g", recogniser)
+    for name, part in (
+        ("none", "no such folder"),
+        ("empty", "no images"),
+        ("bad", "x.png"),
+        ("flat", "NAME"),
+    ):
+        with pytest.raises(OamlError, match=part):
+            gallery.enroll_folder(tmp_path / name, label=None)
+    assert not (tmp_path / "g").exists()
+    with pytest.raises(OamlError, match="is no gallery"):
+        Gallery(tmp_path / "bad", recogniser)
+    for call in (gallery.people, lambda: gallery.search(draw_face(1, 0)), lambda: gallery.delete("A")):
+        with pytest.raises(OamlError, match="oaml enroll"):
+            call()
+
+
+def test_the_same_image_again_is_kept(gallery: Gallery, photographs: Path) -> None:
+    path = photographs / "P0" / "0.png"
+    changed = gallery.enroll("P0", [path, path.read_bytes(), draw_face(0, 4)])
+    assert (changed.added, changed.kept) == (1, 1)
+    assert names(gallery)["P0"] == 3
+
+
+# --- people
+
+
+def test_rename(gallery: Gallery, photographs: Path) -> None:
+    gallery.rename("P1", "Ann O'Neil")
+    assert names(gallery)["Ann O'Neil"] == 2
+    assert gallery.search(photographs / "P1" / "0.png")[0].candidates[0].person == "Ann O'Neil"
+    with pytest.raises(OamlError, match="already"):
+        gallery.rename("P2", "P3")
+    with pytest.raises(OamlError, match="did you mean"):
+        gallery.rename("Ann ONeil", "Bob")
+
+
+def test_another_model_is_refused_with_the_command_that_enrols_again(
+    enrolled: Path, photographs: Path
+) -> None:
+    other = Recogniser(made(seed=1), None, "runs/other")
+    with pytest.raises(OamlError) as caught:
+        Gallery(enrolled, other)
+    said = str(caught.value)
+    assert f"oaml enroll {photographs} --gallery {enrolled}-" in said
+    assert "runs/m" in said
+    assert said.endswith("--model runs/other")
+
+
+def test_export_and_import_restore_everything(
+    gallery: Gallery, recogniser: Recogniser, tmp_path: Path
+) -> None:
+    gallery.enroll("Bob", draw_face(9, 0))
+    file = gallery.export(tmp_path / "out" / "all.safetensors")
+    assert sorted(p.name for p in file.parent.iterdir()) == ["all.json", "all.safetensors"]
+    restored = Gallery(tmp_path / "restored")
+    assert restored.import_(file).added == 13
+    assert contents(restored) == contents(gallery)
+    assert restored.import_(file).kept == 13
+    opened = Gallery(tmp_path / "restored", recogniser)
+    assert opened.search(draw_face(9, 0))[0] == gallery.search(draw_face(9, 0))[0]
+
+    said = json.loads((tmp_path / "out" / "all.json").read_text())
+    said["faces"].pop()
+    (tmp_path / "out" / "all.json").write_text(json.dumps(said))
+    with pytest.raises(OamlError, match="does not belong"):
+        restored.import_(file)
+    (tmp_path / "out" / "all.json").write_text("{")
+    with pytest.raises(OamlError, match="damaged"):
+        restored.import_(file)
+    (tmp_path / "out" / "all.json").unlink()
+    with pytest.raises(OamlError, match=r"all\.json: no such file"):
+        restored.import_(file)
+    with pytest.raises(OamlError, match="ends so"):
+        gallery.export(tmp_path / "all.json")
+
+
+# --- deleting
+
+
+def traces(gallery: Gallery, person: str) -> list[bytes]:
+    """Pieces of bytes that only this person's rows hold: templates, vectors of every pattern, thumbnails."""
+    rows = [row for row in contents(gallery) if row["person"] == person]
+    pieces = [row["template"][start : start + 48] for row in rows for start in (0, 200, 700)]
+    pieces += [np.array(row[c], np.float16).tobytes() for row in rows for c in column_names()]
+    pieces += [row["thumbnail"][-400:-340] for row in rows if row["thumbnail"]]  # tables come first in a JPEG
+    others = b"".join(row["template"] for row in contents(gallery) if row["person"] != person)
+    return [piece for piece in pieces if piece not in others]
+
+
+def holding(place: Path, pieces: list[bytes]) -> list[set[str]]:
+    """For every piece the folders of the store with a file that holds it."""
+    files = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    return [{path.relative_to(place).parts[1] for path, data in files.items() if p in data} for p in pieces]
+
+
+@pytest.fixture(scope="module")
+def indexed(enrolled: Path, recogniser: Recogniser, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gallery with indices in which one person is far less than the tenth that lance rewrites by itself."""
+    path = tmp_path_factory.mktemp("indexed") / "gallery"
+    shutil.copytree(enrolled, path)
+    gallery = Gallery(path, recogniser)
+    people = range(10, 30)
+    entries = [Entry(f"P{person}", f"image {person}", "", "") for person in people]
+    gallery._add(entries, [draw_face(person, 0) for person in people], thumbnails=False)
+    gallery._store.tidy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery_store, "INDEXED_FROM", 10)
+        gallery._store.tidy()
+    return path
+
+
+@pytest.fixture
+def large(indexed: Path, recogniser: Recogniser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gallery:
+    """A copy to change."""
+    monkeypatch.setattr(gallery_store, "INDEXED_FROM", 10)
+    shutil.copytree(indexed, tmp_path / "large")
+    return Gallery(tmp_path / "large", recogniser)
+
+
+def test_lance_alone_leaves_the_bytes_of_deleted_rows(large: Gallery) -> None:
+    """Why `Store.change` does what it does; where this fails, it may do less."""
+    pieces = traces(large, "P1")
+    large._store.table.delete("person = 'P1'")
+    large._store.tidy()
+    assert any(holding(Path(large.path), pieces))
+
+
+def test_nothing_of_a_deleted_person_stays(large: Gallery) -> None:
+    place = Path(large.path)
+    pieces, others = traces(large, "P1"), traces(large, "P2")
+    found = holding(place, pieces)
+    assert all("data" in folders for folders in found)
+    assert any("_indices" in folders for folders in found)  # the search sees into indices as well
+    assert large.delete("P1") == 2
+    assert not any(holding(place, pieces))
+    assert all(holding(place, others))
+    assert "P1" not in names(large)
+    assert len(names(large)) == 25
+    assert large._store.table.list_indices()
+    assert large.search(draw_face(15, 0))[0].candidates[0].person == "P15"
+
+
+def test_nothing_stays_after_a_rename_either(large: Gallery) -> None:
+    pieces = traces(large, "P3")
+    large.rename("P3", "Ann")
+    large.delete("Ann", "P4")
+    assert not any(holding(Path(large.path), pieces))
+
+
+@pytest.mark.parametrize("step", ["delete", "update", "create_index", "optimize"])
+@pytest.mark.parametrize("after", [False, True])
+def test_an_interrupted_deletion_is_finished_by_the_next_opening(
+    large: Gallery, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
+    pieces = traces(large, "P1")
+    real: Callable[..., Any] = getattr(lancedb_table.LanceTable, step)
+
+    def interrupted(*args: Any, **named: Any) -> Any:
+        if after:
+            real(*args, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lancedb_table.LanceTable, step, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            large.delete("P1")
+    again = Gallery(large.path, large.recogniser)
+    assert not any(holding(Path(large.path), pieces))
+    assert len(names(again)) == 25
+    assert [path.name for path in Path(large.path).iterdir()] == ["faces.lance"]
+
+
+def test_a_removed_file_is_gone_too(recogniser: Recogniser, folder: Path, tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path / "g", recogniser)
+    gallery.enroll_folder(folder, thumbnails=True, label=None)
+    pieces = traces(gallery, "P1")
+    assert all(holding(tmp_path / "g", pieces))
+    shutil.rmtree(folder / "P1")
+    assert gallery.enroll_folder(folder, label=None).removed == 2
+    assert not any(holding(tmp_path / "g", pieces))
+
+
+# --- templates
+
+
+def random_faces(count: int, seed: int = 0) -> Templates:
+    """Faces whose contributions sum to their raw embedding, some cells hidden, some shown alike."""
+    generator = torch.Generator().manual_seed(seed)
+    contributions = torch.randn(count, 49, 16, generator=generator)
+    raw = contributions.sum(1)
+    return Templates(
+        embedding=torch.nn.functional.normalize(raw, dim=1),
+        norm=raw.norm(dim=1),
+        visibility=(torch.rand(count, 1, 7, 7, generator=generator) * 4 - 1).clamp(0, 1),
+        local=torch.nn.functional.normalize(torch.randn(count, 8, 7, 7, generator=generator), dim=1),
+        contributions=contributions,
+    )
+
+
+def close(a: Templates, b: Templates) -> None:
+    for name, values in vars(a).items():
+        torch.testing.assert_close(values, getattr(b, name), msg=name)
+
+
+def test_pooling_one_face_gives_it_back() -> None:
+    face = random_faces(1)
+    close(pooled(face), face)
+    twice = Templates.join([face, face])
+    close(pooled(twice), Templates(**{**vars(face), "contributions": pooled(twice).contributions}))
+    shown = face.visibility.flatten() > 0
+    torch.testing.assert_close(pooled(twice).contributions[0, shown], face.contributions[0, shown])
+    with pytest.raises(ValueError, match="no faces"):
+        pooled(random_faces(2)[:0])
+
+
+def test_pooling_does_not_depend_on_the_order() -> None:
+    faces = random_faces(5)
+    for seed in range(4):
+        order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
+        close(pooled(faces[order]), pooled(faces))
+
+
+def test_pooled_contributions_sum_to_the_pooled_embedding_of_bare_faces() -> None:
+    faces = random_faces(3)
+    bare = Templates(**{**vars(faces), "visibility": torch.ones_like(faces.visibility)})
+    one = pooled(bare)
+    torch.testing.assert_close(one.contributions.sum(1), one.embedding * one.norm[:, None])
+    torch.testing.assert_close(one.contributions, bare.contributions.mean(0, keepdim=True))
+
+
+def test_each_cell_is_of_the_faces_that_show_it() -> None:
+    faces = random_faces(2)
+    upper = torch.zeros(1, 7, 7)
+    upper[:, :3] = 1
+    halves = Templates(**{**vars(faces), "visibility": torch.stack([upper, 1 - upper])})
+    one = pooled(halves)
+    assert one.visibility.min() == 1
+    for rows, face in ((slice(0, 3), 0), (slice(3, 7), 1)):
+        cells = one.contributions.view(7, 7, -1)[rows]
+        torch.testing.assert_close(cells, faces.contributions[face].view(7, 7, -1)[rows])
+        assert torch.equal(one.local[0, :, rows], faces.local[face, :, rows])
+    hidden = Templates(**{**vars(faces), "visibility": torch.zeros_like(faces.visibility)})
+    assert all(values.isfinite().all() for values in vars(pooled(hidden)).values())
+
+
+def test_packing_gives_back_every_bit() -> None:
+    faces = QuantisedTemplates.of(random_faces(3))
+    packing = Packing.of(faces)
+    packed = packing.pack(faces)
+    assert packed.shape == (3, faces.bytes_per_face) == (3, packing.size)
+    found = Packing.from_list(json.loads(json.dumps(packing.to_list()))).unpack(packed)
+    assert all(torch.equal(values, getattr(faces, name)) for name, values in vars(found).items())
+
+
+# --- the command line
+
+
+@pytest.fixture
+def here(recogniser: Recogniser, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to run in, with a model, photographs and a gallery of them."""
+    monkeypatch.chdir(tmp_path)
+    recogniser.model.save(tmp_path / "m")
+    assert main(["enroll", "db", "--gallery", "g", "--model", "m", "--json"]) == 0
+    return tmp_path
+
+
+def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """What a command says with --json: one object on stdout."""
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of a wrong input."""
+    capsys.readouterr()
+    assert main(list(arguments)) == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    return captured.err
+
+
+def test_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = asked(capsys, "enroll", "db", "--gallery", "g", "--model", "m")
+    assert (again["added"], again["kept"], len(again["people"])) == (0, 6, 3)
+    search = ("search", "db/P1/0.png", "--gallery", "g", "--model", "m", "--far", "0.01")
+    found = asked(capsys, *search, "--top", "2", "--draw", "why.png")
+    assert found["faces"][0]["person"] == "P1"
+    assert len(found["faces"][0]["candidates"]) == 2
+    assert (found["picture"], found["no_picture"]) == ("why.png", None)
+    assert Image.open("why.png").size[0] > 500
+    assert main(list(search)) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("P1", "reaches the threshold", "12 drawn pairs", "a stranger passes for 0.03 of 3 people"):
+        assert part in text
+
+    shutil.move("db", "elsewhere")
+    found = asked(capsys, "search", "elsewhere/P1/0.png", *search[2:], "--draw", "other.png")
+    assert found["picture"] is None
+    assert "--thumbnails" in found["no_picture"]
+    assert not Path("other.png").exists()
+
+    assert asked(capsys, "gallery", "g", "--rename", "P1", "Ann Lee")["renamed"] == ["P1", "Ann Lee"]
+    assert asked(capsys, "gallery", "g", "--delete", "P0", "P2")["deleted"] == 4
+    asked(capsys, "gallery", "g", "--export", "all.safetensors")
+    assert asked(capsys, "gallery", "new", "--restore", "all.safetensors")["restored"] == 2
+    assert asked(capsys, "gallery", "new")["people"] == [{"name": "Ann Lee", "faces": 2, "thumbnails": 0}]
+    assert main(["gallery", "new"]) == 0
+    assert "Ann Lee" in capsys.readouterr().out
+
+
+def test_wrong_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "oaml enroll FOLDER --gallery none" in refused(
+        capsys, "search", "db/P1/0.png", "--gallery", "none", "--model", "m"
+    )
+    assert not Path("none").exists()
+    assert "oaml enroll" in refused(capsys, "gallery", "none")
+    assert "did you mean" in refused(capsys, "gallery", "g", "--delete", "P11")
+    assert "one thing at a time" in refused(
+        capsys, "gallery", "g", "--delete", "P1", "--export", "x.safetensors"
+    )
+    assert "--rename" in refused(capsys, "gallery", "g", "--rename", "P1")
+    assert "top" in refused(capsys, "search", "db/P1/0.png", "--gallery", "g", "--model", "m", "--top", "0")
+    assert "no such image" in refused(capsys, "search", "x.png", "--gallery", "g", "--model", "m")
+    assert "PNG" in refused(
+        capsys, "search", "db/P1/0.png", "--gallery", "g", "--model", "m", "--draw", "why.jpg"
+    )
+    version = next(Path("g/faces.lance/_versions").glob("*.manifest"))
+    version.write_bytes(b"damaged")
+    assert "can't be opened" in refused(capsys, "gallery", "g")
+
+
+def test_without_lancedb_the_extra_is_named(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['lancedb'] = None; sys.modules['pyarrow'] = None\n"
+        "import oaml.gallery, oaml.gallery_commands, oaml.gallery_export, oaml.gallery_rows\n"
+        f"oaml.gallery.Gallery({str(tmp_path)!r})"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install 'oaml[gallery]'" in result.stderr
