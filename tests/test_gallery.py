@@ -497,6 +497,26 @@ def test_an_interrupted_deletion_is_finished_by_the_next_opening(
     assert [path.name for path in Path(large.path).iterdir()] == ["faces.lance"]
 
 
+def test_a_list_of_things_to_do_that_is_half_written_counts_for_nothing(large: Gallery) -> None:
+    before = contents(large)
+    (Path(large.path) / "unfinished.lance" / "data").mkdir(parents=True)
+    (Path(large.path) / "unfinished.lance" / "data" / "0.lance").write_bytes(b"half")
+    again = Gallery(large.path, large.recogniser)
+    assert contents(again) == before
+    assert [path.name for path in Path(large.path).iterdir()] == ["faces.lance"]
+    assert again.delete("P1") == 2
+
+
+def test_a_gallery_has_an_address_or_a_path(recogniser: Recogniser, tmp_path: Path) -> None:
+    gallery = Gallery(f"file://{tmp_path}/g", recogniser)
+    with pytest.raises(OamlError, match="oaml enroll"):
+        gallery.people()
+    gallery.enroll("Ann", draw_face(1, 0))
+    gallery.enroll("Bob", draw_face(2, 0))
+    assert gallery.delete("Ann") == 1
+    assert names(Gallery(tmp_path / "g", recogniser)) == {"Bob": 1}
+
+
 def test_a_removed_file_is_gone_too(recogniser: Recogniser, folder: Path, tmp_path: Path) -> None:
     gallery = Gallery(tmp_path / "g", recogniser)
     gallery.enroll_folder(folder, thumbnails=True, label=None)

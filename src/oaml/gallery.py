@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from oaml.decision import LEAST_SHARED, Threshold
+from oaml.decision import Threshold
 from oaml.errors import OamlError
 from oaml.files import Image, name_of
 from oaml.gallery_answers import Candidate, Enrolled, Found, Person, judge
@@ -203,42 +203,10 @@ class Gallery:
         ]
 
     def candidates(self, probe: Templates, count: int = CANDIDATES) -> list[Candidate]:
-        """The people most like one face, best first; those with too little in common to decide come last.
+        """The people most like one face, best first; see `oaml.gallery_search.candidates`."""
+        from oaml.gallery_search import candidates
 
-        Args:
-            probe: one template.
-            count: faces that the first stage hands over, several of which may be one person's.
-        """
-        import torch
-
-        from oaml.gallery_rows import probe_vectors
-        from oaml.joint import CELLS, cell_visibility
-        from oaml.template import Templates, pooled
-
-        columns, vectors = probe_vectors(probe)
-        near = self._store.nearest(columns[0], vectors[0].numpy(), count, ["person", "image"])
-        alike: dict[str, str] = {}
-        for person, image in zip(near["person"].to_pylist(), near["image"].to_pylist(), strict=True):
-            alike.setdefault(person, image)
-        if not alike:
-            return []
-        found = self._store.rows(["person", "template"], _named(alike))
-        rows: dict[str, list[int]] = {}
-        for row, person in enumerate(found["person"].to_pylist()):
-            rows.setdefault(person, []).append(row)
-        faces = self._packing.unpack_column(found["template"]).dequantised()
-        model = self._need_recogniser().model
-        device = next(model.parameters()).device
-        people = Templates.join([pooled(faces[torch.tensor(some)]) for some in rows.values()]).to(device)
-        probe = probe.to(device)
-        scores = model.compare_all(probe, people)
-        shown = cell_visibility(people.visibility) @ cell_visibility(probe.visibility)[0] / CELLS
-        numbers = zip(*(x.tolist() for x in (scores["fused"][0], scores["cosine"][0], shown)), strict=True)
-        candidates = [
-            Candidate(person, *values, faces=len(some), image=alike[person])
-            for (person, some), values in zip(rows.items(), numbers, strict=True)
-        ]
-        return sorted(candidates, key=lambda c: (c.visible_both < LEAST_SHARED, -c.score))
+        return candidates(self._store, self._packing, self._need_recogniser().model, probe, count)
 
     # --- the people
 

@@ -151,7 +151,13 @@ class Store:
     def _finish(self) -> None:
         """Do what is written down; every step may have been done before."""
         assert self._database is not None
-        (row,) = self._database.open_table(UNFINISHED).to_arrow().to_pylist()
+        try:
+            (row,) = self._database.open_table(UNFINISHED).to_arrow().to_pylist()
+        except (RuntimeError, ValueError, OSError):
+            # written or removed by half: either nothing was begun, or everything is done but for the older versions
+            self.tidy()
+            self._database.drop_table(UNFINISHED)
+            return
         task = json.loads(row["task"])
         if task["values"] is None:
             self.table.delete(task["where"])
@@ -165,7 +171,11 @@ class Store:
         self._database.drop_table(UNFINISHED)
 
     def tidy(self) -> None:
-        """Put small files together, index what is new, and remove every older version."""
+        """Put small files together, index what is new, and remove every older version.
+
+        Raises:
+            OamlError: older versions stay, for another process writes too.
+        """
         self._index()
         with warnings.catch_warnings():  # that other writers would suffer: there are none
             warnings.simplefilter("ignore", UserWarning)
@@ -173,9 +183,14 @@ class Store:
                 self.table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
                 if len(self.table.list_versions()) == 1:
                     return
+        raise OamlError(f"{self.place}: another process writes to it; end that one and run this again")
 
     def _index(self, anew: bool = False) -> None:
-        """An index of every column that is looked for, where the gallery is large enough; `anew`: of none that are there now."""
+        """Index every column that is looked for, where the gallery is large enough.
+
+        Args:
+            anew: also those that are indexed, since an index keeps what was deleted.
+        """
         from lancedb.index import BTree, IvfFlat
 
         known = {column: index.name for index in self.table.list_indices() for column in index.columns}

@@ -1,0 +1,50 @@
+"""The two stages of a search: faces near a probe by one vector, then their people by the fused score of their templates."""
+
+from __future__ import annotations
+
+import torch
+
+from oaml.decision import LEAST_SHARED
+from oaml.gallery_answers import Candidate
+from oaml.gallery_rows import Packing, probe_vectors
+from oaml.gallery_store import Store, quoted
+from oaml.joint import CELLS, cell_visibility
+from oaml.model import Model
+from oaml.template import Templates, pooled
+
+
+@torch.inference_mode()
+def candidates(store: Store, packing: Packing, model: Model, probe: Templates, count: int) -> list[Candidate]:
+    """The people most like one face, best first; those with too little in common to decide come last.
+
+    Args:
+        store: of a gallery.
+        packing: of its templates.
+        model: that made them, on any device.
+        probe: one template, on the CPU.
+        count: faces that the first stage hands over, several of which may be one person's. Of their people all faces are compared,
+            as one pooled template.
+    """
+    columns, vectors = probe_vectors(probe)
+    near = store.nearest(columns[0], vectors[0].numpy(), count, ["person", "image"])
+    alike: dict[str, str] = {}
+    for person, image in zip(near["person"].to_pylist(), near["image"].to_pylist(), strict=True):
+        alike.setdefault(person, image)
+    if not alike:
+        return []
+    found = store.rows(["person", "template"], f"person in ({', '.join(map(quoted, alike))})")
+    rows: dict[str, list[int]] = {}
+    for row, person in enumerate(found["person"].to_pylist()):
+        rows.setdefault(person, []).append(row)
+    faces = packing.unpack_column(found["template"]).dequantised()
+    people = Templates.join([pooled(faces[torch.tensor(some)]) for some in rows.values()])
+    device = next(model.parameters()).device
+    probe, people = probe.to(device), people.to(device)
+    scores = model.compare_all(probe, people)
+    shown = cell_visibility(people.visibility) @ cell_visibility(probe.visibility)[0] / CELLS
+    numbers = zip(*(x.tolist() for x in (scores["fused"][0], scores["cosine"][0], shown)), strict=True)
+    ranked = [
+        Candidate(person, *values, faces=len(some), image=alike[person])
+        for (person, some), values in zip(rows.items(), numbers, strict=True)
+    ]
+    return sorted(ranked, key=lambda c: (c.visible_both < LEAST_SHARED, -c.score))
