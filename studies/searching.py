@@ -22,7 +22,7 @@ from oaml.main import keep_freed_memory
 from oaml.model import Model
 from oaml.occluders import load_templates
 
-KINDS = ["niqab", "mask", "sunglasses", "patch"]
+KINDS = ["niqab", "mask", "sunglasses"]
 FIRST = (10, 20, 50)
 
 
