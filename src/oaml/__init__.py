@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
-__all__ = ["Recogniser", "load"]
+__all__ = ["Gallery", "Recogniser", "load"]
 
 if TYPE_CHECKING:
+    from oaml.gallery import Gallery
     from oaml.recognise import Recogniser, load
 
 
@@ -13,7 +14,7 @@ def __getattr__(name: str) -> Any:
     """The Python API, imported when it is first used: `import oaml` alone stays light."""
     from importlib import import_module
 
-    modules = {"Recogniser": "oaml.recognise", "load": "oaml.recognise"}
+    modules = {"Gallery": "oaml.gallery", "Recogniser": "oaml.recognise", "load": "oaml.recognise"}
     if name not in modules:
         raise AttributeError(f"module 'oaml' has no attribute {name!r}")
     return getattr(import_module(modules[name]), name)

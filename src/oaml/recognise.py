@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oaml.decision import Answer, Threshold, decide_pairs, fitted_threshold
-from oaml.detect import Detector, Face
+from oaml.detect import LEAST_EYES, Detector, Face
 from oaml.errors import OamlError
-from oaml.files import Image, name_of, read_photograph
+from oaml.files import FACE_SIZE, Image, name_of, read_photograph
 from oaml.photographs import Subject, find_subjects, load_detector
 
 if TYPE_CHECKING:
     from oaml.model import Model
     from oaml.template import Templates
+    from oaml.tracks import Track
 
 STARTER = Path(__file__).parent / "starter"
 """The model folder that comes with the package."""
@@ -79,6 +80,27 @@ class Recogniser:
             OamlError: an unreadable picture, no face, too small a face, or no detector for a picture that is no aligned face.
         """
         return find_subjects(image, self.detector)
+
+    def usable(self, frame: np.ndarray) -> list[Subject]:
+        """As `subjects`, of a frame of a film: none is an empty list."""
+        if frame.shape[:2] == (FACE_SIZE, FACE_SIZE):
+            return [Subject(frame, None)]
+        found = self.detect(frame)
+        return [Subject(frame, face, len(found)) for face in found if face.eyes >= LEAST_EYES]
+
+    def tracks(self, film: str | Path, every: int = 1) -> list[Track]:
+        """The faces of a film or of a folder of frames, each followed through it; see `oaml.tracks`.
+
+        Args:
+            film: a file, or a folder of pictures in the order of their names.
+            every: look at every n-th frame only.
+
+        Raises:
+            OamlError: a film or frame that can't be read; no detector; a model without thresholds.
+        """
+        from oaml.tracks import find_tracks, read_frames
+
+        return find_tracks(self, read_frames(film, every))
 
     def align(self, image: Image) -> list[np.ndarray]:
         """The same faces as aligned crops, uint8 RGB [112,112,3]; landmarks that the model says are covered count less."""

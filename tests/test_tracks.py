@@ -1,0 +1,150 @@
+"""Faces of a film: one track each, by place and looks, and what its frames show together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oaml.align import TEMPLATE
+from oaml.datasets.drawn import draw_face
+from oaml.detect import Face
+from oaml.errors import OamlError
+from oaml.model import Model, ModelConfig
+from oaml.net import NetConfig
+from oaml.qaconv import QAConvConfig
+from oaml.recognise import Recogniser
+from oaml.tracks import PATIENCE, Frame, find_tracks, is_film, read_frames
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+WIDTH, HEIGHT = 480, 130
+
+
+class Told:
+    """A detector that knows where the faces of the next frame are."""
+
+    def __init__(self) -> None:
+        self.places: list[list[int]] = []
+
+    def find(self, photograph: np.ndarray) -> list[Face]:
+        """Faces of 112 pixels, the left one first."""
+        return [
+            Face(np.array([x, 5.0, 112, 112]), TEMPLATE + np.array((x, 5)), 0.9) for x in self.places.pop(0)
+        ]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """Random weights with a threshold between what a face has with itself and with another person."""
+    torch.manual_seed(0)
+    made = Model(ModelConfig(NetConfig("ir_mini", 16, occlusion_stage=3), QAConvConfig(adapter=8))).eval()
+    faces = Recogniser(made).represent([draw_face(p, 0) for p in (1, 2, 3)])
+    fused = made.compare_all(faces, faces)["fused"]
+    own, other = fused.diag().min(), (fused - 1e6 * torch.eye(3)).max()
+    assert own > other + 1
+    made.config.thresholds = {"0.001": float((own + other) / 2)}
+    return made
+
+
+def follow(model: Model, scenes: list[dict[int, np.ndarray]]) -> list[list[tuple[int, int]]]:
+    """Tracks of frames that show faces at some places, as (frame, place)."""
+    told = Told()
+    frames: list[Frame] = []
+    for number, scene in enumerate(scenes):
+        picture = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+        for x, face in scene.items():
+            picture[5:117, x : x + 112] = face
+        frames.append((number, picture))
+        told.places.append(list(scene))
+    tracks = find_tracks(Recogniser(model, told), frames)  # type: ignore[arg-type]
+    return [
+        [(n, int(f.box[0])) for n, f in zip(t.frames, t.faces, strict=True) if f is not None] for t in tracks
+    ]
+
+
+def test_two_people_who_pass_each_other(model: Model) -> None:
+    a, b = draw_face(1, 0), draw_face(2, 0)
+    scenes = [{40 * i: a, 320 - 40 * i: b} for i in range(9) if abs(320 - 80 * i) >= 112]
+    tracks = follow(model, scenes)
+    assert len(tracks) == 2
+    left, right = ([x for _, x in track] for track in tracks)
+    assert left == sorted(left)
+    assert right == sorted(right, reverse=True)
+
+
+def test_another_person_in_the_same_place_is_another_track(model: Model) -> None:
+    scenes = [{100: draw_face(1, 0)}] * 2 + [{100: draw_face(2, 0)}] * 2
+    assert follow(model, scenes) == [[(0, 100), (1, 100)], [(2, 100), (3, 100)]]
+
+
+def test_who_comes_back_in_time_goes_on_with_the_track(model: Model) -> None:
+    a, empty = {0: draw_face(1, 0)}, {}
+    back = {300: draw_face(1, 0)}
+    assert len(follow(model, [a, *[empty] * (PATIENCE - 1), back])) == 1
+    assert len(follow(model, [a, *[empty] * PATIENCE, back])) == 2
+
+
+def test_no_two_faces_of_a_frame_share_a_track(model: Model) -> None:
+    a = draw_face(1, 0)
+    tracks = follow(model, [{0: a}, {0: a, 200: a}, {0: a, 200: a}])
+    assert sorted(tracks) == [[(0, 0), (1, 0), (2, 0)], [(1, 200), (2, 200)]]
+
+
+def test_a_track_shows_what_its_frames_show_together(model: Model) -> None:
+    face = draw_face(1, 0)
+    recogniser = Recogniser(model)
+    (track,) = recogniser_tracks(recogniser, [face, face, face])
+    alone = recogniser.represent(face)
+    assert torch.allclose(track.template.embedding, alone.embedding, atol=1e-5)
+    assert torch.allclose(track.template.contributions, alone.contributions, atol=1e-5)
+    assert np.array_equal(track.crop, face)
+    said = json.loads(json.dumps(track.to_dict()))
+    assert (said["first_frame"], said["last_frame"], said["frames"]) == (0, 2, 3)
+
+
+def recogniser_tracks(recogniser: Recogniser, faces: list[np.ndarray]) -> list:
+    """Tracks of frames that are aligned faces, which need no detector."""
+    return find_tracks(recogniser, list(enumerate(faces)))
+
+
+def test_films_and_folders_give_the_same_frames(tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    film = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (112, 112))
+    for i in range(7):
+        face = np.full((112, 112, 3), (200, 30 * i, 20), np.uint8)
+        Image.fromarray(face).save(folder / f"{i}.png")
+        film.write(np.ascontiguousarray(face[..., ::-1]))
+    film.release()
+    assert is_film(folder)
+    assert is_film(tmp_path / "film.avi")
+    assert not is_film(folder / "0.png")
+    for every in (1, 3):
+        from_film, from_folder = (list(read_frames(p, every)) for p in (tmp_path / "film.avi", folder))
+        assert [n for n, _ in from_film] == [n for n, _ in from_folder] == list(range(0, 7, every))
+        for (_, a), (_, b) in zip(from_film, from_folder, strict=True):
+            assert np.abs(a.astype(int) - b).max() < 12  # red stays red
+
+
+def test_bad_films_are_named(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(OamlError, match=r"nothing\.mp4: no such film"):
+        list(read_frames(tmp_path / "nothing.mp4"))
+    (tmp_path / "bad.mp4").write_bytes(b"no film")
+    with pytest.raises(OamlError, match=r"bad\.mp4: is no film"):
+        list(read_frames(tmp_path / "bad.mp4"))
+    with pytest.raises(OamlError, match="every: 0"):
+        list(read_frames(tmp_path / "bad.mp4", 0))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OamlError, match="no images"):
+        Recogniser(model).tracks(tmp_path / "empty")
+    Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(tmp_path / "empty" / "a.png")
+    with pytest.raises(OamlError, match="oaml download yunet"):
+        Recogniser(model).tracks(tmp_path / "empty")
+    bare = Model(ModelConfig(NetConfig("ir_mini", 16), QAConvConfig(adapter=8))).eval()
+    with pytest.raises(OamlError, match="no thresholds"):
+        Recogniser(bare, name="bare").tracks(tmp_path / "empty")
