@@ -685,3 +685,23 @@ def test_without_lancedb_the_extra_is_named(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install 'oaml[gallery]'" in result.stderr
+
+
+def test_a_film_has_one_answer_for_every_face_in_it(
+    here: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("film").mkdir()
+    for number, source in enumerate(("P1/0", "P1/0", "P1/0", "P5/1", "P5/1")):
+        shutil.copy(photographs / f"{source}.png", f"film/{number}.png")
+    search = ("search", "film", "--gallery", "g", "--model", "m")
+    found = asked(capsys, *search, "--draw", "why.png")["faces"]
+    best = [face["candidates"][0] for face in found]
+    assert [face["person"] for face in found] == ["P1", None], best
+    assert [(f["track"]["first_frame"], f["track"]["last_frame"]) for f in found] == [(0, 2), (3, 4)]
+    assert Path("why.png").exists()
+    assert [f["track"]["frames"] for f in asked(capsys, *search, "--every", "2")["faces"]] == [2, 1]
+    assert main(list(search)) == 0
+    assert "seen in 3 frames from 0 to 2" in " ".join(capsys.readouterr().out.split())
+    Path("empty").mkdir()
+    assert "no images" in refused(capsys, "search", "empty", *search[2:])
+    assert "no such gallery" in refused(capsys, "search", "film", "--gallery", "none", "--model", "m")

@@ -26,9 +26,11 @@ from oaml.gallery_store import Store, quoted
 from oaml.progress import progress
 
 if TYPE_CHECKING:
+    from oaml.detect import Face
     from oaml.gallery_rows import Packing
     from oaml.recognise import Recogniser
     from oaml.template import Templates
+    from oaml.tracks import Track
 
 FORMAT = 1
 CANDIDATES = 100
@@ -183,24 +185,52 @@ class Gallery:
         Raises:
             OamlError: no gallery yet; a bad image, rate or threshold; no face.
         """
+        limit = self._asked(top, far, threshold)
+        recogniser = self._need_recogniser()
+        subjects = recogniser.subjects(image)
+        probes = recogniser.templates([recogniser.crop(subject) for subject in subjects])
+        people = self._people()
+        return [
+            self._judge(probes[i : i + 1], subject.face, limit, people, top)
+            for i, subject in enumerate(subjects)
+        ]
+
+    def search_film(
+        self,
+        film: str | Path,
+        top: int = 5,
+        far: float = 1e-3,
+        threshold: float | None = None,
+        every: int = 1,
+    ) -> list[tuple[Track, Found]]:
+        """Who is in a film or a folder of frames: every face that was followed through it, with an answer by all its frames.
+
+        Args:
+            film: see `Recogniser.tracks`, as for `every`.
+            top, far, threshold: as for `search`.
+
+        Raises:
+            OamlError: as `search`; a bad film, or one without a face.
+        """
+        limit = self._asked(top, far, threshold)
+        tracks = self._need_recogniser().tracks(film, every)
+        if not tracks:
+            raise OamlError(f"{film}: no face found in any frame; use sharper or closer pictures")
+        people = self._people()
+        return [(t, self._judge(t.template, t.faces[-1], limit, people, top)) for t in tracks]
+
+    def _asked(self, top: int, far: float, threshold: float | None) -> Threshold | None:
+        """The threshold to judge by, before any work."""
         if top < 1:
             raise OamlError(f"top: {top} people; give 1 or more")
         recogniser = self._need_recogniser()
-        limit = recogniser.threshold(far) if threshold is None else Threshold.of_user(threshold)
-        people = self._people()
-        subjects = recogniser.subjects(image)
-        probes = recogniser.templates([recogniser.crop(subject) for subject in subjects])
-        return [
-            judge(
-                self.candidates(probes[i : i + 1]),
-                limit,
-                people,
-                float(probes.visible()[i]),
-                subject.face,
-                top,
-            )
-            for i, subject in enumerate(subjects)
-        ]
+        _ = self._store.table  # there must be one
+        return recogniser.threshold(far) if threshold is None else Threshold.of_user(threshold)
+
+    def _judge(
+        self, probe: Templates, face: Face | None, limit: Threshold | None, people: int, top: int
+    ) -> Found:
+        return judge(self.candidates(probe), limit, people, float(probe.visible()[0]), face, top)
 
     def candidates(self, probe: Templates, count: int = CANDIDATES) -> list[Candidate]:
         """The people most like one face, best first; see `oaml.gallery_search.candidates`."""

@@ -11,8 +11,11 @@ from oaml.errors import OamlError
 from oaml.explain import printable
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from oaml.gallery import Gallery
     from oaml.gallery_answers import Found
+    from oaml.tracks import Track
 
 
 def enroll(
@@ -71,12 +74,13 @@ def search(
     top: int = 5,
     far: float = 0.001,
     threshold: float | None = None,
+    every: int = 1,
     draw: Path | None = None,
     json: bool = False,
     detector: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Say who is on a photograph: for every face the most alike people of a gallery, and a decision.
+    """Say who is on a photograph or in a film: for every face the most alike people of a gallery, and a decision.
 
     The decision is that of `oaml verify` for the best of them, at the model's threshold for the false-accept rate `far`. A face
     that nobody enrolled is like enough is an unknown person; one that shows too little is not decided. The larger the gallery, the
@@ -86,13 +90,14 @@ def search(
         oaml search visitor.jpg --gallery staff --draw why.png
 
     Args:
-        image: a photograph, or a face aligned to 112x112.
+        image: a photograph, a face aligned to 112x112, a film, or a folder of frames in the order of their names.
         gallery: made by `oaml enroll`.
         model: the model folder that the gallery was enrolled with; by default the starter model.
         top: people to name for each face.
         far: share of pairs of different people that may pass; one of those that the model has thresholds for.
         threshold: decide at this fused score instead; any finite number.
-        draw: PNG to write of the largest face beside the person most like it.
+        every: look at every n-th frame of a film only.
+        draw: PNG to write of the largest face, or the first one of a film, beside the person most like it.
         json: print one JSON object to stdout and nothing else.
         detector: a YuNet file; by default the one of `oaml download yunet`.
         device: cpu, cuda, or auto for a GPU where there is one.
@@ -102,21 +107,34 @@ def search(
     """
     from oaml.gallery import Gallery
     from oaml.recognise import load
+    from oaml.tracks import is_film
     from oaml.verify import need_free_name
 
     if draw is not None:
         draw = Path(draw)
         need_free_name(draw, (Path(image),))
     opened = Gallery(gallery, load(model, detector, device))
-    answers = opened.search(Path(image), top, far, threshold)
-    undrawn = None if draw is None else _draw(opened, Path(image), answers[0], draw)
+    tracks: list[Track] = []
+    if is_film(image):
+        followed = opened.search_film(image, top, far, threshold, every)
+        tracks, answers = [track for track, _ in followed], [answer for _, answer in followed]
+    else:
+        answers = opened.search(Path(image), top, far, threshold)
+    undrawn = None
+    if draw is not None:
+        assert opened.recogniser is not None
+        probe = tracks[0].crop if tracks else opened.recogniser.align(Path(image))[0]
+        undrawn = _draw(opened, Path(image).name, probe, answers[0], draw)
     if json:
         facts: dict[str, Any] = {"image": str(image), "gallery": gallery, "people": answers[0].people}
-        facts |= {"faces": [answer.to_dict() for answer in answers]}
+        faces = [answer.to_dict() for answer in answers]
+        for face, track in zip(faces, tracks, strict=False):
+            face["track"] = track.to_dict()
+        facts["faces"] = faces
         facts |= {"picture": str(draw) if draw and not undrawn else None, "no_picture": undrawn}
         print(dumps(facts, indent=2, allow_nan=False))
         return
-    _print(answers)
+    _print(answers, tracks)
     if draw is not None:
         print(f"\nno picture: {undrawn}" if undrawn else f"\npicture: {printable(str(draw))}")
 
@@ -187,8 +205,8 @@ def _options(*values: Any) -> list[tuple[str, Any]]:
     return list(zip(("--delete", "--rename", "--export", "--restore"), values, strict=True))
 
 
-def _draw(gallery: Gallery, image: Path, answer: Found, draw: Path) -> str | None:
-    """Draw the largest face beside the best candidate; or say why not."""
+def _draw(gallery: Gallery, name: str, probe: np.ndarray, answer: Found, draw: Path) -> str | None:
+    """Draw a face beside the best candidate; or say why not."""
     from oaml.explain import draw_pair, explain_pair
 
     if not answer.candidates:
@@ -201,13 +219,12 @@ def _draw(gallery: Gallery, image: Path, answer: Found, draw: Path) -> str | Non
             "enrol with --thumbnails"
         )
     assert gallery.recogniser is not None
-    probe = gallery.recogniser.crop(gallery.recogniser.subjects(image)[0])
     explanation = explain_pair(gallery.recogniser.model, probe, enrolled)
-    draw_pair(draw, probe, enrolled, explanation, title=answer.sentence, names=(image.name, best.person))
+    draw_pair(draw, probe, enrolled, explanation, title=answer.sentence, names=(name, best.person))
     return None
 
 
-def _print(answers: list[Found]) -> None:
+def _print(answers: list[Found], tracks: list[Track]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -217,7 +234,11 @@ def _print(answers: list[Found]) -> None:
     console = Console(highlight=False)
     for number, answer in enumerate(answers, 1):
         place = "" if answer.face is None else f" at {answer.face.box[0]:.0f}, {answer.face.box[1]:.0f}"
-        if len(answers) > 1:
+        if tracks:
+            frames = tracks[number - 1].frames
+            seen = f"seen in {len(frames)} frames from {frames[0]} to {frames[-1]}"
+            console.print(Text(f"face {number} of {len(answers)}, {seen}"))
+        elif len(answers) > 1:
             console.print(Text(f"face {number} of {len(answers)}{place}"))
         colour = {"known person": "green", "unknown person": "magenta"}.get(answer.decision, "yellow")
         console.print(Text(printable(answer.person or answer.decision), style=f"bold {colour}"))

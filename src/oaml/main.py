@@ -66,7 +66,7 @@ COMMANDS = {
     ),
     "search": Command(
         "oaml.gallery_commands:search",
-        "who is on a photograph? The most alike people of a gallery for every face, and a decision",
+        "who is on a photograph or in a film? The most alike people of a gallery for every face, and a decision",
         "oaml search visitor.jpg --gallery staff --draw why.png",
     ),
     "gallery": Command(
