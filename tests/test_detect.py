@@ -273,10 +273,13 @@ def test_verify_photographs(tmp_path: Path, model: Path, capsys: pytest.CaptureF
     given = ["verify", str(a), str(b), "--model", str(model), "--detector", str(YUNET)]
     assert main([*given, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["faces_a"], facts["faces_b"]) == (2, 1)
+    assert (facts["faces_a"], facts["faces_b"], len(facts["others"])) == (2, 1, 1)
+    assert facts["face_a"]["box"] != facts["others"][0]["face_a"]["box"]
     assert facts["cosine"] > 0.5
     assert main([*given, "--draw", str(tmp_path / "why.png")]) == 0
-    assert "the largest of 2 faces" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the largest of 2 faces" in said
+    assert "all faces, the largest first" in said
     assert main(given[:-2]) == 1
     assert "oaml download yunet" in capsys.readouterr().err
 
@@ -286,7 +289,8 @@ def test_verify_photographs(tmp_path: Path, model: Path, capsys: pytest.CaptureF
 
 def test_folders_that_can_not_be_aligned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "source").mkdir()
-    Image.new("RGB", (300, 200)).save(tmp_path / "source" / "a.png")
+    Image.fromarray(draw_face(1, 0)).save(tmp_path / "source" / "a.png")  # is aligned already
+    Image.new("RGB", (300, 200)).save(tmp_path / "source" / "b.png")
     given = ["align", str(tmp_path / "source"), "--out"]
     assert main([*given, str(tmp_path / "out")]) == 1
     assert "oaml download yunet" in capsys.readouterr().err

@@ -163,6 +163,9 @@ def align_folder(
     paths = list_images(folder)
     names = png_names(folder, paths)
     finder = load_detector(detector)
+    if finder is None:
+        for path in paths:  # before anything is written
+            find_subjects(path, None)
     weigher = None
     if model is not None:
         from oaml.evaluation.scoring import load_model
@@ -173,8 +176,6 @@ def align_folder(
         try:
             subjects = find_subjects(path, finder)
         except OamlError as error:
-            if finder is None:
-                raise
             left_out.append(str(error))
             continue
         for number, subject in enumerate(subjects if all else subjects[:1], 1):
