@@ -9,7 +9,6 @@ al., 2022: a good teacher is patient and consistent).
 
 from __future__ import annotations
 
-import copy
 import math
 import shutil
 from collections.abc import Callable
@@ -161,7 +160,6 @@ def distil(
     network = build_backbone(loaded.config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert isinstance(network, MobileFaceNet)
     guide = blocks(loaded.backbone.to(memory_format=torch.channels_last).eval())  # type: ignore[call-overload]
-    average = copy.deepcopy(network)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0.0)
     pictures = Pictures(people, seed)
     mean = torch.tensor(loaded.preprocessing.mean).view(1, 3, 1, 1)
@@ -172,7 +170,6 @@ def distil(
         state = torch.load(file, weights_only=True)
         done = state["done"]
         network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
 
     @torch.no_grad()
@@ -207,7 +204,6 @@ def distil(
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
-            _follow(average, network, min(0.995, (step + 1) / (step + 10)))
             advance(1)
             last = step == total - 1
             if step % 25 == 0 or last:
@@ -215,11 +211,11 @@ def distil(
                     print(f"{step + 1} {'alone' if first else 'together'} loss {loss:.4f}", file=log)
             if (step + 1) % CHECKPOINT == 0 or last:
                 state = {
-                    "done": step + 1, "network": network.state_dict(), "average": average.state_dict(),
+                    "done": step + 1, "network": network.state_dict(),
                     "optimiser": optimiser.state_dict(),
                 }  # fmt: skip
                 write_file(file, lambda path, state=state: torch.save(state, path))
-    return LoadedBackbone(average.eval(), loaded.config, loaded.preprocessing, f"student of {teacher.name}")
+    return LoadedBackbone(network.eval(), loaded.config, loaded.preprocessing, f"student of {teacher.name}")
 
 
 def compiled(function: Callable[..., T]) -> Callable[..., T]:
@@ -229,13 +225,3 @@ def compiled(function: Callable[..., T]) -> Callable[..., T]:
 
 def _cosine(place: float) -> float:
     return 0.505 + 0.495 * math.cos(math.pi * place)
-
-
-@torch.no_grad()
-def _follow(average: nn.Module, network: nn.Module, keep: float) -> None:
-    """Exponential mean of the weights; counters and the like are copied."""
-    for mine, theirs in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if mine.is_floating_point():
-            mine.lerp_(theirs, 1 - keep)
-        else:
-            mine.copy_(theirs)
