@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oaml import native
 from oaml.joint import CELLS, GRID, KNOTS, Compared, Fusion, Joint, cell_visibility, contributions
 from oaml.net import IR, Architecture, Backbone, IResNet, MobileFaceNet, NetConfig, build_backbone
 
@@ -226,6 +227,26 @@ def test_what_is_covered_in_either_face_does_not_count() -> None:
         b[:, rows] -= 5
     for x, y in zip(before, Joint().compare_pairs(a, b, v_a, v_b), strict=True):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(("p", "g"), [(1, 1), (1, 13), (6, 12), (7, 5), (97, 101)])
+@pytest.mark.parametrize("size", [16, 48, 64, 80, 128])
+def test_compiled_cosine(p: int, g: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(p + g + size)
+    a, b = (torch.randn((n, CELLS, size), generator=generator) for n in (p, g))
+    v_a, v_b = (torch.rand((n, 1, 14, 14), generator=generator) for n in (p, g))
+    v_a[0] = 0
+    if not native.multiplies(a):
+        pytest.skip("no compiler here, or no wide vectors")
+    found = Joint().match(a, b, v_a, v_b)
+    with monkeypatch.context() as without:
+        without.setattr(native, "library", lambda: None)
+        for x, y in zip(found, Joint().match(a, b, v_a, v_b), strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+    assert (found.cosine[0] == 0).all()
+    # a pair's number depends on no other pair
+    assert torch.equal(Joint().match(a[-1:], b, v_a[-1:], v_b).cosine, found.cosine[-1:])
+    assert torch.equal(Joint().match(a, b[-1:], v_a, v_b[-1:]).cosine, found.cosine[:, -1:])
 
 
 def test_match_in_tiny_chunks() -> None:

@@ -339,23 +339,23 @@ def test_local_cells_where_they_can_change_the_decision(
     assert model.fusion.lift.isinf()  # not fitted yet: nothing is left out
     torch.testing.assert_close(model.fused_above(probes, gallery, 1e6), fused, rtol=1e-5, atol=1e-5)
     compared = []
-    inner = model.matcher.match_pairs
+    inner = model.matcher.match_some
 
     def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
-        compared.append(len(args[0]))
+        compared.append(len(args[2][0]))
         return inner(*args, **kwargs)
 
-    monkeypatch.setattr(model.matcher, "match_pairs", counted)
-    monkeypatch.setattr("oaml.model.PAIRS", 3)
+    monkeypatch.setattr(model.matcher, "match_some", counted)
+    monkeypatch.setattr("oaml.qaconv.PAIRS", 3)
     threshold = float(fused.median())
     model.fusion.lift.fill_(0.2)
     found = model.fused_above(probes, gallery, threshold)
     near = rest >= threshold - 0.2
     assert 0 < near.sum() < near.numel()
-    assert sum(compared) == near.sum()
-    assert max(compared) <= 3
+    assert compared == [near.sum()]
     torch.testing.assert_close(found[near], fused[near], rtol=1e-5, atol=1e-5)
     assert (found[~near] < threshold).all()
+    assert (model.fused_above(probes, gallery, 1e6) < 1e6).all()  # nobody comes near
 
 
 @torch.inference_mode()

@@ -403,6 +403,29 @@ def test_pairs_are_the_diagonal(method: Method, masked: bool) -> None:
     assert matcher.match_pairs(a[:0], b[:0]).shape == (0,)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_some_of_all_pairs(
+    method: Method, masked: bool, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matcher = matcher_of(method, adapter=5)
+    (p, v_p), (g, v_g) = faces(7, matcher, 1), faces(9, matcher, 2)
+    if channels_last:
+        p, g = (x.contiguous(memory_format=torch.channels_last) for x in (p, g))
+    maps = (v_p, v_g) if masked else (None, None)
+    everything = matcher.match(p, g, *maps)
+    which = torch.tensor([1, 1, 4, 0, 6, 4]), torch.tensor([8, 2, 2, 5, 0, 3])  # some faces take no part
+    monkeypatch.setattr("oaml.qaconv.PAIRS", 4)
+    torch.testing.assert_close(
+        matcher.match_some(p, g, which, *maps), everything[which], rtol=1e-5, atol=1e-5
+    )
+    with torch.no_grad():
+        ready = matcher.match_some(matcher.prepare(p), matcher.prepare(g), which, *maps, prepared=True)
+    torch.testing.assert_close(ready, everything[which], rtol=1e-5, atol=1e-5)
+    assert matcher.match_some(p, g, (which[0][:0], which[1][:0])).shape == (0,)
+
+
 class Largest(TorchDispatchMode):
     """Notes the largest tensor that any operation makes."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from oaml import native
 from oaml.qaconv import METHODS, Method, QAConv
-from oaml.winners import Winners, paired_winners, winners
+from oaml.winners import Winners, pair_winners, paired_winners, winners
 
 GRIDS = [
     (1, 1, 1, 1),
@@ -151,6 +151,11 @@ def test_equals_loops_over_cells(
     pairs, n = row_by_row(given)
     diagonal = Winners(*(torch.stack([x[i, i] for i in range(n)])[:, None] for x in expected))
     assert_same(paired_winners(*pairs), diagonal, tolerance)
+    first, second = (torch.arange(3) % len(faces) for faces in (given.prob, given.gal))
+    some = Winners(*(x[first, second][:, None] for x in expected))
+    for order in (slice(None), torch.tensor([2, 0, 0, 1])):
+        found = pair_winners(*given)(first[order], second[order])
+        assert_same(found, Winners(*(x[order] for x in some)), tolerance)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -229,12 +234,12 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert fresh() is not None
     assert [path.suffix for path in (tmp_path / "oaml").iterdir()] == [".so"]
     (tmp_path / "broken.cpp").write_text("no C++")
-    for source, path in (
-        (tmp_path / "broken.cpp", os.environ["PATH"]),
-        (tmp_path / "missing.cpp", os.environ["PATH"]),
-        (native.SOURCE, str(tmp_path)),
+    for sources, path in (
+        ([tmp_path / "broken.cpp"], os.environ["PATH"]),
+        ([*native.SOURCES, tmp_path / "missing.cpp"], os.environ["PATH"]),
+        (native.SOURCES, str(tmp_path)),
     ):
-        monkeypatch.setattr(native, "SOURCE", source)
+        monkeypatch.setattr(native, "SOURCES", sources)
         monkeypatch.setenv("PATH", path)
         assert fresh() is None
         assert len(list((tmp_path / "oaml").iterdir())) == 1

@@ -11,12 +11,14 @@ Visibility is [B,1,h,w] with 1 = visible, h x w either 7x7 or 14x14. Scores are 
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oaml import native
 from oaml.net import GRIDS, IR, Backbone, IResNet, MobileFaceNet
 from oaml.winners import spread
 
@@ -25,6 +27,7 @@ CELLS = GRID[0] * GRID[1]
 KNOTS = 21  # of the offset, evenly over shares from 0 to 1
 FACES, PROBES = 2048, 16  # of match_quantised() at a time: 32 MB of weighted sums for E = 128
 CONVERTED = 128  # of those faces, to float32 at a time: their 3 MB stay in the cache
+BLOCK = 96  # faces on either side that a thread compares at a time in compiled loops
 CHUNK_BYTES = (
     2 << 20
 )  # weighted sums of the pairs held at once by match(): they are read several times, from the cache
@@ -167,9 +170,14 @@ class Joint(nn.Module):
         gal_occ: Tensor,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> Compared:
-        """As `compare`, in blocks whose weighted sums take about `chunk_bytes`, and the contributions once more."""
+        """As `compare`, in blocks whose weighted sums take about `chunk_bytes`, and the contributions once more.
+
+        The compiled loops hold nothing.
+        """
         with torch.autocast(probe.device.type, enabled=False):
             (a, v_p), (b, v_g) = _both_ready(probe, gallery, prob_occ, gal_occ)
+            if native.multiplies(a) and b.dtype == a.dtype and a.shape[2] % native.LANES == 0:
+                return Compared(_native_cosine(a, v_p, b, v_g), *_hidden(v_p, v_g))
             block = max(1, min(int((chunk_bytes / (2 * 4 * a.shape[2])) ** 0.5), 512))
             # fewer probes than gallery faces: more blocks for the threads to share
             few, many = max(1, block // 2), 2 * block
@@ -306,6 +314,20 @@ def _compare(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor) -> Compared:
     # sum_r V_p[r] V_g[r] A[r], for either face: [P,G,E]
     left, right = torch.matmul(v_g, a), torch.matmul(v_p, b).transpose(0, 1)
     return Compared(_cosine(left, right), *_hidden(v_p, v_g))
+
+
+def _native_cosine(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor) -> Tensor:
+    """A [P,R,E], [G,R,E], visibility [P,R], [G,R] -> [P,G]."""
+    a, v_p, b, v_g = (x.contiguous() for x in (a, v_p, b, v_g))
+    cosine = a.new_empty(len(a), len(b))
+
+    def block(corner: tuple[int, int]) -> None:
+        p, g = (slice(i, i + BLOCK) for i in corner)
+        native.joint_cosine(a[p], v_p[p], b[g], v_g[g], cosine[p, g])
+
+    corners = product(range(0, len(a), BLOCK), range(0, len(b), BLOCK))
+    spread(block, corners, a.device)
+    return cosine
 
 
 def _hidden(v_p: Tensor, v_g: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,7 @@ from oaml.net import FaceOutput, Net, NetConfig
 from oaml.qaconv import QAConv, QAConvConfig
 from oaml.template import Scores, Templates
 from oaml.weights import Preprocessing, load_backbone
-from oaml.winners import spread
 
-PAIRS = 128  # whose local cells a thread compares at a time
 FORMAT = 3  # of config.json; raised when an older reader would misread it
 
 
@@ -156,18 +154,10 @@ class Model(nn.Module, ModelHubMixin):
         fused = self.fusion.without_qaconv(joint, cosine, compared)
         p, g = (fused >= threshold - self.fusion.lift).nonzero(as_tuple=True)
 
-        def local(pairs: tuple[Tensor, Tensor]) -> Tensor:
-            some_p, some_g = pairs
-            return self.matcher.match_pairs(
-                probes.local[some_p],
-                gallery.local[some_g],
-                probes.visibility[some_p],
-                gallery.visibility[some_g],
-                prepared=True,
-            )
-
-        parts = spread(local, zip(p.split(PAIRS), g.split(PAIRS), strict=True), fused.device)
-        fused[p, g] += self.fusion.qaconv_weight * torch.cat(parts)
+        local = self.matcher.match_some(
+            probes.local, gallery.local, (p, g), probes.visibility, gallery.visibility, prepared=True
+        )
+        fused[p, g] += self.fusion.qaconv_weight * local
         return fused
 
     def _together(self, scores: Scores, local: Tensor, compared: Compared) -> Scores:

@@ -1,7 +1,9 @@
-"""The inner loops of `oaml.winners` in C++, compiled on first use where there is a compiler; everything works without.
+"""The inner loops of `oaml.winners` and `oaml.joint` in C++, compiled on first use where there is a compiler; everything works
+without.
 
-One pass over correlations that lie in the cache finds both maxima of a pair, of which torch needs eleven; and the
-gradient of a winner moves one cell, where torch multiplies whole matrices that are nearly all zero.
+One pass over correlations that lie in the cache finds both maxima of a pair, of which torch needs eleven; the gradient of a winner
+moves one cell, where torch multiplies whole matrices that are nearly all zero; and sums over the cells of two faces are compared
+while they lie in the first cache, of which torch writes and reads six times as much as it is given.
 
 The library is kept in the user's cache folder (XDG_CACHE_HOME, by default ~/.cache/oaml) under a name made of the source,
 the compiler and the processor's vector instructions, so that it's never used for anything else. OAML_NATIVE=0 leaves it out.
@@ -26,8 +28,9 @@ from torch import Tensor
 
 Room = tuple[Tensor, Tensor, Tensor, Tensor]
 Picker = Callable[[Tensor, int, int], None]
-SOURCE = Path(__file__).with_name("winners.cpp")
-LANES = 16  # as in winners.cpp
+SOURCES = [Path(__file__).with_name(name) for name in ("winners.cpp", "joint.cpp")]
+LANES = 16  # as in the sources
+CELLS = 64  # at most, as in joint.cpp
 PICK = {torch.float32: "pick_float32", torch.bfloat16: "pick_bfloat16"}
 MARCH = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
 """What torch calls the vector instructions of a processor, and what compilers call them."""
@@ -35,7 +38,7 @@ MARCH = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled winners.cpp; None without a compiler that can. Its functions run without the interpreter's lock."""
+    """The compiled sources; None without a compiler that can. Its functions run without the interpreter's lock."""
     if os.environ.get("OAML_NATIVE") == "0":
         return None
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -44,18 +47,18 @@ def library() -> ctypes.CDLL | None:
     march = MARCH.get(torch.backends.cpu.get_cpu_capability())
     flags = ["-std=c++17", "-O3", "-shared", "-fPIC", *([f"-march={march}"] if march else [])]
     try:
-        source = SOURCE.read_bytes()
+        source = b"".join(path.read_bytes() for path in SOURCES)
         told = repr((os.path.realpath(compiler), flags, platform.machine())).encode()
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oaml"
-        target = folder / f"winners-{hashlib.sha256(source + told).hexdigest()[:16]}.so"
+        target = folder / f"native-{hashlib.sha256(source + told).hexdigest()[:16]}.so"
         if not target.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(
                 dir=folder
             ) as work:  # whole or not at all, whoever else compiles
-                made = Path(work) / "winners.so"
+                made = Path(work) / "native.so"
                 subprocess.run(
-                    [compiler, *flags, "-o", made, SOURCE], check=True, capture_output=True, timeout=60
+                    [compiler, *flags, "-o", made, *SOURCES], check=True, capture_output=True, timeout=60
                 )
                 made.replace(target)
         loaded = ctypes.CDLL(str(target))
@@ -71,6 +74,8 @@ def library() -> ctypes.CDLL | None:
             *[array] * 4,
             *[number] * 2,
         ]
+    loaded.pick_pairs.argtypes = [*[array] * 4, *[number] * 4, *[array] * 8]
+    loaded.joint_cosine.argtypes = [*[array] * 4, *[number] * 4, array, number]
     loaded.pull_gradients.argtypes = [*[array] * 2, *[number] * 5, *[array] * 4, *[number] * 2, array]
     return loaded
 
@@ -78,6 +83,12 @@ def library() -> ctypes.CDLL | None:
 def picks(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `picker` and `pull` can take tensors of this kind."""
     return device.type == "cpu" and dtype in PICK and library() is not None
+
+
+def multiplies(x: Tensor) -> bool:
+    """Whether `pair_picker` and `joint_cosine` can take tensors of this kind: without wide vectors they'd be slower than torch."""
+    wide = torch.backends.cpu.get_cpu_capability() in MARCH
+    return x.device.type == "cpu" and x.dtype == torch.float32 and wide and library() is not None
 
 
 def picker(
@@ -116,6 +127,46 @@ def picker(
         )
 
     return one_block
+
+
+def pair_picker(
+    prob: Tensor, cells: Tensor, log_p: Tensor | None, log_g: Tensor | None, bias: Tensor | None
+) -> Callable[[Tensor, Tensor, Room], None]:
+    """What picks the winners of some pairs: prob [P,C,S], cells [G,R,C] of gallery faces; the rest as in `oaml.winners`.
+
+    Returns:
+        a function of int64 [N] twice, which probe with which gallery face, and of where their winners go.
+    """
+    loaded = library()
+    assert loaded is not None
+    cells = cells.contiguous()
+    (p, c, s), (g, r, _) = prob.shape, cells.shape
+    beyond = (0, -s % LANES)  # columns that are read and never win
+    channels = F.pad(prob, beyond).contiguous()
+    log_s = F.pad(prob.new_zeros(p, s) if log_p is None else log_p, beyond).contiguous()
+    log_r = prob.new_zeros(g, r) if log_g is None else log_g.contiguous()
+    padded = F.pad(prob.new_zeros(r, s) if bias is None else bias, beyond, value=-torch.inf).contiguous()
+
+    def some(first: Tensor, second: Tensor, into: Room) -> None:
+        product = prob.new_empty(r, channels.shape[2])
+        given = (channels, cells, first.contiguous(), second.contiguous())
+        arrays = (x.data_ptr() for x in (padded, log_r, log_s, product, *into))
+        loaded.pick_pairs(*(x.data_ptr() for x in given), len(first), r, s, c, *arrays)
+
+    return some
+
+
+def joint_cosine(a: Tensor, v_a: Tensor, b: Tensor, v_b: Tensor, into: Tensor) -> None:
+    """Cosines of both faces' sums of cells, weighted by the visibility of both.
+
+    Args:
+        a: [P,R,E], b: [G,R,E], at most 64 cells, E a multiple of 16; v_a: [P,R], v_b: [G,R]; all contiguous float32.
+        into: [P,G], its rows contiguous.
+    """
+    loaded = library()
+    assert loaded is not None
+    arrays = (x.data_ptr() for x in (a, v_a, b, v_b))
+    loaded.joint_cosine(*arrays, len(a), len(b), *a.shape[1:], into.data_ptr(), into.stride(0))
 
 
 def pull(

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oaml.winners import Winners, paired_winners, spread, winners
+from oaml.winners import Winners, pair_winners, paired_winners, spread, winners
 
 Method = Literal["none", "scaling", "normalized"]
 METHODS: tuple[Method, ...] = ("none", "scaling", "normalized")
 TAU = 0.3  # how strongly a visible partner is preferred, in units of correlation per e-fold of visibility
 MIN_VISIBILITY = 1e-3  # floor under the logarithm of the choice
 CHUNK_BYTES = 32 * 2**20  # what match() holds of the winners of a block of pairs, on each thread
+PAIRS = 256  # what match_some() compares at a time, on each thread
 Faces = tuple[Tensor, Tensor]  # maps [B,C,cells] and visibility [B,cells] of some faces
 Precision = Literal["float32", "bfloat16"]
 
@@ -306,6 +307,43 @@ class QAConv(nn.Module):
         )
         scores = spread(one_block, zip(*sides, strict=True), features_a.device)
         return torch.cat(scores) if scores else features_a.new_zeros(0)
+
+    @torch.inference_mode()
+    def match_some(
+        self,
+        probe: Tensor,
+        gallery: Tensor,
+        which: tuple[Tensor, Tensor],
+        probe_visibility: Tensor | None = None,
+        gallery_visibility: Tensor | None = None,
+        prepared: bool = False,
+    ) -> Tensor:
+        """Score some of all pairs: probes `which[0]` with gallery faces `which[1]`, int64 [N] each -> logits [N].
+
+        As `match_pairs` of the maps gathered, but maps that are laid out channels last are read where they lie. It's fastest where
+        the pairs of a probe follow each other; the rest as in `match`.
+        """
+        self._needs_eval()
+        if not len(which[0]):
+            return probe.new_zeros(0)
+        sides, places = [], []
+        for maps, occ, rows in zip(
+            (probe, gallery), (probe_visibility, gallery_visibility), which, strict=True
+        ):
+            # a copy is needed otherwise: of as few as may be
+            if not maps.is_contiguous(memory_format=torch.channels_last):
+                used, rows = rows.unique(return_inverse=True)
+                maps, occ = maps[used], None if occ is None else occ[used]
+            sides += self._faces(maps, occ, len(maps), prepared)
+            places.append(rows.split(PAIRS))
+        (p, v_p), (g, v_g) = sides
+        find = pair_winners(*self._judged(p, g, v_p, v_g), self._bias())
+
+        def some(pairs: tuple[Tensor, Tensor]) -> Tensor:
+            first, second = pairs
+            return self._score(find(first, second), v_p[first, None], v_g[second, None])[:, 0]
+
+        return torch.cat(spread(some, zip(*places, strict=True), probe.device))
 
     def _faces(self, maps: Tensor, occ: Tensor | None, block: int, prepared: bool) -> list[Faces]:
         """Maps [B,C,h,w] and visibility [B,1,h,w] or None -> blocks of them as `winners` takes them, in full precision."""

@@ -9,7 +9,14 @@ namespace {
 
 constexpr long kLanes = 16;
 constexpr long kCells = 256;
+constexpr int kRows = 6;  // of a product; with so many registers' columns their sums fill the processor's registers
+#ifdef __AVX512F__
+constexpr int kWide = 16, kRegisters = 4;
+#else
+constexpr int kWide = 8, kRegisters = 2;
+#endif
 typedef float Floats __attribute__((vector_size(64)));
+typedef float Register __attribute__((vector_size(4 * kWide)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 
@@ -121,6 +128,29 @@ void pick(const T* rows, long line, long R, long S, long width, const float* bia
   }
 }
 
+// K registers of N rows of a product: rows [N,C] of one face times channels [C,width] of another.
+template <int N, int K>
+inline void multiply(const float* rows, const float* channels, long C, long width, float* product) {
+  Register sum[N][K] = {};
+  for (long c = 0; c < C; ++c) {
+    Register x[K];
+    for (int k = 0; k < K; ++k) std::memcpy(&x[k], channels + c * width + k * kWide, sizeof x[k]);
+    for (int n = 0; n < N; ++n) {
+      const Register weight = Register{} + rows[n * C + c];
+      for (int k = 0; k < K; ++k) sum[n][k] += weight * x[k];
+    }
+  }
+  for (int n = 0; n < N; ++n)
+    for (int k = 0; k < K; ++k) std::memcpy(product + n * width + k * kWide, &sum[n][k], sizeof sum[n][k]);
+}
+
+template <int K>
+inline void multiply_columns(const float* rows, const float* channels, long R, long C, long width, float* product) {
+  long r = 0;
+  for (; r + kRows <= R; r += kRows) multiply<kRows, K>(rows + r * C, channels, C, width, product + r * width);
+  for (; r < R; ++r) multiply<1, K>(rows + r * C, channels, C, width, product + r * width);
+}
+
 template <typename T>
 void pick_block(const T* similarity, long A, long R, long B, long S, const float* bias, const float* log_r,
                 const float* log_s, long log_s_step, float* value_s, uint8_t* partner_s, float* value_r,
@@ -153,6 +183,24 @@ void pick_bfloat16(const uint16_t* similarity, long A, long R, long B, long S, c
                    uint8_t* partner_r, long step_a, long step_b) {
   pick_block(similarity, A, R, B, S, bias, log_r, log_s, log_s_step, value_s, partner_s, value_r, partner_r, step_a,
              step_b);
+}
+
+// Some pairs, `first[i]` of the probes with `second[i]` of the gallery faces: channels [P,C,W] and log_s [P,W] of probes, cells
+// [G,R,C] and log_r [G,R] of gallery faces. `product` has room for R * W numbers; the results are those of pair i at row i.
+void pick_pairs(const float* channels, const float* cells, const long* first, const long* second, long pairs, long R,
+                long S, long C, const float* bias, const float* log_r, const float* log_s, float* product,
+                float* value_s, uint8_t* partner_s, float* value_r, uint8_t* partner_r) {
+  const long width = (S + kLanes - 1) / kLanes * kLanes;
+  for (long i = 0; i < pairs; ++i) {
+    const float* rows = cells + second[i] * R * C;
+    const float* columns = channels + first[i] * C * width;
+    long s = 0;
+    for (; s + kRegisters * kWide <= width; s += kRegisters * kWide)
+      multiply_columns<kRegisters>(rows, columns + s, R, C, width, product + s);
+    for (; s < width; s += kWide) multiply_columns<1>(rows, columns + s, R, C, width, product + s);
+    pick(product, width, R, S, width, bias, log_r + second[i] * R, log_s + first[i] * width, value_s + i * S,
+         partner_s + i * S, value_r + i * R, partner_r + i * R);
+  }
 }
 
 // Gradients of A faces with S cells from the winners against B faces with R cells, both [.,cells,C]:

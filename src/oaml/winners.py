@@ -94,6 +94,38 @@ def paired_winners(
     return won
 
 
+@torch.no_grad()
+def pair_winners(
+    prob: Tensor,
+    gal: Tensor,
+    log_p: Tensor | None = None,
+    log_g: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Callable[[Tensor, Tensor], Winners]:
+    """For some of all pairs, without gradients: arguments as in `winners`.
+
+    Returns:
+        a function of int64 [N] twice, which probe with which gallery face, with results as of `paired_winners`. It's fastest
+        where the pairs of a probe follow each other.
+    """
+    if not native.multiplies(prob):
+
+        def gathered(first: Tensor, second: Tensor) -> Winners:
+            some_p = None if log_p is None else log_p[first]
+            some_g = None if log_g is None else log_g[second]
+            return paired_winners(prob[first], gal[second], some_p, some_g, bias)
+
+        return gathered
+    pick = native.pair_picker(prob, gal.mT, log_p, log_g, bias)
+
+    def in_place(first: Tensor, second: Tensor) -> Winners:
+        won = _room(prob, gal, len(first), 1)
+        pick(first, second, won)
+        return won
+
+    return in_place
+
+
 class _Winners(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
