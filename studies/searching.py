@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.evaluation.heldout import BARE, HeldOut
-from oaml.gallery_rows import column_names, pattern_vectors, probe_vectors
+from oaml.gallery.rows import column_names, pattern_vectors, probe_vectors
 from oaml.joint import cell_visibility
 from oaml.main import keep_freed_memory
 from oaml.model import Model

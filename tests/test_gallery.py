@@ -15,16 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from oaml import gallery_store
 from oaml.align import TEMPLATE
 from oaml.datasets.drawn import draw_face
 from oaml.decision import Threshold
 from oaml.detect import Face
 from oaml.errors import OamlError
-from oaml.gallery import Gallery
-from oaml.gallery_answers import Candidate, judge
-from oaml.gallery_folder import Entry, plan
-from oaml.gallery_rows import PATTERNS, Packing, column_names, probe_vectors
+from oaml.gallery import Gallery, store
+from oaml.gallery.answers import Candidate, judge
+from oaml.gallery.folder import Entry, plan
+from oaml.gallery.rows import PATTERNS, Packing, column_names, probe_vectors
 from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
@@ -266,7 +265,7 @@ def test_plan_moves_one_image_to_one_place() -> None:
 def test_an_interrupted_enrolment_is_continued(
     recogniser: Recogniser, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oaml.gallery.BATCH", 2)
+    monkeypatch.setattr("oaml.gallery.gallery.BATCH", 2)
     extract = recogniser.templates
     left = [2]
 
@@ -431,7 +430,7 @@ def indexed(enrolled: Path, recogniser: Recogniser, tmp_path_factory: pytest.Tem
     gallery._add(entries, [draw_face(person, 0) for person in people], thumbnails=False)
     gallery._store.tidy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery_store, "INDEXED_FROM", 10)
+        patch.setattr(store, "INDEXED_FROM", 10)
         gallery._store.tidy()
     return path
 
@@ -439,7 +438,7 @@ def indexed(enrolled: Path, recogniser: Recogniser, tmp_path_factory: pytest.Tem
 @pytest.fixture
 def large(indexed: Path, recogniser: Recogniser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gallery:
     """A copy to change."""
-    monkeypatch.setattr(gallery_store, "INDEXED_FROM", 10)
+    monkeypatch.setattr(store, "INDEXED_FROM", 10)
     shutil.copytree(indexed, tmp_path / "large")
     return Gallery(tmp_path / "large", recogniser)
 
@@ -680,7 +679,7 @@ def test_wrong_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_without_lancedb_the_extra_is_named(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['lancedb'] = None; sys.modules['pyarrow'] = None\n"
-        "import oaml.gallery, oaml.gallery_commands, oaml.gallery_export, oaml.gallery_rows\n"
+        "import oaml.gallery, oaml.gallery.commands, oaml.gallery.export, oaml.gallery.rows\n"
         f"oaml.gallery.Gallery({str(tmp_path)!r})"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -19,7 +19,13 @@ from oaml.main import COMMANDS, main, parser_of
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.y*ml"))
-WITHOUT_OUTPUT = {"verify", "enroll", "search", "gallery", "benchmark"}  # answer on the terminal, or fill a gallery
+WITHOUT_OUTPUT = {
+    "verify",
+    "enroll",
+    "search",
+    "gallery",
+    "benchmark",
+}  # answer on the terminal, or fill a gallery
 HEAVY = ("torch", "numpy", "lightning", "kornia", "cv2", "jsonargparse", "matplotlib", "PIL")
 
 

@@ -1,9 +1,14 @@
-"""`oaml demo`: train a small network on drawn people, evaluate it bare and covered on people it has not seen, draw what it saw."""
+"""`oaml demo`: train a small network on drawn people, evaluate it bare and covered on people it has not seen, draw what it saw.
+
+Then verify, enrol and search with the model that comes with the package.
+"""
 
 from __future__ import annotations
 
 import csv
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oaml.data import DataConfig
 from oaml.datasets.drawn import DrawnPeople
@@ -11,12 +16,17 @@ from oaml.errors import OamlError
 from oaml.files import write_file
 from oaml.head import HeadConfig
 from oaml.losses import LossWeights
+from oaml.main import main
 from oaml.net import NetConfig
 from oaml.qaconv import QAConvConfig
 from oaml.train_val import OptimiserConfig, TrainConfig
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 PEOPLE, SHOTS = 300, 10  # to train on
 UNSEEN, UNSEEN_SHOTS = 60, 4  # to judge by; numbered after the former
+ENROLLED = ("Ann", "Bela", "Cleo", "Dan", "Emre")  # numbered after these
 
 
 def demo_config(out: Path, steps: int = 360, seed: int = 0) -> TrainConfig:
@@ -71,8 +81,42 @@ def write_unseen(folder: Path, people: int = UNSEEN, shots: int = UNSEEN_SHOTS) 
     return write_file(folder / "pairs.csv", write)
 
 
+def write_people(folder: Path) -> Path:
+    """Write two shots each of five drawn people below `folder`/people, and of one of them a third, with a mask -> its path."""
+    import numpy as np
+    from PIL import Image
+
+    from oaml.datasets.drawn import draw_face
+    from oaml.occluders import occlude
+
+    for number, name in enumerate(ENROLLED):
+        for shot in range(2):
+            face = Image.fromarray(draw_face(PEOPLE + UNSEEN + number, shot))
+            write_file(folder / "people" / name / f"{shot}.png", face.save)
+    covered = occlude(draw_face(PEOPLE + UNSEEN + 2, 2), "mask", np.random.default_rng(0))
+    return write_file(folder / "visitor.png", Image.fromarray(covered.image).save)
+
+
+def meet(out: Path, console: Console) -> None:
+    """Verify, enrol and search with the starter model, saying the commands that do it."""
+    visitor = write_people(out)
+    commands = [
+        ["verify", f"{out}/people/{ENROLLED[2]}/0.png", str(visitor), "--draw", f"{out}/verify.png"],
+        ["enroll", f"{out}/people", "--gallery", f"{out}/gallery"],
+        ["search", str(visitor), "--gallery", f"{out}/gallery", "--draw", f"{out}/search.png"],
+    ]
+    if find_spec("lancedb") is None:
+        console.print("a gallery needs pip install 'oaml[gallery]'; only verify is shown", markup=False)
+        commands = commands[:1]
+    for command in commands:
+        console.print(f"\n$ oaml {' '.join(command)}", markup=False, highlight=False, soft_wrap=True)
+        if main(command) != 0:
+            raise OamlError(f"{out}: oaml {command[0]} failed, as it says above")
+
+
 def demo(*, out: Path = Path("out/demo"), steps: int = 360, seed: int = 0) -> None:
-    """Train, evaluate and draw on drawn people (a test pattern: its figures say nothing about real faces).
+    """Train, evaluate and draw on drawn people (a test pattern: its figures say nothing about real faces), then verify, enrol and
+    search five more of them with the model that comes with the package.
 
     Args:
         out: a new folder for the model, the report and the pictures.
@@ -87,11 +131,11 @@ def demo(*, out: Path = Path("out/demo"), steps: int = 360, seed: int = 0) -> No
     console = Console()
     if out.exists() and any(out.iterdir()):
         raise OamlError(f"{out}: is not empty; remove it or choose another --out")
-    console.rule("1/3  training a small network on drawn people")
+    console.rule("1/4  training a small network on drawn people")
     model = train(demo_config(out / "training", steps, seed))
-    console.rule("2/3  drawing people it has not seen")
+    console.rule("2/4  drawing people it has not seen")
     pairs = write_unseen(out / "unseen")
-    console.rule("3/3  evaluating it on them, bare and covered")
+    console.rule("3/4  evaluating it on them, bare and covered")
     evaluate(
         str(model),
         images=out / "unseen",
@@ -100,6 +144,8 @@ def demo(*, out: Path = Path("out/demo"), steps: int = 360, seed: int = 0) -> No
         occlude="niqab,mask,sunglasses,patch",
         bootstrap=100,
     )
+    console.rule("4/4  a visitor with a mask: verify, enrol and search with the starter model")
+    meet(out, console)
     console.print(
         "\nDrawn people are a test pattern: compare the scores with each other, not with real faces."
     )
@@ -107,7 +153,8 @@ def demo(*, out: Path = Path("out/demo"), steps: int = 360, seed: int = 0) -> No
     console.print(
         f"model     {model}\n"
         f"report    {report / 'report.html'} (all tables and pictures in one page)\n"
-        f"pictures  {report} (robustness.png, roc.png, scores.png, pairs.png, maps.png), {pictures}",
+        f"pictures  {report} (robustness.png, roc.png, scores.png, pairs.png, maps.png), {pictures},\n"
+        f"          {out} (verify.png and search.png: what was compared, and why)",
         markup=False,
         highlight=False,
         soft_wrap=True,  # paths stay whole

@@ -60,17 +60,17 @@ COMMANDS = {
         "oaml verify a.jpg b.jpg --model runs/adapted --draw why.png",
     ),
     "enroll": Command(
-        "oaml.gallery_commands:enroll",
+        "oaml.gallery.commands:enroll",
         "make a gallery hold the people of a folder; again, and only what changed is done",
         "oaml enroll people/ --gallery staff",
     ),
     "search": Command(
-        "oaml.gallery_commands:search",
+        "oaml.gallery.commands:search",
         "who is on a photograph or in a film? The most alike people of a gallery for every face, and a decision",
         "oaml search visitor.jpg --gallery staff --draw why.png",
     ),
     "gallery": Command(
-        "oaml.gallery_commands:gallery",
+        "oaml.gallery.commands:gallery",
         "list, rename, delete, export and restore the people of a gallery",
         "oaml gallery staff --delete Ann",
     ),

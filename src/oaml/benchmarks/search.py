@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oaml.errors import OamlError
-from oaml.gallery import CANDIDATES, Gallery
-from oaml.gallery_folder import Entry
-from oaml.gallery_rows import PATTERNS, Packing, probe_vectors, table
-from oaml.gallery_store import INDEXED_FROM
+from oaml.gallery.folder import Entry
+from oaml.gallery.gallery import CANDIDATES, Gallery
+from oaml.gallery.rows import PATTERNS, Packing, probe_vectors, table
+from oaml.gallery.store import INDEXED_FROM
 from oaml.joint import GRID
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oaml.gallery_folder import Entry
+from oaml.gallery.folder import Entry
 from oaml.joint import GRID, cell_visibility
 from oaml.quantised import QuantisedTemplates
 from oaml.template import Templates

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from oaml.decision import LEAST_SHARED
-from oaml.gallery_answers import Candidate
-from oaml.gallery_rows import Packing, probe_vectors
-from oaml.gallery_store import Store, quoted
+from oaml.gallery.answers import Candidate
+from oaml.gallery.rows import Packing, probe_vectors
+from oaml.gallery.store import Store, quoted
 from oaml.joint import CELLS, cell_visibility
 from oaml.model import Model
 from oaml.template import Templates, pooled

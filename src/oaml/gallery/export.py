@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from oaml.errors import OamlError
 from oaml.files import write_file
-from oaml.gallery_folder import Entry
-from oaml.gallery_rows import Packing, table
-from oaml.gallery_store import Store
+from oaml.gallery.folder import Entry
+from oaml.gallery.rows import Packing, table
+from oaml.gallery.store import Store
 from oaml.template_file import Layout, PartialFile, TemplateFile, load
 
 if TYPE_CHECKING:

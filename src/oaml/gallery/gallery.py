@@ -1,7 +1,7 @@
 """A gallery: people enrolled with a few images each, and who a face is.
 
-A search has two stages. The first finds the faces nearest to a probe by one vector each, in a LanceDB table (`gallery_store.py`,
-`gallery_rows.py`). The second reads the templates of these alone and ranks their people by the fused score.
+A search has two stages. The first finds the faces nearest to a probe by one vector each, in a LanceDB table (`store.py`,
+`rows.py`). The second reads the templates of these alone and ranks their people by the fused score.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 from oaml.decision import Threshold
 from oaml.errors import OamlError
 from oaml.files import Image, name_of
-from oaml.gallery_answers import Candidate, Enrolled, Found, Person, judge
-from oaml.gallery_folder import Entry, digest, listed, plan
-from oaml.gallery_store import Store, quoted
+from oaml.gallery.answers import Candidate, Enrolled, Found, Person, judge
+from oaml.gallery.folder import Entry, digest, listed, plan
+from oaml.gallery.store import Store, quoted
 from oaml.progress import progress
 
 if TYPE_CHECKING:
     from oaml.detect import Face
-    from oaml.gallery_rows import Packing
+    from oaml.gallery.rows import Packing
     from oaml.recognise import Recogniser
     from oaml.template import Templates
     from oaml.tracks import Track
@@ -152,7 +152,7 @@ class Gallery:
         return recogniser.crop(subjects[0])
 
     def _add(self, entries: Sequence[Entry], crops: Sequence[np.ndarray], thumbnails: bool) -> None:
-        from oaml.gallery_rows import Packing, table
+        from oaml.gallery.rows import Packing, table
         from oaml.quantised import QuantisedTemplates
 
         recogniser = self._need_recogniser()
@@ -164,7 +164,7 @@ class Gallery:
         self._store.add(table(entries, faces, pictures, self._packing))
 
     def _create(self, packing: Packing, model: str, model_name: str) -> None:
-        from oaml.gallery_rows import schema
+        from oaml.gallery.rows import schema
 
         facts = {"format": FORMAT, "model": model, "model_name": model_name, "packing": packing.to_list()}
         self._store.create(schema(packing), facts)
@@ -233,8 +233,8 @@ class Gallery:
         return judge(self.candidates(probe), limit, people, float(probe.visible()[0]), face, top)
 
     def candidates(self, probe: Templates, count: int = CANDIDATES) -> list[Candidate]:
-        """The people most like one face, best first; see `oaml.gallery_search.candidates`."""
-        from oaml.gallery_search import candidates
+        """The people most like one face, best first; see `oaml.gallery.search.candidates`."""
+        from oaml.gallery.search import candidates
 
         return candidates(self._store, self._packing, self._need_recogniser().model, probe, count)
 
@@ -301,7 +301,7 @@ class Gallery:
         Raises:
             OamlError: no gallery yet; another suffix; no room.
         """
-        from oaml.gallery_export import write
+        from oaml.gallery.export import write
 
         return write(self._store, self._packing, Path(file))
 
@@ -311,7 +311,7 @@ class Gallery:
         Raises:
             OamlError: no such file, a damaged one, or one of another model than the gallery's.
         """
-        from oaml.gallery_export import read
+        from oaml.gallery.export import read
 
         found = read(Path(file))
         if not self._store:
@@ -339,7 +339,7 @@ class Gallery:
 
     @cached_property
     def _packing(self) -> Packing:
-        from oaml.gallery_rows import Packing
+        from oaml.gallery.rows import Packing
 
         return Packing.from_list(self._store.facts["packing"])
 

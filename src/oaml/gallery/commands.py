@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from oaml.gallery import Gallery
-    from oaml.gallery_answers import Found
+    from oaml.gallery.answers import Found
     from oaml.tracks import Track
 
 
