@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from oaml.net import FaceOutput, Net, NetConfig
 from oaml.qaconv import QAConv, QAConvConfig
 from oaml.template import Scores, Templates
 from oaml.weights import Preprocessing, load_backbone
+from oaml.winners import spread
 
+PROBES, GALLERY = 64, 512  # whom a thread compares at a time in fused_above()
 FORMAT = 3  # of config.json; raised when an older reader would misread it
 
 
@@ -146,6 +149,17 @@ class Model(nn.Module, ModelHubMixin):
         Local cells, most of the work, are compared only where they can change the decision: where the rest of the score is at most
         `fusion.lift` below the threshold. That number was fitted on people held out; before that all pairs are compared whole.
         """
+        fused = probes.norm.new_empty(len(probes), len(gallery))
+
+        def some(corner: tuple[int, int]) -> None:
+            p, g = slice(corner[0], corner[0] + PROBES), slice(corner[1], corner[1] + GALLERY)
+            fused[p, g] = self._fused_above(probes[p], gallery[g], threshold)
+
+        corners = product(range(0, len(probes), PROBES), range(0, len(gallery), GALLERY))
+        spread(some, corners, fused.device)
+        return fused
+
+    def _fused_above(self, probes: Templates, gallery: Templates, threshold: float) -> Tensor:
         compared = self.joint.match(
             probes.contributions, gallery.contributions, probes.visibility, gallery.visibility
         )

@@ -130,27 +130,26 @@ def picker(
 
 
 def pair_picker(
-    prob: Tensor, cells: Tensor, log_p: Tensor | None, log_g: Tensor | None, bias: Tensor | None
+    probes: Tensor, gallery: Tensor, log_p: Tensor | None, log_g: Tensor | None, bias: Tensor | None
 ) -> Callable[[Tensor, Tensor, Room], None]:
-    """What picks the winners of some pairs: prob [P,C,S], cells [G,R,C] of gallery faces; the rest as in `oaml.winners`.
+    """What picks the winners of some pairs of faces: cells [P,S,C] and [G,R,C]; the rest as in `oaml.winners`.
 
     Returns:
         a function of int64 [N] twice, which probe with which gallery face, and of where their winners go.
     """
     loaded = library()
     assert loaded is not None
-    cells = cells.contiguous()
-    (p, c, s), (g, r, _) = prob.shape, cells.shape
+    probes, gallery = probes.contiguous(), gallery.contiguous()
+    (p, s, c), (g, r, _) = probes.shape, gallery.shape
     beyond = (0, -s % LANES)  # columns that are read and never win
-    channels = F.pad(prob, beyond).contiguous()
-    log_s = F.pad(prob.new_zeros(p, s) if log_p is None else log_p, beyond).contiguous()
-    log_r = prob.new_zeros(g, r) if log_g is None else log_g.contiguous()
-    padded = F.pad(prob.new_zeros(r, s) if bias is None else bias, beyond, value=-torch.inf).contiguous()
+    log_s = F.pad(probes.new_zeros(p, s) if log_p is None else log_p, beyond).contiguous()
+    log_r = probes.new_zeros(g, r) if log_g is None else log_g.contiguous()
+    padded = F.pad(probes.new_zeros(r, s) if bias is None else bias, beyond, value=-torch.inf).contiguous()
 
     def some(first: Tensor, second: Tensor, into: Room) -> None:
-        product = prob.new_empty(r, channels.shape[2])
-        given = (channels, cells, first.contiguous(), second.contiguous())
-        arrays = (x.data_ptr() for x in (padded, log_r, log_s, product, *into))
+        room = probes.new_empty(r + c, padded.shape[1])
+        given = (probes, gallery, first.contiguous(), second.contiguous())
+        arrays = (x.data_ptr() for x in (padded, log_r, log_s, room, *into))
         loaded.pick_pairs(*(x.data_ptr() for x in given), len(first), r, s, c, *arrays)
 
     return some

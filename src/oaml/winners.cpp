@@ -185,15 +185,20 @@ void pick_bfloat16(const uint16_t* similarity, long A, long R, long B, long S, c
              step_b);
 }
 
-// Some pairs, `first[i]` of the probes with `second[i]` of the gallery faces: channels [P,C,W] and log_s [P,W] of probes, cells
-// [G,R,C] and log_r [G,R] of gallery faces. `product` has room for R * W numbers; the results are those of pair i at row i.
-void pick_pairs(const float* channels, const float* cells, const long* first, const long* second, long pairs, long R,
-                long S, long C, const float* bias, const float* log_r, const float* log_s, float* product,
+// Some pairs, `first[i]` of the probes with `second[i]` of the gallery faces: cells [P,S,C] and log_s [P,W] of probes, cells
+// [G,R,C] and log_r [G,R] of gallery faces. `room` is for (R + C) * W numbers; the results are those of pair i at row i.
+void pick_pairs(const float* probes, const float* gallery, const long* first, const long* second, long pairs, long R,
+                long S, long C, const float* bias, const float* log_r, const float* log_s, float* room,
                 float* value_s, uint8_t* partner_s, float* value_r, uint8_t* partner_r) {
   const long width = (S + kLanes - 1) / kLanes * kLanes;
+  float* product = room;
+  float* columns = room + R * width;
+  std::memset(columns, 0, C * width * sizeof(float));
   for (long i = 0; i < pairs; ++i) {
-    const float* rows = cells + second[i] * R * C;
-    const float* columns = channels + first[i] * C * width;
+    const float* rows = gallery + second[i] * R * C;
+    if (i == 0 || first[i] != first[i - 1])
+      for (long s = 0; s < S; ++s)
+        for (long c = 0; c < C; ++c) columns[c * width + s] = probes[(first[i] * S + s) * C + c];
     long s = 0;
     for (; s + kRegisters * kWide <= width; s += kRegisters * kWide)
       multiply_columns<kRegisters>(rows, columns + s, R, C, width, product + s);

@@ -116,7 +116,7 @@ def pair_winners(
             return paired_winners(prob[first], gal[second], some_p, some_g, bias)
 
         return gathered
-    pick = native.pair_picker(prob, gal.mT, log_p, log_g, bias)
+    pick = native.pair_picker(prob.mT, gal.mT, log_p, log_g, bias)
 
     def in_place(first: Tensor, second: Tensor) -> Winners:
         won = _room(prob, gal, len(first), 1)
