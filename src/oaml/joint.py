@@ -176,8 +176,8 @@ class Joint(nn.Module):
         """
         with torch.autocast(probe.device.type, enabled=False):
             (a, v_p), (b, v_g) = _both_ready(probe, gallery, prob_occ, gal_occ)
-            if native.multiplies(a) and b.dtype == a.dtype and a.shape[2] % native.LANES == 0:
-                return Compared(_native_cosine(a, v_p, b, v_g), *_hidden(v_p, v_g))
+            if _compiled(a, b):
+                return Compared(_compiled_cosine(a, v_p, b, v_g), *_hidden(v_p, v_g))
             block = max(1, min(int((chunk_bytes / (2 * 4 * a.shape[2])) ** 0.5), 512))
             # fewer probes than gallery faces: more blocks for the threads to share
             few, many = max(1, block // 2), 2 * block
@@ -215,6 +215,8 @@ class Joint(nn.Module):
                     f"gallery is {tuple(gallery.shape)} with scales {tuple(scale.shape)}, "
                     f"expected [{len(v_g)},{CELLS},{a.shape[2]}] and [{len(v_g)},{CELLS}]"
                 )
+            if _compiled(a, gallery):
+                return Compared(_compiled_cosine(a, v_p, gallery, v_g, scale), *_hidden(v_p, v_g))
             cosine = a.new_empty(len(a), len(gallery))
             weighted, scaled = a * v_p[..., None], scale * v_g
             for g in range(0, len(gallery), FACES):
@@ -316,14 +318,20 @@ def _compare(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor) -> Compared:
     return Compared(_cosine(left, right), *_hidden(v_p, v_g))
 
 
-def _native_cosine(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor) -> Tensor:
-    """A [P,R,E], [G,R,E], visibility [P,R], [G,R] -> [P,G]."""
+def _compiled(a: Tensor, b: Tensor) -> bool:
+    """Whether there are compiled loops for such contributions."""
+    return native.multiplies(a) and b.dtype in native.COMPARE and a.shape[2] % native.LANES == 0
+
+
+def _compiled_cosine(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor, scale: Tensor | None = None) -> Tensor:
+    """A [P,R,E], [G,R,E], visibility [P,R], [G,R], scale of the latter's cells [G,R] or none -> [P,G]."""
     a, v_p, b, v_g = (x.contiguous() for x in (a, v_p, b, v_g))
+    scale = None if scale is None else scale.contiguous()
     cosine = a.new_empty(len(a), len(b))
 
     def block(corner: tuple[int, int]) -> None:
         p, g = (slice(i, i + BLOCK) for i in corner)
-        native.joint_cosine(a[p], v_p[p], b[g], v_g[g], cosine[p, g])
+        native.joint_cosine(a[p], v_p[p], b[g], v_g[g], None if scale is None else scale[g], cosine[p, g])
 
     corners = product(range(0, len(a), BLOCK), range(0, len(b), BLOCK))
     spread(block, corners, a.device)
