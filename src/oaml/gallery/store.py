@@ -11,6 +11,7 @@ One process may write at a time; any number may read.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 FACES, UNFINISHED = "faces", "unfinished"
 INDEXED_FROM = 20_000
 """Faces from which on an index is worth having: below, a scan of all vectors takes milliseconds."""
-PROBED = 24
-"""Cells of the index that a search looks into."""
+CELL = 4096
+"""Faces a cell of the index."""
+PROBED = 0.85
+"""Share of the cells that a search looks into. Faces lie in no clusters: fewer cells lose people (`benchmarks/README.md`)."""
 
 
 class Store:
@@ -128,7 +131,8 @@ class Store:
     def nearest(self, column: str, vector: Any, count: int, columns: Sequence[str]) -> pa.Table:
         """The faces whose unit vectors are nearest to one, the nearest first."""
         query = cast("LanceVectorQueryBuilder", self.table.search(vector, vector_column_name=column))
-        query = query.distance_type("l2").nprobes(PROBED).limit(count)
+        cells = math.ceil(PROBED * self.count() / CELL)
+        query = query.distance_type("l2").nprobes(max(1, cells)).limit(count)
         return query.select([*columns, "_distance"]).to_arrow()
 
     def change(self, where: str, values: dict[str, str] | None = None) -> int:
@@ -194,15 +198,17 @@ class Store:
         from lancedb.index import BTree, IvfFlat
 
         known = {column: index.name for index in self.table.list_indices() for column in index.columns}
-        large = self.count() >= INDEXED_FROM
+        faces = self.count()
+        large = faces >= INDEXED_FROM
         for column in self.table.schema.names:
             if column != "person" and not column.startswith("vector"):
                 continue
             if column in known and anew and not large:
                 self.table.drop_index(known[column])
             elif large and (anew or column not in known):
-                kind = BTree() if column == "person" else IvfFlat(distance_type="l2")
-                self.table.create_index(column, config=kind, replace=True)
+                cells = math.ceil(faces / CELL)
+                near = IvfFlat(distance_type="l2", num_partitions=cells)
+                self.table.create_index(column, config=BTree() if column == "person" else near, replace=True)
 
 
 def quoted(text: str) -> str:
