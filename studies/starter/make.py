@@ -41,7 +41,8 @@ tags: [face-recognition, occlusion, research-only]
 # OAML starter
 
 A small model to begin with: it is in the package, so that the first answer needs no download. For real work adapt a published
-network that was trained on millions of faces (`oaml download`, `oaml adapt`; see the README): this one is weaker, on bare faces above all.
+network that was trained on millions of faces (`oaml download`, `oaml adapt`; see the README): this one is weaker, on bare faces
+above all.
 
 **What it is.** A MobileFaceNet of {parameters:,} parameters with an occlusion head, QAConv, a joint embedding and thresholds, for
 aligned RGB faces of 112x112. {size:.1f} MB in half precision.
