@@ -25,7 +25,7 @@ GRIDS = [
     (3, 4, 196, 196),
     (2, 3, 12, 35),
 ]
-"""P, G, S, R; 18 and 9 faces are no whole number of blocks of 8."""
+"""P, G, S, R; 18 and 9 faces are no whole number of blocks of 8 or 16."""
 
 
 @pytest.fixture(params=["torch", "native", "torch, 2 threads", "native, 2 threads"], autouse=True)

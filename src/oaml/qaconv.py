@@ -258,7 +258,7 @@ class QAConv(nn.Module):
         """
         self._needs_eval()
         block = max(1, int((chunk_bytes / self._bytes_a_pair()) ** 0.5))
-        block -= block % 8 if block > 8 else 0  # whole blocks of `winners`
+        block -= block % 16 if block > 16 else 0  # whole blocks of `winners`
         probes = self._faces(probe, probe_visibility, block, prepared)
         galleries = self._faces(gallery, gallery_visibility, block, prepared)
         dtype = _rounded(precision)
