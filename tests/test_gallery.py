@@ -419,6 +419,31 @@ def holding(place: Path, pieces: list[bytes]) -> list[set[str]]:
     return [{path.relative_to(place).parts[1] for path, data in files.items() if p in data} for p in pieces]
 
 
+def in_index(place: Path, vectors: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether any file of an index holds the bytes that it keeps for one of some vectors of a column.
+
+    Args:
+        vectors: [N,E], all of the column: their least and largest number are 0 and 255.
+        rows: [R,E], those to look for.
+    """
+    low, high = vectors.min(), vectors.max()
+    wanted = (rows - low) / (high - low) * 255
+    for path in (p for p in place.rglob("*") if p.is_file() and "_indices" in p.parts):
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+        if len(data) < rows.shape[1]:
+            continue
+        windows = np.lib.stride_tricks.sliding_window_view(data, rows.shape[1])
+        near = np.flatnonzero(np.abs(windows[:, 0] - wanted[:, :1]).min(0) <= 1.01)
+        if any((np.abs(windows[near] - row) <= 1.01).all(1).any() for row in wanted):
+            return True
+    return False
+
+
+def column_of(gallery: Gallery, column: str, person: str | None = None) -> np.ndarray:
+    rows = [row for row in contents(gallery) if person in (None, row["person"])]
+    return np.array([row[column] for row in rows], np.float64)
+
+
 @pytest.fixture(scope="module")
 def indexed(enrolled: Path, recogniser: Recogniser, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A gallery with indices in which one person is far less than the tenth that lance rewrites by itself."""
@@ -456,9 +481,15 @@ def test_nothing_of_a_deleted_person_stays(large: Gallery) -> None:
     pieces, others = traces(large, "P1"), traces(large, "P2")
     found = holding(place, pieces)
     assert all("data" in folders for folders in found)
-    assert any("_indices" in folders for folders in found)  # the search sees into indices as well
+    column = column_names()[0]
+    vectors, theirs = column_of(large, column), column_of(large, column, "P1")
+    assert in_index(place, vectors, theirs)  # the search sees into indices as well
     assert large.delete("P1") == 2
     assert not any(holding(place, pieces))
+    assert not in_index(place, vectors, theirs)
+    left = column_of(large, column)
+    assert in_index(place, left, column_of(large, column, "P2"))
+    assert not in_index(place, left, theirs)
     assert all(holding(place, others))
     assert "P1" not in names(large)
     assert len(names(large)) == 25
