@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oaml.prelu import PReLU
+
 Architecture = Literal[
     "ir_18",
     "ir_34",
@@ -216,7 +218,7 @@ class IRBlock(nn.Module):
             nn.BatchNorm2d(inputs),
             nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
             nn.BatchNorm2d(outputs),
-            nn.PReLU(outputs),
+            PReLU(outputs),
             nn.Conv2d(outputs, outputs, 3, stride, 1, bias=False),
             nn.BatchNorm2d(outputs),
         )
@@ -255,7 +257,7 @@ class IR(Backbone):
         self.input_layer = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, 2 if early else 1, 1, bias=False),
             nn.BatchNorm2d(widths[0]),
-            nn.PReLU(widths[0]),
+            PReLU(widths[0]),
         )
         blocks: list[nn.Module] = []
         inputs = widths[0]
@@ -304,7 +306,7 @@ class IResNetBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.prelu = nn.PReLU(outputs)
+        self.prelu = PReLU(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, stride, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
         self.downsample: nn.Module = nn.Identity()
@@ -334,7 +336,7 @@ class IResNet(Backbone):
         self.embedding_size = embedding_size
         self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.prelu = nn.PReLU(64)
+        self.prelu = PReLU(64)
         self.layer1 = self._stage(64, 64, layers[0])
         self.layer2 = self._stage(64, 128, layers[1])
         self.layer3 = self._stage(128, 256, layers[2])
@@ -404,7 +406,7 @@ class InvertedResidual(nn.Module):
 
 
 def _activation(channels: int, prelu: bool) -> nn.Module:
-    return nn.PReLU(channels) if prelu else nn.ReLU6()
+    return PReLU(channels) if prelu else nn.ReLU6()
 
 
 class MobileFaceNet(Backbone):
@@ -422,7 +424,7 @@ class MobileFaceNet(Backbone):
         self.channels = {3: 128, 4: 512}
         self.embedding_size = embedding_size
         self.stem = _conv_bn(3, 64, 3, stride=2, act=_activation(64, prelu))
-        self.stem_depthwise = _conv_bn(64, 64, 3, groups=64, act=nn.PReLU(64) if prelu else nn.ReLU())
+        self.stem_depthwise = _conv_bn(64, 64, 3, groups=64, act=PReLU(64) if prelu else nn.ReLU())
         self.stem_pointwise = nn.Identity() if prelu else _conv_bn(64, 64, 1, act=nn.ReLU())
         blocks: list[nn.Module] = []
         inputs = 64

@@ -16,7 +16,7 @@ from typing import Literal
 
 from oaml.errors import OamlError
 
-Name = Literal["qaconv", "qaconv-training", "joint", "embed", "search", "startup", "cuda"]
+Name = Literal["qaconv", "qaconv-training", "joint", "embed", "search", "startup", "cuda", "profile"]
 BENCHMARKS: dict[Name, str] = {
     "qaconv": "oaml.benchmarks.qaconv",
     "qaconv-training": "oaml.benchmarks.qaconv_training",
@@ -25,6 +25,7 @@ BENCHMARKS: dict[Name, str] = {
     "search": "oaml.benchmarks.search",
     "startup": "oaml.benchmarks.startup",
     "cuda": "oaml.benchmarks.cuda",
+    "profile": "oaml.benchmarks.profile",
 }
 """Name -> the module that runs it."""
 
