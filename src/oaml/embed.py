@@ -11,8 +11,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +20,7 @@ import numpy as np
 from oaml.errors import OamlError
 from oaml.files import FACE_SIZE, list_images, read_image
 from oaml.progress import progress
+from oaml.threads import one_thread_each
 
 if TYPE_CHECKING:
     import torch
@@ -140,16 +140,12 @@ class FastExtractor:
 
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         groups = (paths[i : i + self.batch] for i in range(0, len(paths), self.batch))
-        threads = torch.get_num_threads()
         found: list[QuantisedTemplates] = []
-        try:
-            for faces in _pipeline(groups, lambda group: np.stack([read(p) for p in group]), self, workers):
-                found.append(faces)
-                if len(found) == WRITTEN:
-                    yield QuantisedTemplates.join(found)
-                    found = []
-        finally:
-            torch.set_num_threads(threads)
+        for faces in _pipeline(groups, lambda group: np.stack([read(p) for p in group]), self, workers):
+            found.append(faces)
+            if len(found) == WRITTEN:
+                yield QuantisedTemplates.join(found)
+                found = []
         if found:
             yield QuantisedTemplates.join(found)
 
@@ -161,19 +157,11 @@ def _pipeline(
     workers: int,
 ) -> Iterator[QuantisedTemplates]:
     """`work(read(group))` of every group in order; reading runs ahead of working, both a bounded way ahead of the caller."""
-    import torch
-
     waiting: deque[Future[QuantisedTemplates]] = deque()
-    with ExitStack() as stack:
-        pools = (
-            ThreadPoolExecutor(READERS),
-            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)),
-        )
-        for pool in pools:
-            stack.callback(pool.shutdown, cancel_futures=True)
+    with one_thread_each(READERS) as readers, one_thread_each(workers) as pool:
         for group in groups:
-            pixels = pools[0].submit(read, group)
-            waiting.append(pools[1].submit(lambda pixels=pixels: work(pixels.result())))
+            pixels = readers.submit(read, group)
+            waiting.append(pool.submit(lambda pixels=pixels: work(pixels.result())))
             if len(waiting) > 2 * workers + READERS:
                 yield waiting.popleft().result()
         while waiting:

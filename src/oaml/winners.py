@@ -12,7 +12,6 @@ Shapes: P probes with S cells, G gallery faces with R cells, C channels, N pairs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from oaml import native
+from oaml.threads import one_thread_each
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -327,11 +327,8 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item], device: to
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     if threads == 1 or len(items) < 2:
         return [call(item) for item in items]
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(call, items))
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread_each(threads) as pool:
+        return list(pool.map(call, items))
 
 
 def _room(prob: Tensor, gal: Tensor, p: int, g: int) -> Winners:

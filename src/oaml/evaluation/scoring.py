@@ -15,7 +15,6 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
@@ -30,6 +29,7 @@ from oaml.evaluation.protocols import read_pairs
 from oaml.files import read_image, write_file
 from oaml.progress import progress
 from oaml.template import COLUMNS, Templates
+from oaml.threads import one_thread_each
 
 if TYPE_CHECKING:
     import torch
@@ -342,13 +342,7 @@ def _workers(device: str) -> Iterator[Callable[..., Iterable[Any]]]:
         call = partial(without_gradients, function)
         return map(call, items) if device != "cpu" else pool.map(call, items)
 
-    threads = torch.get_num_threads()
     # On a GPU convolutions are otherwise rounded to 10 bits and may use another algorithm on every run.
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        with exact:
-            yield run
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+    with exact, one_thread_each(torch.get_num_threads()) as pool:
+        yield run
