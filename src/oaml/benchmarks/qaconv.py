@@ -8,6 +8,7 @@ other work on the machine meets all of them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -38,7 +39,8 @@ def run(
 
     Returns:
         For every `c512_float32` and the like: `pairs_per_second`, `times_plain` (the plain formulation in float32 takes that many
-        times as long) and `share_of_gemm` (of the rate of matrix products, 1 is the limit). `megabytes_*`: peak memory beyond the
+        times as long), `share_of_gemm` (of the rate of matrix products, 1 is the limit) and `share_on_one_thread`, the same by the
+        time that the processor worked, which other work on the machine hardly moves. `megabytes_*`: peak memory beyond the
         maps for 10 to 100,000 pairs, null where the system doesn't tell; `native`: whether the compiled loops were there.
     """
     found: dict[str, object] = {"threads": torch.get_num_threads(), "native": native.library() is not None}
@@ -73,19 +75,25 @@ def measure(channels: int, faces: int, rounds: int) -> dict[str, object]:
         todo |= {f"{precision}_{rows}": product(rows, getattr(torch, precision)) for rows in sizes}
     fastest(todo, 1)  # what is loaded and allocated once
     seconds = fastest(todo, rounds)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    worked = fastest(todo, rounds, time.process_time)
+    torch.set_num_threads(before)
     flops = 2 * SIDE**4 * channels
     found: dict[str, object] = {}
     for precision in ("float32", "bfloat16"):
-        rates = []
-        for rows in sizes:
-            times = max(1, (whole // rows) ** 2)
-            rates.append(times * 2 * rows**2 * channels / seconds[f"{precision}_{rows}"])
+
+        def rate(seconds: dict[str, float], precision: str = precision) -> float:
+            each = (max(1, (whole // rows) ** 2) * rows**2 / seconds[f"{precision}_{rows}"] for rows in sizes)
+            return 2 * channels * max(each)
+
         a_second = faces**2 / seconds[precision]
         found[f"c{channels}_{precision}"] = {
             "pairs_per_second": a_second,
             "times_plain": a_second / (len(p[few]) ** 2 / seconds["plain"]),
-            "share_of_gemm": a_second * flops / max(rates),
-            "gemm_gflop_per_second": max(rates) / 1e9,
+            "share_of_gemm": a_second * flops / rate(seconds),
+            "share_on_one_thread": faces**2 / worked[precision] * flops / rate(worked),
+            "gemm_gflop_per_second": rate(seconds) / 1e9,
         }
     return found
 
