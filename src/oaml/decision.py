@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -71,6 +71,8 @@ class Answer:
     face_a: Face | None = None
     face_b: Face | None = None
     """Where the faces are in their photographs; None for a picture that is an aligned face."""
+    crops: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False, compare=False)
+    """The aligned faces that were compared, uint8 RGB [112,112,3]; not part of `to_dict`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with `remedy`."""
@@ -78,16 +80,18 @@ class Answer:
             name: None if face is None else face.to_dict()
             for name, face in (("face_a", self.face_a), ("face_b", self.face_b))
         }
-        return {**asdict(replace(self, face_a=None, face_b=None)), **faces, "remedy": self.remedy}
+        facts = {
+            **asdict(replace(self, face_a=None, face_b=None, crops=None)),
+            **faces,
+            "remedy": self.remedy,
+        }
+        facts.pop("crops")
+        return facts
 
     @property
     def remedy(self) -> str | None:
         """What to do about an answer that is no decision."""
-        if self.decision == "no threshold":
-            return REMEDY
-        if self.decision == "too little visible to decide":
-            return "take a picture on which more of the face shows"
-        return None
+        return remedy(self.decision)
 
     @property
     def sentence(self) -> str:
@@ -96,6 +100,15 @@ class Answer:
         if self.decision == "too little visible to decide":  # the reason says it already
             return said
         return f"{said}; both show {100 * self.visible_both:.0f} % of the face"
+
+
+def remedy(decision: str) -> str | None:
+    """What to do about an answer that is no decision; None for one that is."""
+    if decision == "no threshold":
+        return REMEDY
+    if decision == "too little visible to decide":
+        return "take a picture on which more of the face shows"
+    return None
 
 
 def fitted_threshold(config: ModelConfig, far: float, source: str = "config.json") -> Threshold | None:
@@ -198,6 +211,7 @@ def decide_pairs(
                 visible_both=both,
                 face_a=faces[i],
                 face_b=faces[j],
+                crops=(crops[i], crops[j]),
             )
         )
     return answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +95,7 @@ def find_subjects(image: Image, detector: Detector | None) -> list[Subject]:
     """
     photograph, path = read_photograph(image), name_of(image)
     height, width = photograph.shape[:2]
-    if (height, width) == (FACE_SIZE, FACE_SIZE):
+    if is_aligned(photograph):
         return [Subject(photograph, None)]
     if detector is None:
         raise OamlError(
@@ -106,13 +107,23 @@ def find_subjects(image: Image, detector: Detector | None) -> list[Subject]:
         raise OamlError(
             f"{path}: no face found; use a sharper or closer photograph, or a face aligned to {FACE_SIZE}x{FACE_SIZE}"
         )
-    large = [face for face in found if face.eyes >= LEAST_EYES]
-    if not large:
+    subjects = large_enough(photograph, found)
+    if not subjects:
         raise OamlError(
             f"{path}: the face is too small, {found[0].eyes:.0f} pixels between the eyes; a comparison needs {LEAST_EYES:g}: use a "
             "larger or closer photograph"
         )
-    return [Subject(photograph, face, len(found)) for face in large]
+    return subjects
+
+
+def is_aligned(photograph: np.ndarray) -> bool:
+    """Whether a picture is an aligned face, by its size."""
+    return photograph.shape[:2] == (FACE_SIZE, FACE_SIZE)
+
+
+def large_enough(photograph: np.ndarray, faces: Sequence[Face]) -> list[Subject]:
+    """Those of all faces found in a photograph that can be compared, in their order."""
+    return [Subject(photograph, face, len(faces)) for face in faces if face.eyes >= LEAST_EYES]
 
 
 def load_detector(given: Path | None = None) -> Detector | None:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oaml.decision import Answer, Threshold, decide_pairs, fitted_threshold
-from oaml.detect import LEAST_EYES, Detector, Face
+from oaml.detect import Detector, Face
 from oaml.errors import OamlError
-from oaml.files import FACE_SIZE, Image, name_of, read_photograph
-from oaml.photographs import Subject, find_subjects, load_detector
+from oaml.files import Image, name_of, read_photograph
+from oaml.photographs import Subject, find_subjects, is_aligned, large_enough, load_detector
 
 if TYPE_CHECKING:
     from oaml.model import Model
@@ -83,10 +83,9 @@ class Recogniser:
 
     def usable(self, frame: np.ndarray) -> list[Subject]:
         """As `subjects`, of a frame of a film: none is an empty list."""
-        if frame.shape[:2] == (FACE_SIZE, FACE_SIZE):
+        if is_aligned(frame):
             return [Subject(frame, None)]
-        found = self.detect(frame)
-        return [Subject(frame, face, len(found)) for face in found if face.eyes >= LEAST_EYES]
+        return large_enough(frame, self.detect(frame))
 
     def tracks(self, film: str | Path, every: int = 1) -> list[Track]:
         """The faces of a film or of a folder of frames, each followed through it; see `oaml.tracks`.
@@ -134,9 +133,12 @@ class Recogniser:
             raise OamlError("represent: no images; give one at least")
         return self.templates([self.crop(self.subjects(image)[0]) for image in several])
 
-    def threshold(self, far: float = 0.001) -> Threshold | None:
-        """The model's threshold at a false-accept rate; see `oaml.decision.fitted_threshold`."""
-        return fitted_threshold(self.model.config, far, self.name)
+    def threshold(self, far: float = 0.001, own: float | None = None) -> Threshold | None:
+        """The threshold to decide by: the user's own or, without one, the model's at a false-accept rate.
+
+        See `oaml.decision.fitted_threshold`.
+        """
+        return fitted_threshold(self.model.config, far, self.name) if own is None else Threshold.of_user(own)
 
     def verify(self, a: Image, b: Image, far: float = 0.001, threshold: float | None = None) -> Answer:
         """Are the largest faces of two pictures one person?
@@ -162,7 +164,7 @@ class Recogniser:
         self, a: Sequence[Subject], b: Sequence[Subject], far: float = 0.001, threshold: float | None = None
     ) -> list[Answer]:
         """`verify_all` for faces that were found before."""
-        limit = self.threshold(far) if threshold is None else Threshold.of_user(threshold)
+        limit = self.threshold(far, threshold)
         crops = [self.crop(subject) for subject in (*a, *b)]
         pairs = list(product(range(len(a)), range(len(a), len(a) + len(b))))
         faces = [subject.face for subject in (*a, *b)]

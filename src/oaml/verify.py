@@ -72,7 +72,8 @@ def verify(
     answers = recogniser.verify_subjects(subjects_a, subjects_b, far, threshold)
     answer = answers[0]
     if draw is not None:
-        first, second = (recogniser.crop(subjects[0]) for subjects in (subjects_a, subjects_b))
+        assert answer.crops is not None
+        first, second = answer.crops
         explanation = explain_pair(recogniser.model, first, second)
         decided = answer.decision in ("same person", "different people")
         needed = (

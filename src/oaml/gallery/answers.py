@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from oaml.decision import LEAST_SHARED, REMEDY, Threshold, decide, told_apart
+import numpy as np
+
+from oaml.decision import LEAST_SHARED, Threshold, decide, remedy, told_apart
 from oaml.detect import Face
 
 Verdict = Literal["known person", "unknown person", "too little visible to decide", "no threshold"]
@@ -58,15 +60,13 @@ class Found:
     """Where it is in the photograph; None for a picture that is an aligned face."""
     least_visible_both: float = LEAST_SHARED
     """Below this nothing is decided."""
+    crop: np.ndarray | None = field(default=None, repr=False, compare=False)
+    """The aligned face that was asked about, uint8 RGB [112,112,3]; not part of `to_dict`."""
 
     @property
     def remedy(self) -> str | None:
         """What to do about an answer that is no decision."""
-        if self.decision == "no threshold":
-            return REMEDY
-        if self.decision == "too little visible to decide":
-            return "take a picture on which more of the face shows"
-        return None
+        return remedy(self.decision)
 
     @property
     def sentence(self) -> str:
@@ -76,7 +76,9 @@ class Found:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with `remedy`."""
         place = None if self.face is None else self.face.to_dict()
-        return {**asdict(replace(self, face=None)), "face": place, "remedy": self.remedy}
+        facts = {**asdict(replace(self, face=None, crop=None)), "face": place, "remedy": self.remedy}
+        facts.pop("crop")
+        return facts
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def judge(
     visible: float,
     face: Face | None,
     top: int,
+    crop: np.ndarray | None = None,
 ) -> Found:
     """Decide who a face is.
 
@@ -128,6 +131,7 @@ def judge(
         visible: share of the face that shows.
         face: where it is.
         top: candidates to name.
+        crop: the aligned face.
     """
     limit = None if threshold is None else threshold.value
     judged = [c for c in candidates if c.visible_both >= LEAST_SHARED]
@@ -162,4 +166,5 @@ def judge(
         strangers_expected=None if far is None else people * far,
         visible=visible,
         face=face,
+        crop=crop,
     )

@@ -11,8 +11,6 @@ from oaml.errors import OamlError
 from oaml.explain import printable
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from oaml.gallery import Gallery
     from oaml.gallery.answers import Found
     from oaml.tracks import Track
@@ -122,9 +120,7 @@ def search(
         answers = opened.search(Path(image), top, far, threshold)
     undrawn = None
     if draw is not None:
-        assert opened.recogniser is not None
-        probe = tracks[0].crop if tracks else opened.recogniser.align(Path(image))[0]
-        undrawn = _draw(opened, Path(image).name, probe, answers[0], draw)
+        undrawn = _draw(opened, Path(image).name, answers[0], draw)
     if json:
         facts: dict[str, Any] = {"image": str(image), "gallery": gallery, "people": answers[0].people}
         faces = [answer.to_dict() for answer in answers]
@@ -205,7 +201,7 @@ def _options(*values: Any) -> list[tuple[str, Any]]:
     return list(zip(("--delete", "--rename", "--export", "--restore"), values, strict=True))
 
 
-def _draw(gallery: Gallery, name: str, probe: np.ndarray, answer: Found, draw: Path) -> str | None:
+def _draw(gallery: Gallery, name: str, answer: Found, draw: Path) -> str | None:
     """Draw a face beside the best candidate; or say why not."""
     from oaml.explain import draw_pair, explain_pair
 
@@ -219,8 +215,9 @@ def _draw(gallery: Gallery, name: str, probe: np.ndarray, answer: Found, draw: P
             "enrol with --thumbnails"
         )
     assert gallery.recogniser is not None
-    explanation = explain_pair(gallery.recogniser.model, probe, enrolled)
-    draw_pair(draw, probe, enrolled, explanation, title=answer.sentence, names=(name, best.person))
+    assert answer.crop is not None
+    explanation = explain_pair(gallery.recogniser.model, answer.crop, enrolled)
+    draw_pair(draw, answer.crop, enrolled, explanation, title=answer.sentence, names=(name, best.person))
     return None
 
 

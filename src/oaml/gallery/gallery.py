@@ -188,10 +188,11 @@ class Gallery:
         limit = self._asked(top, far, threshold)
         recogniser = self._need_recogniser()
         subjects = recogniser.subjects(image)
-        probes = recogniser.templates([recogniser.crop(subject) for subject in subjects])
+        crops = [recogniser.crop(subject) for subject in subjects]
+        probes = recogniser.templates(crops)
         people = self._people()
         return [
-            self._judge(probes[i : i + 1], subject.face, limit, people, top)
+            self._judge(probes[i : i + 1], subject.face, crops[i], limit, people, top)
             for i, subject in enumerate(subjects)
         ]
 
@@ -217,7 +218,7 @@ class Gallery:
         if not tracks:
             raise OamlError(f"{film}: no face found in any frame; use sharper or closer pictures")
         people = self._people()
-        return [(t, self._judge(t.template, t.faces[-1], limit, people, top)) for t in tracks]
+        return [(t, self._judge(t.template, t.faces[-1], t.crop, limit, people, top)) for t in tracks]
 
     def _asked(self, top: int, far: float, threshold: float | None) -> Threshold | None:
         """The threshold to judge by, before any work."""
@@ -225,12 +226,18 @@ class Gallery:
             raise OamlError(f"top: {top} people; give 1 or more")
         recogniser = self._need_recogniser()
         _ = self._store.table  # there must be one
-        return recogniser.threshold(far) if threshold is None else Threshold.of_user(threshold)
+        return recogniser.threshold(far, threshold)
 
     def _judge(
-        self, probe: Templates, face: Face | None, limit: Threshold | None, people: int, top: int
+        self,
+        probe: Templates,
+        face: Face | None,
+        crop: np.ndarray,
+        limit: Threshold | None,
+        people: int,
+        top: int,
     ) -> Found:
-        return judge(self.candidates(probe), limit, people, float(probe.visible()[0]), face, top)
+        return judge(self.candidates(probe), limit, people, float(probe.visible()[0]), face, top, crop)
 
     def candidates(self, probe: Templates, count: int = CANDIDATES) -> list[Candidate]:
         """The people most like one face, best first; see `oaml.gallery.search.candidates`."""
