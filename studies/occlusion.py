@@ -11,7 +11,6 @@ every arm, and an arm that is there is not repeated.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mfr2 import real_masks
 
 from oaml.adapt import Stage, predict_visibility, start, train_head, train_matchers
-from oaml.cache import FeatureCache, Plan, stage3
+from oaml.cache import FeatureCache, Plan
 from oaml.datasets.people import PeopleFolder, split_name
-from oaml.evaluation.heldout import ALL, BARE, HeldOut, scores, tars, templates_of
-from oaml.evaluation.metrics import tar_at_far
-from oaml.evaluation.scoring import score_all
-from oaml.files import read_image, write_file
+from oaml.evaluation.heldout import ALL, BARE, HeldOut, scores, tars
+from oaml.files import write_file
 from oaml.joint import CELLS, contributions
 from oaml.losses import align_mask
 from oaml.main import keep_freed_memory
@@ -84,33 +82,6 @@ def judge(model: Model, faces: HeldOut, mfr2: Path) -> Results:
         table[condition]["map error"] = {"mean": error}
     table["MFR2"] = real_masks(model, mfr2)
     return table
-
-
-def real_masks(model: Model, folder: Path) -> dict[str, dict[str, float]]:
-    """TAR at FAR 1e-2 on MFR2: all pairs, masked-masked, masked-bare, bare-bare."""
-    with (folder.parent / "mfr2_images.csv").open() as file:
-        masked = {row["path"]: row["mask_type"] != "no-mask" for row in csv.DictReader(file)}
-    names = sorted(masked)
-    images = [read_image(folder / name) for name in names]
-    sides = (images, [image[:, ::-1] for image in images]) if model.config.flip else (images,)
-    faces = templates_of(model, [stage3(model, side) for side in sides])
-    everybody = np.arange(len(faces))
-    matrix = score_all(model, faces, everybody, faces, everybody)
-    place = {name: i for i, name in enumerate(names)}
-    with (folder.parent / "mfr2_pairs.csv").open() as file:
-        rows = [(place[r["path_a"]], place[r["path_b"]], r["same"] == "1") for r in csv.DictReader(file)]
-    a, b, same = (np.array(column) for column in zip(*rows, strict=True))
-    mask = np.array([masked[name] for name in names])
-    classes = {
-        "all": np.ones(len(a), bool), "masked-masked": mask[a] & mask[b],
-        "masked-bare": mask[a] ^ mask[b], "bare-bare": ~mask[a] & ~mask[b],
-    }  # fmt: skip
-    return {
-        score: {
-            name: tar_at_far(values[a, b][chosen], same[chosen], 1e-2).tar for name, chosen in classes.items()
-        }
-        for score, values in matrix.items()
-    }
 
 
 def baselines(model: Model, faces: HeldOut) -> Results:

@@ -8,18 +8,12 @@ with their first two images, the second bare or under a cover; all others are pr
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import torch
+from report_people import asked_for
 
-from oaml.datasets.people import PeopleFolder, split_name
-from oaml.evaluation.heldout import BARE, HeldOut
+from oaml.evaluation.heldout import BARE
 from oaml.evaluation.metrics import tar_at_far
-from oaml.main import keep_freed_memory
-from oaml.model import Model
-from oaml.occluders import load_templates
 from oaml.template import Templates, pooled
 
 KINDS = ["niqab", "mask", "sunglasses"]
@@ -28,17 +22,8 @@ FARS = (1e-2, 1e-3)
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    given = parser.parse_args()
-    keep_freed_memory()
-    model = Model.load(given.model)
-    people = PeopleFolder(given.data / "lfw", lambda name: split_name(name) == "report")
-    pictures = load_templates(given.data / "mask_templates")
-    held = HeldOut(model, people, KINDS, 0, "b", pictures, everybody=True)
+    model, held = asked_for(__doc__, KINDS, everybody=True)
+    people = held.people
     faces = {kind: held.templates(model, kind) for kind in (BARE, *KINDS)}
 
     images = [np.flatnonzero(people.labels == person) for person in np.unique(people.labels)]

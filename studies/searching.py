@@ -8,19 +8,13 @@ whom the fused score names first (and of the true one), the share that is among 
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
+from report_people import asked_for
 
-from oaml.datasets.people import PeopleFolder, split_name
-from oaml.evaluation.heldout import BARE, HeldOut
+from oaml.evaluation.heldout import BARE
 from oaml.gallery.rows import column_names, pattern_vectors, probe_vectors
 from oaml.joint import cell_visibility
-from oaml.main import keep_freed_memory
-from oaml.model import Model
-from oaml.occluders import load_templates
 
 KINDS = ["niqab", "mask", "sunglasses"]
 FIRST = (10, 20, 50)
@@ -28,16 +22,7 @@ FIRST = (10, 20, 50)
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    given = parser.parse_args()
-    keep_freed_memory()
-    model = Model.load(given.model)
-    people = PeopleFolder(given.data / "lfw", lambda name: split_name(name) == "report")
-    held = HeldOut(model, people, KINDS, 0, "b", load_templates(given.data / "mask_templates"))
+    model, held = asked_for(__doc__, KINDS)
     bare = held.templates(model, BARE)
     gallery = bare[held.gallery]
     person = held.person[held.probes, None] == held.person[held.gallery]

@@ -9,21 +9,17 @@ Baseline: the plain published formulation on the backbone's own channels: einsum
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from report_people import asked_for
 
-from oaml.datasets.people import PeopleFolder, split_name
-from oaml.evaluation.heldout import BARE, HeldOut
+from oaml.evaluation.heldout import BARE
 from oaml.evaluation.metrics import tar_at_far
-from oaml.main import keep_freed_memory
 from oaml.model import Model
-from oaml.occluders import load_templates
 from oaml.quantised import QuantisedTemplates
 from oaml.template import Templates
 
@@ -113,16 +109,7 @@ def table(model: Model, probes: Templates, gallery: Templates, same: np.ndarray)
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    given = parser.parse_args()
-    keep_freed_memory()
-    model = Model.load(given.model)
-    people = PeopleFolder(given.data / "lfw", lambda name: split_name(name) == "report")
-    faces = HeldOut(model, people, KINDS, 0, "b", load_templates(given.data / "mask_templates"))
+    model, faces = asked_for(__doc__, KINDS)
     bare = faces.templates(model, BARE)
     gallery = bare[faces.gallery]
     probes = Templates.join([bare[faces.probes], *(faces.templates(model, kind) for kind in KINDS)])

@@ -8,8 +8,8 @@ with its card; `--ship` also puts it into the package.
 from __future__ import annotations
 
 import argparse
-import csv
 import shutil
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -19,16 +19,17 @@ from distil import distil
 from safetensors.torch import load_file, save_file
 
 from oaml.adapt import adapt
-from oaml.cache import stage3
 from oaml.datasets.people import PeopleFolder, split_name
-from oaml.evaluation.heldout import ALL, BARE, HeldOut, scores, tars, templates_of
-from oaml.evaluation.metrics import kfold_accuracy, tar_at_far
-from oaml.evaluation.scoring import score_all
-from oaml.files import read_image, write_file, write_folder
+from oaml.evaluation.heldout import ALL, BARE, HeldOut, scores, tars
+from oaml.evaluation.metrics import kfold_accuracy
+from oaml.files import write_file, write_folder
 from oaml.main import keep_freed_memory
 from oaml.model import Model, ModelConfig
 from oaml.occluders import load_templates
 from oaml.recognise import STARTER
+
+sys.path.append(str(Path(__file__).parents[1]))
+from mfr2 import real_masks
 
 TEACHER = "mobilefacenet_casia_bubbliiiing.pth"
 SHOWN = ["niqab", "mask", "sunglasses", "patch"]
@@ -160,7 +161,7 @@ def measure(model: Model, teacher: Model, data: Path) -> dict[str, object]:
         "accuracy": accuracy(faces.templates(model, BARE).embedding, faces),
         "teacher": accuracy(taught.templates(teacher, BARE).embedding, taught),
         "table": "\n".join(lines),
-        "mfr2": real_masks(model, data / "mfr2"),
+        "mfr2": real_masks_table(model, data / "mfr2"),
         "errors": ", ".join(f"{name} {error:.3f}" for name, error in errors.items()),
     }
 
@@ -178,29 +179,13 @@ def accuracy(embedding: torch.Tensor, faces: HeldOut) -> float:
     return float(kfold_accuracy((a - b).square().sum(1).numpy(), same).accuracy.mean())
 
 
-def real_masks(model: Model, folder: Path) -> str:
-    """TAR at FAR 1e-2 on MFR2 as a table: all pairs, masked-masked, masked-bare, bare-bare."""
-    with (folder.parent / "mfr2_images.csv").open() as file:
-        masked = {row["path"]: row["mask_type"] != "no-mask" for row in csv.DictReader(file)}
-    names = sorted(masked)
-    images = [read_image(folder / name) for name in names]
-    faces = templates_of(model, [stage3(model, images), stage3(model, [image[:, ::-1] for image in images])])
-    everybody = np.arange(len(faces))
-    matrix = score_all(model, faces, everybody, faces, everybody)
-    place = {name: i for i, name in enumerate(names)}
-    with (folder.parent / "mfr2_pairs.csv").open() as file:
-        rows = [(place[r["path_a"]], place[r["path_b"]], r["same"] == "1") for r in csv.DictReader(file)]
-    a, b, same = (np.array(column) for column in zip(*rows, strict=True))
-    mask = np.array([masked[name] for name in names])
-    classes = {
-        "all pairs": np.ones(len(a), bool), "masked-masked": mask[a] & mask[b],
-        "masked-bare": mask[a] ^ mask[b], "bare-bare": ~mask[a] & ~mask[b],
-    }  # fmt: skip
+def real_masks_table(model: Model, folder: Path) -> str:
+    """TAR at FAR 1e-2 on MFR2 as a table."""
+    found = real_masks(model, folder)
+    classes = ["all pairs" if name == "all" else name for name in found["fused"]]
     lines = ["| score | " + " | ".join(classes) + " |", "| --- " * (len(classes) + 1) + "|"]
     for name in ("cosine", "joint", "fused"):
-        values = matrix[name][a, b]
-        shown = [f"{tar_at_far(values[c], same[c], 1e-2).tar:.3f}" for c in classes.values()]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+        lines.append(f"| {name} | " + " | ".join(f"{tar:.3f}" for tar in found[name].values()) + " |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,36 @@
+"""What several studies begin with: a model folder from the command line, and the report people of LFW, bare and in style b."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from oaml.datasets.people import PeopleFolder, split_name
+from oaml.evaluation.heldout import HeldOut
+from oaml.main import keep_freed_memory
+from oaml.model import Model
+from oaml.occluders import load_templates
+
+
+def asked_for(
+    description: str | None, kinds: Sequence[str], everybody: bool = False
+) -> tuple[Model, HeldOut]:
+    """The model that the command line names, and the people under covers of some kinds that no training saw.
+
+    Args:
+        description: what `--help` says.
+        kinds: of covers.
+        everybody: cover all images; see `HeldOut`.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    given = parser.parse_args()
+    keep_freed_memory()
+    model = Model.load(given.model)
+    people = PeopleFolder(given.data / "lfw", lambda name: split_name(name) == "report")
+    pictures = load_templates(given.data / "mask_templates")
+    return model, HeldOut(model, people, kinds, 0, "b", pictures, everybody=everybody)
