@@ -597,6 +597,15 @@ def test_pooling_does_not_depend_on_the_order() -> None:
         close(pooled(faces[order]), pooled(faces))
 
 
+def test_pooling_several_people_at_once_is_pooling_each() -> None:
+    faces = random_faces(9)
+    owner = torch.tensor([2, 0, 1, 2, 3, 0, 2, 2, 3])
+    each = Templates.join([pooled(faces[(owner == person).nonzero()[:, 0]]) for person in range(4)])
+    close(pooled(faces, owner), each)
+    alone = torch.tensor([3, 1, 0, 2])
+    close(pooled(faces[:4], alone), faces[alone.argsort()])
+
+
 def test_pooled_contributions_sum_to_the_pooled_embedding_of_bare_faces() -> None:
     faces = random_faces(3)
     bare = Templates(**{**vars(faces), "visibility": torch.ones_like(faces.visibility)})

@@ -90,16 +90,17 @@ class Templates:
         return Templates(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
 
-def pooled(faces: Templates) -> Templates:
+def pooled(faces: Templates, owner: Tensor | None = None) -> Templates:
     """One template of several faces of one person: of every part of the face, what they show of it.
 
     Better than the largest or the mean score of the faces one by one, most of all where some are covered (`studies/pooling.py`).
 
     Args:
         faces: one or more; their order doesn't matter.
+        owner: int64 [N] in 0..P-1, whose each face is, with a face at least for everybody; by default all are one person's.
 
     Returns:
-        One template. Contributions are the mean over the faces, weighted in each cell by its visibility; the embedding is that of
+        P templates. Contributions are the mean over the faces, weighted in each cell by its visibility; the embedding is that of
         their raw embeddings, weighted by the share that each face shows. A cell shows as much as in the face that shows it most,
         and what QAConv compares there is of that face alone, for a mean of two cells is neither of them.
 
@@ -111,30 +112,42 @@ def pooled(faces: Templates) -> Templates:
 
     from oaml.joint import cell_visibility
 
-    if len(faces) < 2:
-        if not len(faces):
-            raise ValueError("no faces to pool")
+    if not len(faces):
+        raise ValueError("no faces to pool")
+    if owner is None:
+        owner = torch.zeros(len(faces), dtype=torch.long)
+    owner = owner.to(faces.norm.device)
+    people = int(owner.max()) + 1
+    # of equals the first is taken: that must be the face that shows more, whatever the order they came in
+    order = faces.norm.argsort(descending=True, stable=True)
+    order = order[faces.visible()[order].argsort(descending=True, stable=True)]
+    order = order[owner[order].argsort(stable=True)]
+    faces, owner = faces[order], owner[order]
+    if people == len(faces):
         return faces
-    # argmax takes the first of equals: that must be the face that shows more, whatever the order they came in
-    rank = list(zip(faces.visible().tolist(), faces.norm.tolist(), range(len(faces)), strict=True))
-    faces = faces[
-        torch.tensor([number for *_, number in sorted(rank, reverse=True)], device=faces.norm.device)
-    ]
 
-    weight = cell_visibility(faces.visibility)
-    total = weight.sum(0)
-    # nobody shows such a cell, so it counts for nothing: any mean will do
-    weight = torch.where(total > 0, weight / total, 1 / len(faces))
-    share = cell_visibility(faces.visibility).mean(1)
-    share = share / share.sum() if share.sum() > 0 else torch.full_like(share, 1 / len(faces))
-    raw = ((faces.embedding * faces.norm[:, None]) * share[:, None]).sum(0, keepdim=True)
-    best = faces.visibility.argmax(0, keepdim=True)
+    def added(values: Tensor) -> Tensor:
+        """[N,...] -> [P,...], the sum over the faces of each."""
+        return values.new_zeros(people, *values.shape[1:]).index_add(0, owner, values)
+
+    def shares(values: Tensor) -> Tensor:
+        """Of everybody's sum. Where that is nothing nobody shows it, and it counts for nothing: any mean will do."""
+        total = added(values)[owner]
+        return torch.where(total > 0, values / total, 1 / added(torch.ones_like(values))[owner])
+
+    shown = cell_visibility(faces.visibility)
+    raw = added(faces.embedding * (faces.norm * shares(shown.mean(1)))[:, None])
+    row = owner.view(-1, 1, 1, 1).expand_as(faces.visibility)
+    most = torch.zeros_like(faces.visibility[:people]).scatter_reduce(0, row, faces.visibility, "amax")
+    number = torch.arange(len(faces), device=owner.device).view(-1, 1, 1, 1)
+    number = torch.where(faces.visibility == most[owner], number, len(faces))
+    best = torch.full_like(number[:people], len(faces)).scatter_reduce(0, row, number, "amin")
     return Templates(
         embedding=F.normalize(raw, dim=1),
         norm=raw.norm(dim=1),
-        visibility=faces.visibility.amax(0, keepdim=True),
-        local=faces.local.gather(0, best.expand(1, *faces.local.shape[1:])),
-        contributions=(faces.contributions * weight[..., None]).sum(0, keepdim=True),
+        visibility=most,
+        local=faces.local.gather(0, best.expand(-1, *faces.local.shape[1:])),
+        contributions=added(faces.contributions * shares(shown)[..., None]),
     )
 
 

@@ -33,18 +33,17 @@ def candidates(store: Store, packing: Packing, model: Model, probe: Templates, c
     if not alike:
         return []
     found = store.rows(["person", "template"], f"person in ({', '.join(map(quoted, alike))})")
-    rows: dict[str, list[int]] = {}
-    for row, person in enumerate(found["person"].to_pylist()):
-        rows.setdefault(person, []).append(row)
-    faces = packing.unpack_column(found["template"]).dequantised()
-    people = Templates.join([pooled(faces[torch.tensor(some)]) for some in rows.values()])
+    names = list(dict.fromkeys(found["person"].to_pylist()))
+    number = {name: i for i, name in enumerate(names)}
+    owner = torch.tensor([number[name] for name in found["person"].to_pylist()])
+    people = pooled(packing.unpack_column(found["template"]).dequantised(), owner)
     device = next(model.parameters()).device
     probe, people = probe.to(device), people.to(device)
     scores = model.compare_all(probe, people)
     shown = cell_visibility(people.visibility) @ cell_visibility(probe.visibility)[0] / CELLS
-    numbers = zip(*(x.tolist() for x in (scores["fused"][0], scores["cosine"][0], shown)), strict=True)
+    columns_of = scores["fused"][0], scores["cosine"][0], shown, owner.bincount()
     ranked = [
-        Candidate(person, *values, faces=len(some), image=alike[person])
-        for (person, some), values in zip(rows.items(), numbers, strict=True)
+        Candidate(person, *values, image=alike[person])
+        for person, *values in zip(names, *(x.tolist() for x in columns_of), strict=True)
     ]
     return sorted(ranked, key=lambda c: (c.visible_both < LEAST_SHARED, -c.score))
