@@ -24,6 +24,7 @@ from oaml.gallery import Gallery, store
 from oaml.gallery.answers import Candidate, judge
 from oaml.gallery.folder import Entry, plan
 from oaml.gallery.rows import PATTERNS, Packing, column_names, probe_vectors
+from oaml.gallery.store import Store
 from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
@@ -140,6 +141,13 @@ def test_every_face_of_a_photograph_has_an_answer(gallery: Gallery) -> None:
     assert places == [10, 160]
     assert all((a.threshold_from, a.far, a.strangers_expected) == ("user", None, None) for a in found)
     json.dumps([answer.to_dict() for answer in found], allow_nan=False)
+
+
+def test_one_face_is_a_gallery(recogniser: Recogniser, tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path / "g", recogniser)
+    gallery.enroll("Ann", draw_face(1, 0))
+    (found,) = gallery.search(draw_face(1, 0))
+    assert [candidate.person for candidate in found.candidates] == ["Ann"]
 
 
 def test_a_stranger_is_unknown(gallery: Gallery, photographs: Path) -> None:
@@ -524,7 +532,7 @@ def test_an_interrupted_deletion_is_finished_by_the_next_opening(
     again = Gallery(large.path, large.recogniser)
     assert not any(holding(Path(large.path), pieces))
     assert len(names(again)) == 25
-    assert [path.name for path in Path(large.path).iterdir()] == ["faces.lance"]
+    assert {path.name for path in Path(large.path).iterdir()} == {".lock", "faces.lance"}
 
 
 def test_a_list_of_things_to_do_that_is_half_written_counts_for_nothing(large: Gallery) -> None:
@@ -533,8 +541,67 @@ def test_a_list_of_things_to_do_that_is_half_written_counts_for_nothing(large: G
     (Path(large.path) / "unfinished.lance" / "data" / "0.lance").write_bytes(b"half")
     again = Gallery(large.path, large.recogniser)
     assert contents(again) == before
-    assert [path.name for path in Path(large.path).iterdir()] == ["faces.lance"]
+    assert {path.name for path in Path(large.path).iterdir()} == {".lock", "faces.lance"}
     assert again.delete("P1") == 2
+
+
+# --- several processes
+
+
+def test_one_process_writes_at_a_time(
+    large: Gallery, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PATIENCE", 0.05)
+    before = contents(large)
+    with Store(large.path).writing():
+        for write in (
+            lambda: large.enroll("Ann", draw_face(1, 5)),
+            lambda: large.enroll_folder(photographs, label=None),
+            lambda: large.rename("P1", "Ann"),
+            lambda: large.delete("P1"),
+            lambda: large.export(Path(large.path).with_name("all.safetensors")),
+        ):
+            with pytest.raises(OamlError, match="another process writes to it"):
+                write()
+        assert contents(large) == before  # reading goes on
+    assert large.delete("P1") == 2
+
+
+def test_two_processes_do_not_make_one_gallery(recogniser: Recogniser, tmp_path: Path) -> None:
+    first, second = (Gallery(tmp_path / "g", recogniser) for _ in range(2))
+    first.enroll("Ann", draw_face(1, 0))
+    with pytest.raises(OamlError, match="has just made it; run this again"):
+        second.enroll("Bob", draw_face(2, 0))
+    assert names(first) == {"Ann": 1}
+
+
+def test_who_reads_leaves_a_deletion_to_its_process(large: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Store.tidy
+
+    def tidy_while_another_one_opens(self: Store) -> None:
+        other = Gallery(large.path, large.recogniser)
+        assert names(other).get("P1", 0) == 0
+        assert "unfinished.lance" in {path.name for path in Path(large.path).iterdir()}
+        real(self)
+
+    monkeypatch.setattr(Store, "tidy", tidy_while_another_one_opens)
+    assert large.delete("P1") == 2
+    assert "unfinished.lance" not in {path.name for path in Path(large.path).iterdir()}
+
+
+def test_files_that_a_writer_takes_away_are_looked_for_anew(gallery: Gallery) -> None:
+    answers = iter([RuntimeError("lance error: Not found: data/0.lance"), None])
+
+    def ask() -> str:
+        if error := next(answers):
+            raise error
+        return "answer"
+
+    assert gallery._store._read(ask) == "answer"
+    for data in Path(gallery.path).rglob("data/*.lance"):
+        data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(OamlError, match=r"can't be read .* restore it from an export"):
+        gallery.people()
 
 
 def test_a_gallery_has_an_address_or_a_path(recogniser: Recogniser, tmp_path: Path) -> None:
@@ -629,11 +696,12 @@ def test_each_cell_is_of_the_faces_that_show_it() -> None:
     assert all(values.isfinite().all() for values in vars(pooled(hidden)).values())
 
 
-def test_packing_gives_back_every_bit() -> None:
-    faces = QuantisedTemplates.of(random_faces(3))
+@pytest.mark.parametrize("count", [1, 3])
+def test_packing_gives_back_every_bit(count: int) -> None:
+    faces = QuantisedTemplates.of(random_faces(count))
     packing = Packing.of(faces)
     packed = packing.pack(faces)
-    assert packed.shape == (3, faces.bytes_per_face) == (3, packing.size)
+    assert packed.shape == (count, faces.bytes_per_face) == (count, packing.size)
     found = Packing.from_list(json.loads(json.dumps(packing.to_list()))).unpack(packed)
     assert all(torch.equal(values, getattr(faces, name)) for name, values in vars(found).items())
 

@@ -42,7 +42,7 @@ ALONE = 0.5
 
 
 class Gallery:
-    """People and their faces, on a disk or in object storage. One process may write at a time.
+    """People and their faces, on a disk or in object storage. One process writes at a time (not ensured in object storage).
 
     Args:
         path: a folder, or an address such as `s3://bucket/gallery`. It is made by the first enrolment.
@@ -83,16 +83,17 @@ class Gallery:
         several: list[Image] = list(images) if isinstance(images, list | tuple) else [cast("Image", images)]
         if not several:
             raise OamlError(f"{person}: no images; give one at least")
-        known = {entry.image for entry in self._entries(f"person = {quoted(person)}")}
-        wanted: dict[str, Image] = {}
-        for image in several:
-            wanted.setdefault(digest(image), image)
-        new = {digest: image for digest, image in wanted.items() if digest not in known}
-        entries = [Entry(person, digest, _source(image), "") for digest, image in new.items()]
-        crops = [self._crop(image) for image in new.values()]
-        if crops:
-            self._add(entries, crops, thumbnails)
-            self._store.tidy()
+        with self._store.writing():
+            known = {entry.image for entry in self._entries(f"person = {quoted(person)}")}
+            wanted: dict[str, Image] = {}
+            for image in several:
+                wanted.setdefault(digest(image), image)
+            new = {digest: image for digest, image in wanted.items() if digest not in known}
+            entries = [Entry(person, digest, _source(image), "") for digest, image in new.items()]
+            crops = [self._crop(image) for image in new.values()]
+            if crops:
+                self._add(entries, crops, thumbnails)
+                self._store.tidy()
         return Enrolled(added=len(new), kept=len(wanted) - len(new))
 
     def enroll_folder(
@@ -113,30 +114,31 @@ class Gallery:
         """
         folder = Path(folder).resolve()
         wanted, left_out = listed(folder)
-        todo = plan(wanted, self._entries(), str(folder))
-        for old, entry in todo.moved:
-            values = {"person": quoted(entry.person), "source": quoted(entry.source)}
-            self._store.change(_where(old.person, old.image), values)
-        if todo.gone:
-            self._store.change(" or ".join(_where(entry.person, entry.image) for entry in todo.gone))
-        added = 0
-        with progress(label, len(wanted), len(wanted) - len(todo.new)) as advance:
-            for start in range(0, len(todo.new), BATCH):
-                entries, crops = [], []
-                for entry in todo.new[start : start + BATCH]:
-                    try:
-                        crops.append(self._crop(entry.source))
-                        entries.append(entry)
-                    except OamlError as error:
-                        left_out.append(str(error))
-                    advance(1)
-                if crops:
-                    self._add(entries, crops, thumbnails)
-                added += len(crops)
-        if not self._store or not self._store.count():
-            raise OamlError(f"{folder}: not one image could be enrolled; the first: {left_out[0]}")
-        if added:
-            self._store.tidy()
+        with self._store.writing():
+            todo = plan(wanted, self._entries(), str(folder))
+            for old, entry in todo.moved:
+                values = {"person": quoted(entry.person), "source": quoted(entry.source)}
+                self._store.change(_where(old.person, old.image), values)
+            if todo.gone:
+                self._store.change(" or ".join(_where(entry.person, entry.image) for entry in todo.gone))
+            added = 0
+            with progress(label, len(wanted), len(wanted) - len(todo.new)) as advance:
+                for start in range(0, len(todo.new), BATCH):
+                    entries, crops = [], []
+                    for entry in todo.new[start : start + BATCH]:
+                        try:
+                            crops.append(self._crop(entry.source))
+                            entries.append(entry)
+                        except OamlError as error:
+                            left_out.append(str(error))
+                        advance(1)
+                    if crops:
+                        self._add(entries, crops, thumbnails)
+                    added += len(crops)
+            if not self._store or not self._store.count():
+                raise OamlError(f"{folder}: not one image could be enrolled; the first: {left_out[0]}")
+            if added:
+                self._store.tidy()
         return Enrolled(added, len(todo.gone), len(todo.moved), todo.kept, left_out)
 
     def _crop(self, image: Image) -> np.ndarray:
@@ -265,10 +267,11 @@ class Gallery:
             OamlError: nobody of the old name, or somebody of the new one.
         """
         _need_name(new)
-        self._need_person(old)
-        if self._store.count(f"person = {quoted(new)}"):
-            raise OamlError(f"{new}: is enrolled already; delete one of the two or choose another name")
-        self._store.change(f"person = {quoted(old)}", {"person": quoted(new)})
+        with self._store.writing():
+            self._need_person(old)
+            if self._store.count(f"person = {quoted(new)}"):
+                raise OamlError(f"{new}: is enrolled already; delete one of the two or choose another name")
+            self._store.change(f"person = {quoted(old)}", {"person": quoted(new)})
 
     def delete(self, *people: str) -> int:
         """Remove people; returns how many faces they had.
@@ -280,9 +283,10 @@ class Gallery:
         Raises:
             OamlError: nobody of one of the names; nobody is deleted then.
         """
-        for person in people:
-            self._need_person(person)
-        return self._store.change(_named(people))
+        with self._store.writing():
+            for person in people:
+                self._need_person(person)
+            return self._store.change(_named(people))
 
     def picture(self, candidate: Candidate) -> np.ndarray | None:
         """The enrolled face of a candidate, uint8 RGB [112,112,3]: its thumbnail, or cut from its file where that is unchanged.
@@ -306,11 +310,12 @@ class Gallery:
         """Write everything to FILE.safetensors (a file of templates as `oaml embed` writes it) and FILE.json beside it.
 
         Raises:
-            OamlError: no gallery yet; another suffix; no room.
+            OamlError: no gallery yet; another suffix; no room; another process writes to the gallery.
         """
         from oaml.gallery.export import write
 
-        return write(self._store, self._packing, Path(file))
+        with self._store.writing():  # names and templates are read one after the other
+            return write(self._store, self._packing, Path(file))
 
     def import_(self, file: str | Path) -> Enrolled:
         """Add all faces of an export, bit for bit; those that are enrolled already are kept.
@@ -321,19 +326,20 @@ class Gallery:
         from oaml.gallery.export import read
 
         found = read(Path(file))
-        if not self._store:
-            self._create(found.packing, found.templates.model, found.templates.model_name)
-        elif found.templates.model != self._store.facts["model"]:
-            raise OamlError(
-                f"{file}: holds faces of another model ({found.templates.model_name}, {found.templates.model}) than {self.path}; "
-                "import it into a new gallery"
-            )
-        known = {(entry.person, entry.image) for entry in self._entries()}
-        added = 0
-        for rows in found.tables(known):
-            self._store.add(rows)
-            added += len(rows)
-        self._store.tidy()
+        with self._store.writing():
+            if not self._store:
+                self._create(found.packing, found.templates.model, found.templates.model_name)
+            elif found.templates.model != self._store.facts["model"]:
+                raise OamlError(
+                    f"{file}: holds faces of another model ({found.templates.model_name}, {found.templates.model}) than "
+                    f"{self.path}; import it into a new gallery"
+                )
+            known = {(entry.person, entry.image) for entry in self._entries()}
+            added = 0
+            for rows in found.tables(known):
+                self._store.add(rows)
+                added += len(rows)
+            self._store.tidy()
         return Enrolled(added=added, kept=len(found.templates.paths) - added)
 
     # --- what all of it needs

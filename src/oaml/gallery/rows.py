@@ -103,15 +103,17 @@ class Packing:
         start = 0
         for name, kind, shape in self.fields:
             end = start + np.dtype(kind).itemsize * prod(shape)
-            values = np.ascontiguousarray(packed[:, start:end]).view(kind).reshape(len(packed), *shape)
-            found[name] = torch.from_numpy(values)
+            # a copy, since one row counts as contiguous whatever its stride
+            found[name] = torch.from_numpy(
+                packed[:, start:end].copy().view(kind).reshape(len(packed), *shape)
+            )
             start = end
         return QuantisedTemplates(**found)
 
     def unpack_column(self, column: pa.ChunkedArray) -> QuantisedTemplates:
         """The templates of a column of rows."""
         packed = np.frombuffer(b"".join(column.to_pylist()), np.uint8)
-        return self.unpack(packed.reshape(len(column), self.size).copy())
+        return self.unpack(packed.reshape(len(column), self.size))
 
 
 def schema(packing: Packing) -> pa.Schema:

@@ -33,6 +33,8 @@ def candidates(store: Store, packing: Packing, model: Model, probe: Templates, c
     if not alike:
         return []
     found = store.rows(["person", "template"], f"person in ({', '.join(map(quoted, alike))})")
+    if not len(found):  # all have been deleted or renamed meanwhile
+        return candidates(store, packing, model, probe, count)
     names = list(dict.fromkeys(found["person"].to_pylist()))
     number = {name: i for i, name in enumerate(names)}
     owner = torch.tensor([number[name] for name in found["person"].to_pylist()])

@@ -5,27 +5,35 @@ tenth of a file is marked, after `optimize` too. A gallery that deletes people h
 all rows beside them anew, builds the indices again and removes every older version. What is left to do is written down first, and
 the next one who opens the gallery finishes it.
 
-One process may write at a time; any number may read.
+One process writes at a time and others wait for it; any number may read meanwhile. In object storage nothing can be locked: there
+it is for whoever runs the writers to have one.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from oaml.errors import OamlError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from filelock import FileLock
     from lancedb.query import LanceVectorQueryBuilder
     from lancedb.table import Table
 
+T = TypeVar("T")
 FACES, UNFINISHED = "faces", "unfinished"
+LOCK = ".lock"
+PATIENCE = 10.0
+"""Seconds that a writer waits for another one."""
 INDEXED_FROM = 20_000
 """Faces from which on an index is worth having: below, a scan of all vectors takes milliseconds."""
 CELL = 4096
@@ -34,6 +42,10 @@ PROBED = 0.85
 """Share of the cells that a search looks into. Faces lie in no clusters: fewer cells lose people (`benchmarks/README.md`)."""
 REFINED = 2
 """The index keeps a byte a number; so many times the faces asked for are compared again by the vectors themselves."""
+
+
+class Busy(OamlError):
+    """Another process writes."""
 
 
 class Store:
@@ -53,11 +65,16 @@ class Store:
             raise OamlError(
                 "a gallery needs the package lancedb, which is not installed; pip install 'oaml[gallery]'"
             ) from error
+        # lance keeps two cores free, and of two it uses one: then a first search, which reads an index, takes a half longer
+        os.environ.setdefault("LANCE_CPU_THREADS", str(max(4, os.cpu_count() or 1)))
         self.place = str(place)
         self._table: Table | None = None
-        local = None if "://" in self.place else Path(self.place)
-        if local is not None and not (local / f"{FACES}.lance").is_dir():
-            if local.exists() and (not local.is_dir() or any(local.iterdir())):
+        self._local = None if "://" in self.place else Path(self.place)
+        self._lock: FileLock | None = None
+        if self._local is not None and not self._made():
+            if self._local.exists() and (
+                not self._local.is_dir() or any(path.name != LOCK for path in self._local.iterdir())
+            ):
                 raise OamlError(f"{place}: exists and is no gallery; choose another name")
             self._database = None
             return
@@ -67,7 +84,8 @@ class Store:
             if FACES in tables:
                 self._table = self._database.open_table(FACES)
             if UNFINISHED in tables:
-                self._finish()
+                with suppress(Busy), self.writing(0):
+                    pass  # whoever begins to write finishes what is written down
         except (RuntimeError, ValueError, OSError) as error:
             raise OamlError(
                 f"{place}: the gallery can't be opened ({_brief(error)}); restore it from an export, or enrol into a new one"
@@ -76,6 +94,57 @@ class Store:
     def __bool__(self) -> bool:
         """Whether there is a gallery yet."""
         return self._table is not None
+
+    @contextmanager
+    def writing(self, patience: float | None = None) -> Iterator[None]:
+        """Hold off every other writer, of this process too, and first finish what one of them left unfinished.
+
+        Args:
+            patience: seconds to wait for another one; by default `PATIENCE`.
+
+        Raises:
+            Busy: another one still writes.
+            OamlError: the place can't be written to.
+        """
+        if self._local is None:
+            self._finish_others()
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        new = not self._local.exists()
+        try:
+            self._local.mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                self._lock = FileLock(self._local / LOCK)
+            self._lock.acquire(timeout=PATIENCE if patience is None else patience)
+        except Timeout:
+            raise Busy(
+                f"{self.place}: another process writes to it; run this again when that one has ended"
+            ) from None
+        except OSError as error:
+            raise OamlError(
+                f"{self.place}: could not be written ({_brief(error)}); free space or choose another place"
+            ) from error
+        try:
+            if not self and self._made():
+                raise Busy(f"{self.place}: another process has just made it; run this again")
+            self._finish_others()
+            yield
+        finally:
+            self._lock.release()
+            if not self and not self._made():  # nothing came of it
+                (self._local / LOCK).unlink(missing_ok=True)
+                if new:
+                    with suppress(OSError):  # there is something in it again
+                        self._local.rmdir()
+
+    def _made(self) -> bool:
+        return self._local is not None and (self._local / f"{FACES}.lance").is_dir()
+
+    def _finish_others(self) -> None:
+        if self._database is not None and UNFINISHED in self._database.list_tables().tables:
+            self._finish()
 
     @property
     def table(self) -> Table:
@@ -119,23 +188,43 @@ class Store:
 
     def count(self, where: str | None = None) -> int:
         """Faces, or those that a condition holds for."""
-        return self.table.count_rows(where)
+        return self._read(lambda: self.table.count_rows(where))
 
     def rows(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """Some columns of all faces, or of those that a condition holds for."""
         query = self.table.search().select(list(columns))
-        return (query if where is None else query.where(where)).limit(self.count()).to_arrow()
+        query = query if where is None else query.where(where)
+        return self._read(lambda: query.limit(self.table.count_rows()).to_arrow())
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
-        """All faces, so many at a time."""
-        yield from self.table.search().select(list(columns)).limit(self.count()).to_batches(size)
+        """All faces, so many at a time. Nobody may write meanwhile.
+
+        Raises:
+            OamlError: somebody did, or a file is damaged.
+        """
+        found = self.table.search().select(list(columns)).limit(self.count()).to_batches(size)
+        while (batch := self._read(lambda: next(found, None), tries=1)) is not None:
+            yield batch
 
     def nearest(self, column: str, vector: Any, count: int, columns: Sequence[str]) -> pa.Table:
         """The faces whose unit vectors are nearest to one, the nearest first."""
         query = cast("LanceVectorQueryBuilder", self.table.search(vector, vector_column_name=column))
         cells = math.ceil(PROBED * self.count() / CELL)
         query = query.distance_type("l2").nprobes(max(1, cells)).refine_factor(REFINED).limit(count)
-        return query.select([*columns, "_distance"]).to_arrow()
+        return self._read(query.select([*columns, "_distance"]).to_arrow)
+
+    def _read(self, ask: Callable[[], T], tries: int = 5) -> T:
+        """An answer of the table; a writer may take away the files it lies in, and then there are newer ones."""
+        while True:
+            tries -= 1
+            try:
+                return ask()
+            except (RuntimeError, OSError) as error:
+                if not tries or "Not found" not in str(error):
+                    raise OamlError(
+                        f"{self.place}: the gallery can't be read ({_brief(error)}); run it again if another process writes to it, "
+                        "or else restore it from an export"
+                    ) from error
 
     def change(self, where: str, values: dict[str, str] | None = None) -> int:
         """Change or delete faces so that nothing of what they were stays in any file; returns how many they were.
@@ -189,7 +278,7 @@ class Store:
                 self.table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
                 if len(self.table.list_versions()) == 1:
                     return
-        raise OamlError(f"{self.place}: another process writes to it; end that one and run this again")
+        raise Busy(f"{self.place}: another process writes to it; end that one and run this again")
 
     def _index(self, anew: bool = False) -> None:
         """Index every column that is looked for, where the gallery is large enough.
