@@ -36,6 +36,7 @@ def benchmark(
     faces: int | None = None,
     model: str | None = None,
     templates: Path | None = None,
+    keep: Path | None = None,
     json: bool = False,
 ) -> None:
     """Measure one part against its named baseline, in less than two minutes (but for a large `--faces`) and without any data.
@@ -47,15 +48,16 @@ def benchmark(
 
     Args:
         name: what to measure.
-        faces: in the gallery of `search`, 10,000 by default; a million take 30 GB of disk meanwhile, in TMPDIR.
+        faces: in the gallery of `search`, 10,000 by default; a million take 30 GB of disk meanwhile, in TMPDIR or `keep`.
         model: a model folder for `search`; random weights by default.
         templates: faces of that model for `search`, a file of `oaml embed`; random ones by default.
+        keep: folder to keep the gallery of `search` in; one that is there is searched as it is.
         json: print one JSON object to stdout and nothing else.
 
     Raises:
         OamlError: an option that the benchmark doesn't have; the machine lacks what the benchmark needs, such as a GPU.
     """
-    given = {"faces": faces, "model": model, "templates": templates}
+    given = {"faces": faces, "model": model, "templates": templates, "keep": keep}
     options = {key: value for key, value in given.items() if value is not None}
     if options and name != "search":
         raise OamlError(f"--{next(iter(options))}: only oaml benchmark search has it; leave it out")
