@@ -19,7 +19,7 @@ from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.qaconv import QAConvConfig
 from oaml.recognise import Recogniser
-from oaml.tracks import PATIENCE, Frame, find_tracks, is_film, read_frames
+from oaml.tracks import PATIENCE, Frame, Track, _assign, find_tracks, is_film, read_frames
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, HEIGHT = 480, 130
@@ -80,6 +80,22 @@ def test_two_people_who_pass_each_other(model: Model) -> None:
 def test_another_person_in_the_same_place_is_another_track(model: Model) -> None:
     scenes = [{100: draw_face(1, 0)}] * 2 + [{100: draw_face(2, 0)}] * 2
     assert follow(model, scenes) == [[(0, 100), (1, 100)], [(2, 100), (3, 100)]]
+
+
+def test_a_face_goes_on_where_it_looks_like_an_earlier_frame(model: Model) -> None:
+    """The frame before is of no use, as when a head has turned."""
+    a, other = draw_face(1, 0), draw_face(2, 0)
+    recogniser = Recogniser(model)
+    track = Track()
+    for number, face in enumerate((a, other)):
+        track.add(number, None, face, recogniser.templates([face]))
+    again = recogniser.templates([a])
+    limit = recogniser.threshold(1e-3)
+    assert limit is not None
+    assert float(model.compare(again, track.latest)["fused"]) < limit.value
+    assert _assign(recogniser, [track], [None], again, limit.value) == {0: 0}
+    third = recogniser.templates([draw_face(3, 0)])
+    assert _assign(recogniser, [track], [None], third, limit.value) == {}
 
 
 def test_who_comes_back_in_time_goes_on_with_the_track(model: Model) -> None:

@@ -1,9 +1,9 @@
 """A film, or a folder of frames: one template for every face that moves through it.
 
-A face of one frame belongs to a track of the frames before when it lies where that track was last seen and looks like it: the place
-alone would join two people across a cut, the looks alone two people who look alike. A face that was gone for a while is taken up
-again by its looks. All that a track shows of a face is pooled by visibility, so that a cover that moves, or a head that turns, in
-the end shows more than any one frame.
+A face of one frame belongs to a track of the frames before when it lies where that track was last seen and looks like any of its
+frames: the place alone would join two people across a cut, the looks alone two people who look alike. A face that lies elsewhere,
+or was gone for a while, has to look like the last frame or like all of them together. All that a track shows of a face is pooled by
+visibility, so that a cover that moves, or a head that turns, in the end shows more than any one frame.
 """
 
 from __future__ import annotations
@@ -179,20 +179,20 @@ def _assign(
 
     model = recogniser.model
     device = next(model.parameters()).device
-    known = Templates.join([track.latest for track in tracks])
-    alike = model.compare_all(found.to(device), known.to(device))["fused"].cpu()
-    both = cell_visibility(found.visibility) @ cell_visibility(known.visibility).T / CELLS
-    looks = torch.where(both < LEAST_SHARED, math.nan, alike).tolist()
     # those in their old place first, the surest first; then those that are elsewhere
     ranked = []
-    for row, place in enumerate(places):
-        for number, track in enumerate(tracks):
-            overlap, score = _overlap(place, track.faces[-1]), looks[row][number]
-            same_look = score >= threshold  # false where too little shows to say
-            if overlap >= OVERLAP and (same_look or math.isnan(score)):
+    for number, track in enumerate(tracks):
+        known = Templates.join([track.latest, track.template, *(template for _, template in track._kept)])
+        scores = model.compare_all(found.to(device), known.to(device))["fused"].cpu()
+        both = cell_visibility(found.visibility) @ cell_visibility(known.visibility).T / CELLS
+        scores = torch.where(both < LEAST_SHARED, -math.inf, scores)  # where too little shows to say
+        for row, place in enumerate(places):
+            overlap = _overlap(place, track.faces[-1])
+            here, elsewhere = float(scores[row].max()), float(scores[row, :2].max())
+            if overlap >= OVERLAP and (here >= threshold or here == -math.inf):
                 ranked.append((1 + overlap, row, number))
-            elif same_look:
-                ranked.append((math.tanh(score - threshold), row, number))
+            elif elsewhere >= threshold:
+                ranked.append((math.tanh(elsewhere - threshold), row, number))
     chosen: dict[int, int] = {}
     for _, row, number in sorted(ranked, reverse=True):
         if row not in chosen and number not in chosen.values():
