@@ -19,7 +19,7 @@ import numpy as np
 
 from oaml.align import similarity, warp
 from oaml.datasets.people import split_name
-from oaml.detect import SURE, Detector, Face, _grouped, _mean, _shared
+from oaml.detect import Detector, Face, _grouped, _mean, _shared, _turned_back
 from oaml.evaluation.scoring import extract
 from oaml.files import FACE_SIZE, list_images, read_image
 from oaml.model import Model
@@ -34,6 +34,7 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.9)
 ORDER = ("bare", "niqab", *(kind for kind in KINDS if kind != "niqab"))
 JUDGED = ("niqab", "mask", "sunglasses")  # whose recognition is measured
 FLOORS = (0.1, 0.3)
+MISPLACED = 35  # pixels of 112 by which the corners of a crop are off at most that shows the face more or less upright
 
 
 def moved(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -52,9 +53,9 @@ def photograph(crop: np.ndarray, background: np.ndarray, place: np.ndarray) -> n
     return np.rint(laid * alpha + scene * (1 - alpha)).astype(np.uint8)
 
 
-def placed(rng: np.random.Generator) -> np.ndarray:
-    """Crop to photograph."""
-    scale, turn = np.exp(rng.uniform(np.log(0.4), np.log(1.5))), np.deg2rad(rng.uniform(-20, 20))
+def placed(rng: np.random.Generator, most: float = 20) -> np.ndarray:
+    """Crop to photograph, turned by so many degrees at most."""
+    scale, turn = np.exp(rng.uniform(np.log(0.4), np.log(1.5))), np.deg2rad(rng.uniform(-most, most))
     a = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     room = np.maximum((np.array([WIDTH, HEIGHT]) - FACE_SIZE * scale) / 2, 0)
     centre = np.array([WIDTH, HEIGHT]) / 2 + rng.uniform(-1, 1, 2) * room
@@ -137,19 +138,23 @@ def main() -> None:
         rows.append([name, f"{threshold}", *rates, f"{wrong / len(crops) / len(ORDER):.3f}"])
     table(["sizes", "threshold", *ORDER, "false faces a photograph"], rows)
 
-    rows = []
+    whole, rows = Detector(file), []
     for kind in ORDER:
-        scores = np.array(
-            [
-                [max((f.score for f in detectors[320]._turned(scene, q)), default=0) for q in range(4)]
-                for scene in scenes[kind]
-            ]
-        )
-        said = [f"{value:.2f}" for value in scores.mean(0)[:3]]
-        upright, other = scores[:, 0], scores[:, 1:].max(1)
-        right, wrong = (upright > other) & (upright >= SURE), (other > upright) & (other >= SURE)
-        rows.append([kind, *said, f"{right.mean():.2f}", f"{wrong.mean():.2f}"])
-    table(["kind", "score upright", "on its side", "upside down", "turned right", "turned wrong"], rows)
+        right = np.zeros((4, len(crops)))
+        for i, crop in enumerate(covered[kind]):
+            place = placed(np.random.default_rng(i), 45)
+            scene = photograph(crop, crops[i - 1], place)
+            for quarters in range(4):
+                found = whole.find(np.ascontiguousarray(np.rot90(scene, quarters)))
+                lies = [
+                    similarity(_turned_back(face, WIDTH, HEIGHT, quarters).landmarks) for face in found[:1]
+                ]
+                right[quarters, i] = any(
+                    displacement(m, cv2.invertAffineTransform(place)) < MISPLACED for m in lies
+                )
+        upright, left, down, other = right.mean(1)
+        rows.append([kind, *(f"{value:.2f}" for value in (upright, (left + other) / 2, down))])
+    table(["kind", "upright", "on its side", "upside down"], rows)
 
     again = detectors[SIZES[0]]
     names = [

@@ -231,6 +231,32 @@ def test_a_photograph_on_its_side(quarters: int, yunet: Detector) -> None:
     assert np.abs(same.astype(int) - align(upright, expected)).mean() < 8
 
 
+@pytest.mark.parametrize(
+    ("first", "again", "chosen"),
+    [
+        ([0.95, 0.99, 0, 0], [0.93, 0.99, 0, 0], 0),  # sure as it is: nothing else is tried
+        ([0.89, 0.91, 0, 0.9], [0.86, 0.85, 0, 0.87], 0),  # surer on its side at first sight alone
+        ([0.6, 0.9, 0.7, 0], [0.5, 0.8, 0.7, 0], 1),
+        ([0.6, 0.9, 0, 0], [0.3, 0.49, 0, 0], 0),  # a guess is no reason to turn
+        ([0, 0.5, 0.6, 0], [0, 0.2, 0.1, 0], 2),
+        ([0, 0, 0, 0], [0, 0, 0, 0], None),
+    ],
+)
+def test_which_way_up(
+    first: list[float], again: list[float], chosen: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seen(_: Detector, __: np.ndarray, quarters: int) -> detect._Seen:
+        def look(score: float) -> Face:
+            return Face(np.array([quarters, 0, 100, 100.0]), TEMPLATE, score)
+
+        looks = [look(again[quarters])] * 2 * len(detect.AGAIN)
+        return detect._Seen([[look(first[quarters])]], looks) if first[quarters] else detect._Seen([], [])
+
+    monkeypatch.setattr(Detector, "_seen", seen)
+    found = object.__new__(Detector).find(np.zeros((10, 10, 3), np.uint8))
+    assert [round(face.box[0]) for face in found] == ([] if chosen is None else [chosen])
+
+
 @needs_yunet
 def test_nothing_and_too_little(yunet: Detector, tmp_path: Path) -> None:
     Image.new("RGB", (300, 200), (90, 120, 40)).save(tmp_path / "a.png")

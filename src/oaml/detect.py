@@ -33,9 +33,11 @@ LARGEST = 2.0
 """A photograph is enlarged this many times at most: more shows nothing new."""
 OVERLAP = 0.3
 """Boxes that share more than this (intersection over union) are one face."""
-SURE = 0.88
-"""A face has to be this sure to have a photograph turned for it: upside down a bare face is found too, its landmarks in wrong
-places, and a covered one is at times surer upside down than upright."""
+SURE = 0.9
+"""Mean confidence of looking again from which on the photograph is upright. Otherwise it is tried in all four directions: a face is
+found on its side and upside down too, with its landmarks in wrong places, and a covered one is at times surer so than upright."""
+TURNED, FURTHER = 0.5, 0.02
+"""What that mean must be for a photograph to be turned, and by how much more than upright."""
 LEAST_EYES = 12.0
 """Pixels between the eyes below which a face is too small: down to 12 next to nothing is lost, below it more with every pixel."""
 
@@ -66,6 +68,21 @@ class Face:
         return float(self.box[2] * self.box[3] * self.score)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A photograph in one of four directions."""
+
+    groups: list[list[Face]]
+    """Looks at each face, the surest first."""
+    again: list[Face]
+    """The surest face looked at again."""
+
+    @property
+    def trust(self) -> float:
+        """Mean confidence of looking again, 0 for a look that finds nothing."""
+        return sum(look.score for look in self.again) / (2 * len(AGAIN))
+
+
 class Detector:
     """Finds faces; not to be shared between threads.
 
@@ -94,32 +111,41 @@ class Detector:
     def find(self, photograph: np.ndarray) -> list[Face]:
         """All faces, the largest and surest first; none is an empty list.
 
-        The photograph is turned by 90, 180 or 270 degrees where it shows its surest face so, and where it shows none upright.
+        The photograph is turned by 90, 180 or 270 degrees where its surest face stands upright so, and where it shows none as it
+        is.
 
         Args:
             photograph: uint8 RGB [H,W,3].
         """
-        scores = [_surest(self._turned(photograph, quarters, self.sides[:1])) for quarters in range(4)]
-        turn = int(np.argmax(scores)) if max(scores) >= SURE else 0
-        looks = self._turned(photograph, turn) or max(
-            (self._turned(photograph, quarters) for quarters in (1, 2, 3)), key=_surest
-        )
-        groups = _grouped(looks)
-        groups = [group for group in groups if _surest(group) >= THRESHOLD] or groups[:1]
-        faces = [_mean(group + self._again(photograph, _mean(group))) for group in groups]
+        seen = self._seen(photograph, 0)
+        if seen.trust < SURE:
+            others = [self._seen(photograph, quarters) for quarters in (1, 2, 3)]
+            if not seen.groups:
+                seen = max(others, key=lambda other: _surest(other.groups[0]) if other.groups else 0.0)
+            else:
+                turned = max(others, key=lambda other: other.trust)
+                seen = turned if turned.trust >= max(TURNED, seen.trust + FURTHER) else seen
+        groups = [group for group in seen.groups if _surest(group) >= THRESHOLD] or seen.groups[:1]
+        again = [seen.again, *(self._again(photograph, _mean(group)) for group in groups[1:])]
+        faces = [_mean(group + looks) for group, looks in zip(groups, again, strict=False)]
         return sorted(faces, key=lambda face: -face.rank)
 
-    def _turned(self, photograph: np.ndarray, quarters: int, sides: Sequence[int] = ()) -> list[Face]:
+    def _seen(self, photograph: np.ndarray, quarters: int) -> _Seen:
+        """What the photograph shows when it is turned to the left by quarters."""
+        groups = _grouped(self._turned(photograph, quarters))
+        return _Seen(groups, self._again(photograph, _mean(groups[0])) if groups else [])
+
+    def _turned(self, photograph: np.ndarray, quarters: int) -> list[Face]:
         """What is seen in the photograph turned to the left by quarters, in pixels of the photograph as it is."""
         height, width = photograph.shape[:2]
-        found = self._in_sizes(np.ascontiguousarray(np.rot90(photograph, quarters)), sides or self.sides)
+        found = self._in_sizes(np.ascontiguousarray(np.rot90(photograph, quarters)))
         return [_turned_back(face, width, height, quarters) for face in found]
 
-    def _in_sizes(self, photograph: np.ndarray, sides: Sequence[int]) -> list[Face]:
+    def _in_sizes(self, photograph: np.ndarray) -> list[Face]:
         import cv2
 
         height, width = photograph.shape[:2]
-        scales = [side / max(height, width) for side in sides if side <= LARGEST * max(height, width)]
+        scales = [side / max(height, width) for side in self.sides if side <= LARGEST * max(height, width)]
         found: list[Face] = []
         for scale in scales or [LARGEST]:
             size = max(1, round(width * scale)), max(1, round(height * scale))
