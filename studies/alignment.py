@@ -25,6 +25,7 @@ from oaml.files import FACE_SIZE, list_images, read_image
 from oaml.model import Model
 from oaml.occluders import KINDS, cover_rng, load_templates, occlude
 from oaml.photographs import trust
+from oaml.refine import refined
 
 WIDTH, HEIGHT = 320, 240
 CORNERS = np.array([(0, 0), (111, 0), (0, 111), (111, 111)], np.float64)
@@ -162,6 +163,8 @@ def main() -> None:
         "mean of looks",
         "looked at again",
         *(f"by visibility, floor {f}" for f in FLOORS),
+        "looked at again, refined",
+        "by visibility, refined",
     ]
     base: dict[int, list[np.ndarray]] = {}
     rows, aligned = [], {}
@@ -175,8 +178,9 @@ def main() -> None:
             made = [similarity(x) for x in (group[0].landmarks, _mean(group).landmarks, whole)]
             weights = trust(warp(scene, made[-1]), made[-1], whole, model)
             made += [similarity(whole, np.maximum(weights, floor)) for floor in FLOORS]
+            made += [refined(scene, made[2]), refined(scene, made[3])]
             if kind == "bare":
-                base[i] = made[:3] + made[2:3] * len(FLOORS)
+                base[i] = made[:3] + made[2:3] * len(FLOORS) + made[-2:]
             errors.append([displacement(m, b) for m, b in zip(made, base[i], strict=True)])
             off.append([displacement(m, cv2.invertAffineTransform(places[i])) for m in made])
             aligned[kind, i] = [warp(scene, m) for m in made]

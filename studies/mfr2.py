@@ -1,8 +1,13 @@
-"""MFR2: photographs of people with and without a real mask, which nothing is ever trained on."""
+"""MFR2: photographs of people with and without a real mask, which nothing is ever trained on.
+
+`python studies/mfr2.py MODEL --data ../shared/data`: the crops as they are, and as `oaml align --refine` moves them.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +18,17 @@ from oaml.evaluation.metrics import tar_at_far
 from oaml.evaluation.scoring import score_all
 from oaml.files import read_image
 from oaml.model import Model
+from oaml.refine import refined_crop
 
 
-def real_masks(model: Model, folder: Path) -> dict[str, dict[str, float]]:
-    """TAR at FAR 1e-2 on MFR2: all pairs, masked-masked, masked-bare, bare-bare."""
+def real_masks(
+    model: Model, folder: Path, move: Callable[[np.ndarray], np.ndarray] = lambda crop: crop
+) -> dict[str, dict[str, float]]:
+    """TAR at FAR 1e-2 on MFR2: all pairs, masked-masked, masked-bare, bare-bare; of its crops after `move`."""
     with (folder.parent / "mfr2_images.csv").open() as file:
         masked = {row["path"]: row["mask_type"] != "no-mask" for row in csv.DictReader(file)}
     names = sorted(masked)
-    images = [read_image(folder / name) for name in names]
+    images = [move(read_image(folder / name)) for name in names]
     sides = (images, [image[:, ::-1] for image in images]) if model.config.flip else (images,)
     faces = templates_of(model, [stage3(model, side) for side in sides])
     everybody = np.arange(len(faces))
@@ -40,3 +48,25 @@ def real_masks(model: Model, folder: Path) -> dict[str, dict[str, float]]:
         }
         for score, values in matrix.items()
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    given = parser.parse_args()
+    model = Model.load(given.model)
+    as_is, moved = (
+        real_masks(model, given.data / "mfr2", move) for move in (lambda crop: crop, refined_crop)
+    )
+    print("| score, crops as they are / refined | " + " | ".join(as_is["fused"]) + " |")
+    print("| --- " * (len(as_is["fused"]) + 1) + "|")
+    for score, tars in as_is.items():
+        cells = (f"{tar:.3f} / {moved[score][name]:.3f}" for name, tar in tars.items())
+        print(f"| {score} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -94,7 +94,8 @@ def test_several_faces_get_an_answer_each(made: Recogniser) -> None:
     both, alone = group(1, 2), draw_face(2, 0)
     assert [face.box[0] for face in made.detect(both)] == [10, 160]
     crops = made.align(both)
-    assert np.abs(crops[0].astype(int) - draw_face(1, 0)).mean() < 2
+    off = [np.abs(crops[0].astype(int) - draw_face(person, 0))[20:-20, 20:-20].mean() for person in (1, 2)]
+    assert off[0] < 0.6 * off[1]  # moved a little: a drawn face is none of those that the refiner knows
     answers = made.verify_all(both, alone)
     assert len(answers) == 2
     assert answers[0].to_dict() == made.verify(both, alone).to_dict()

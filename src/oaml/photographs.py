@@ -52,7 +52,7 @@ def trust(crop: np.ndarray, matrix: np.ndarray, landmarks: np.ndarray, model: Mo
 
 
 def align(photograph: np.ndarray, face: Face, model: Model | None = None) -> np.ndarray:
-    """Cut one face out of a photograph.
+    """Cut one face out of a photograph: by its landmarks, then moved to where the face lies by what the crop shows (`oaml.refine`).
 
     Args:
         photograph: uint8 RGB [H,W,3].
@@ -62,11 +62,12 @@ def align(photograph: np.ndarray, face: Face, model: Model | None = None) -> np.
     Returns:
         uint8 RGB [112,112,3].
     """
+    from oaml.refine import refined
+
     matrix = similarity(face.landmarks)
-    crop = warp(photograph, matrix)
-    if model is None:
-        return crop
-    return warp(photograph, similarity(face.landmarks, trust(crop, matrix, face.landmarks, model)))
+    if model is not None:
+        matrix = similarity(face.landmarks, trust(warp(photograph, matrix), matrix, face.landmarks, model))
+    return warp(photograph, refined(photograph, matrix))
 
 
 @dataclass(frozen=True)
@@ -143,13 +144,14 @@ def align_folder(
     detector: Path | None = None,
     model: str | None = None,
     all: bool = False,
+    refine: bool = False,
     device: str = "auto",
 ) -> None:
     """Cut the faces out of a folder of photographs, aligned to 112x112.
 
     `FOLDER/PERSON/NAME.jpg` becomes `OUT/PERSON/NAME.png`: the largest face, or with `all` every face, the second as
-    `NAME_2.png`. Pictures of 112x112 are aligned already and are taken as they are. Files without a face that can be used are
-    listed at the end.
+    `NAME_2.png`. Pictures of 112x112 are aligned already and are taken as they are, but for `refine`. Files without a face that
+    can be used are listed at the end.
 
     Example:
         oaml align photographs --out faces
@@ -160,6 +162,7 @@ def align_folder(
         detector: a YuNet file; by default the one of `oaml download yunet`.
         model: a model folder; landmarks that it says are covered count less.
         all: write every face of a photograph.
+        refine: move pictures of 112x112 too. Whoever aligned them guessed the landmarks beneath masks and veils.
         device: for the model: cpu, cuda, or auto for a GPU where there is one.
 
     Raises:
@@ -168,6 +171,8 @@ def align_folder(
     """
     from rich.console import Console
     from rich.progress import track
+
+    from oaml.refine import refined_crop
 
     folder, out = Path(folder), Path(out)
     check_empty(out)
@@ -195,7 +200,8 @@ def align_folder(
                 raise OamlError(
                     f"{path}: its face {number} would be written under the name of {names[target]}; rename one of them"
                 )
-            _write(out / target, subject.crop(weigher))
+            crop = subject.crop(weigher)
+            _write(out / target, refined_crop(crop) if refine and subject.face is None else crop)
             written += 1
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
