@@ -19,7 +19,7 @@ import numpy as np
 
 from oaml.align import similarity, warp
 from oaml.datasets.people import split_name
-from oaml.detect import Detector, Face, _grouped, _mean, _shared, _turned_back
+from oaml.detect import Detector, Face, _grouped, _mean, _turned_back, shared_area
 from oaml.evaluation.scoring import extract
 from oaml.files import FACE_SIZE, list_images, read_image
 from oaml.model import Model
@@ -123,7 +123,7 @@ def main() -> None:
         return _grouped([face for size in sizes for face in looks[kind, size][i]])
 
     def is_right(group: list[Face], i: int) -> bool:
-        return _shared(_mean(group).box, true_box(places[i])) > 0.3
+        return shared_area(_mean(group).box, true_box(places[i])) > 0.3
 
     rows = []
     for sizes, threshold in product(SETS, THRESHOLDS):

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from report_people import asked
 
 from oaml.cache import stage3
 from oaml.evaluation.heldout import templates_of
@@ -51,16 +51,8 @@ def real_masks(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    given = parser.parse_args()
-    model = Model.load(given.model)
-    as_is, moved = (
-        real_masks(model, given.data / "mfr2", move) for move in (lambda crop: crop, refined_crop)
-    )
+    model, data = asked(__doc__)
+    as_is, moved = (real_masks(model, data / "mfr2", move) for move in (lambda crop: crop, refined_crop))
     print("| score, crops as they are / refined | " + " | ".join(as_is["fused"]) + " |")
     print("| --- " * (len(as_is["fused"]) + 1) + "|")
     for score, tars in as_is.items():

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from oaml.align import as_matrix
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.files import FACE_SIZE, read_image, write_file
 from oaml.main import keep_freed_memory
@@ -39,7 +40,7 @@ def wear(face: np.ndarray, rng: np.random.Generator, others: list[np.ndarray]) -
     turn = np.exp(rng.normal(0, 0.06) + 1j * np.deg2rad(rng.normal(0, 4)))
     centre = (FACE_SIZE - 1) / 2 * (1 + 1j)
     shift = centre - turn * centre + complex(*rng.normal(0, 4, 2))
-    place = np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
+    place = as_matrix(turn, shift)
     size = face.shape[:2]
     there = cv2.warpAffine(face, place, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     covered = occlude(there, kind, rng)

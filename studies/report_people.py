@@ -13,6 +13,22 @@ from oaml.model import Model
 from oaml.occluders import load_templates
 
 
+def asked(description: str | None) -> tuple[Model, Path]:
+    """The model and the folder of data that the command line names.
+
+    Args:
+        description: what `--help` says.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    given = parser.parse_args()
+    keep_freed_memory()
+    return Model.load(given.model), given.data
+
+
 def asked_for(
     description: str | None, kinds: Sequence[str], everybody: bool = False
 ) -> tuple[Model, HeldOut]:
@@ -23,14 +39,7 @@ def asked_for(
         kinds: of covers.
         everybody: cover all images; see `HeldOut`.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    given = parser.parse_args()
-    keep_freed_memory()
-    model = Model.load(given.model)
-    people = PeopleFolder(given.data / "lfw", lambda name: split_name(name) == "report")
-    pictures = load_templates(given.data / "mask_templates")
+    model, data = asked(description)
+    people = PeopleFolder(data / "lfw", lambda name: split_name(name) == "report")
+    pictures = load_templates(data / "mask_templates")
     return model, HeldOut(model, people, kinds, 0, "b", pictures, everybody=everybody)

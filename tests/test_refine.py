@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from oaml import refine
-from oaml.align import warp
+from oaml.align import as_matrix, warp
 from oaml.datasets.drawn import draw_face
 from oaml.main import main
 from oaml.occluders import occlude
@@ -31,8 +31,7 @@ def scene(face: np.ndarray) -> np.ndarray:
 def off(scale: float, turn: float, x: float, y: float) -> np.ndarray:
     """From the scene to a crop that is off by so much."""
     a = scale * np.exp(1j * np.deg2rad(turn))
-    b = CENTRE - a * (CENTRE + 64 * (1 + 1j)) + complex(x, y)
-    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+    return as_matrix(a, CENTRE - a * (CENTRE + 64 * (1 + 1j)) + complex(x, y))
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> float:

@@ -32,6 +32,11 @@ def similarity(landmarks: np.ndarray, weights: np.ndarray | None = None) -> np.n
     centred = z - z_mean
     a = (share * centred.conj() * (goal - goal_mean)).sum() / (share * abs(centred) ** 2).sum()
     b = goal_mean - a * z_mean
+    return as_matrix(a, b)
+
+
+def as_matrix(a: complex, b: complex) -> np.ndarray:
+    """The similarity `z -> a*z + b` of points as complex numbers, float64 [2,3]."""
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 

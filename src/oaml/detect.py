@@ -203,8 +203,8 @@ def _grouped(faces: list[Face]) -> list[list[Face]]:
     groups: list[list[Face]] = []
     rest = sorted(faces, key=lambda face: -face.score)
     while rest:
-        groups.append([face for face in rest if _shared(rest[0].box, face.box) > OVERLAP])
-        rest = [face for face in rest if _shared(rest[0].box, face.box) <= OVERLAP]
+        groups.append([face for face in rest if shared_area(rest[0].box, face.box) > OVERLAP])
+        rest = [face for face in rest if shared_area(rest[0].box, face.box) <= OVERLAP]
     return groups
 
 
@@ -220,7 +220,7 @@ def _surest(faces: list[Face]) -> float:
     return max((face.score for face in faces), default=0.0)
 
 
-def _shared(a: np.ndarray, b: np.ndarray) -> float:
+def shared_area(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two boxes."""
     sides = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
     common = float(np.prod(np.maximum(sides, 0)))

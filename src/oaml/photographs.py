@@ -172,8 +172,6 @@ def align_folder(
     from rich.console import Console
     from rich.progress import track
 
-    from oaml.refine import refined_crop
-
     folder, out = Path(folder), Path(out)
     check_empty(out)
     paths = list_images(folder)
@@ -182,6 +180,9 @@ def align_folder(
     if finder is None:
         for path in paths:  # before anything is written
             find_subjects(path, None)
+
+    from oaml.refine import refined_crop  # torch, once all has been checked
+
     weigher = None
     if model is not None:
         from oaml.evaluation.scoring import load_model

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oaml.decision import LEAST_SHARED
-from oaml.detect import Face
+from oaml.detect import Face, shared_area
 from oaml.errors import OamlError
 from oaml.files import list_images, read_photograph
 from oaml.template import Templates, pooled
@@ -204,7 +204,4 @@ def _overlap(a: Face | None, b: Face | None) -> float:
     """Intersection over union of two boxes; frames that are aligned faces have the same place."""
     if a is None or b is None:
         return float(a is b)
-    lower = np.maximum(a.box[:2], b.box[:2])
-    upper = np.minimum(a.box[:2] + a.box[2:], b.box[:2] + b.box[2:])
-    shared = float(np.prod(np.maximum(upper - lower, 0)))
-    return shared / float(a.box[2:].prod() + b.box[2:].prod() - shared)
+    return shared_area(a.box, b.box)

@@ -10,7 +10,6 @@ the others; its map is right to within .1. What covers do on real faces is in `s
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -62,15 +61,10 @@ def run(
         loaded = Model.load(model)
     people = _People(loaded, templates)
     recogniser = Recogniser(loaded, None, "benchmark")
-    if keep is not None:
-        written = {} if Path(keep).exists() else _write(Gallery(keep, recogniser), people, faces)
-        return {**written, **_measure(Gallery(keep, recogniser), people, faces)}
-    place = Path(tempfile.mkdtemp(prefix="oaml-search-")) / "gallery"
-    try:
-        written = _write(Gallery(place, recogniser), people, faces)
+    with tempfile.TemporaryDirectory(prefix="oaml-search-") as temporary:
+        place = Path(keep or f"{temporary}/gallery")
+        written = {} if place.exists() else _write(Gallery(place, recogniser), people, faces)
         return {**written, **_measure(Gallery(place, recogniser), people, faces)}
-    finally:
-        shutil.rmtree(place.parent)
 
 
 def _write(gallery: Gallery, people: _People, count: int) -> dict[str, object]:

@@ -83,11 +83,11 @@ class Gallery:
         several: list[Image] = list(images) if isinstance(images, list | tuple) else [cast("Image", images)]
         if not several:
             raise OamlError(f"{person}: no images; give one at least")
+        wanted: dict[str, Image] = {}
+        for image in several:
+            wanted.setdefault(digest(image), image)
         with self._store.writing():
             known = {entry.image for entry in self._entries(f"person = {quoted(person)}")}
-            wanted: dict[str, Image] = {}
-            for image in several:
-                wanted.setdefault(digest(image), image)
             new = {digest: image for digest, image in wanted.items() if digest not in known}
             entries = [Entry(person, digest, _source(image), "") for digest, image in new.items()]
             crops = [self._crop(image) for image in new.values()]

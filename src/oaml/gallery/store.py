@@ -123,9 +123,7 @@ class Store:
                 f"{self.place}: another process writes to it; run this again when that one has ended"
             ) from None
         except OSError as error:
-            raise OamlError(
-                f"{self.place}: could not be written ({_brief(error)}); free space or choose another place"
-            ) from error
+            raise self._unwritable(error) from error
         try:
             if not self and self._made():
                 raise Busy(f"{self.place}: another process has just made it; run this again")
@@ -138,6 +136,11 @@ class Store:
                 if new:
                     with suppress(OSError):  # there is something in it again
                         self._local.rmdir()
+
+    def _unwritable(self, error: Exception) -> OamlError:
+        return OamlError(
+            f"{self.place}: could not be written ({_brief(error)}); free space or choose another place"
+        )
 
     def _made(self) -> bool:
         return self._local is not None and (self._local / f"{FACES}.lance").is_dir()
@@ -173,9 +176,7 @@ class Store:
             schema = schema.with_metadata({"oaml": json.dumps(facts)})
             self._table = self._database.create_table(FACES, schema=schema)
         except (RuntimeError, ValueError, OSError) as error:
-            raise OamlError(
-                f"{self.place}: could not be written ({_brief(error)}); free space or choose another place"
-            ) from error
+            raise self._unwritable(error) from error
 
     def add(self, rows: pa.Table) -> None:
         """More faces, all of them or none."""
