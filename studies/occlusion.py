@@ -25,13 +25,13 @@ from oaml.cache import FeatureCache, Plan
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.evaluation.heldout import ALL, BARE, HeldOut, scores, tars
 from oaml.files import write_file
-from oaml.joint import CELLS, contributions
-from oaml.losses import align_mask
+from oaml.joint import contributions
 from oaml.main import keep_freed_memory
 from oaml.model import Model
 from oaml.occluders import KINDS, load_templates
 from oaml.qaconv import METHODS
 from oaml.template import Templates
+from oaml.visibility import CELLS, mask_to_cells
 
 KINDS_SHOWN = ["niqab", "mask", "sunglasses", "patch"]
 ARMS = ("stage", "ones", "output", "none", "scaling", "fine", "without_sunglasses")
@@ -105,7 +105,7 @@ def baselines(model: Model, faces: HeldOut) -> Results:
             ).cosine.numpy(),
         }
         if condition != BARE:
-            true = align_mask(torch.from_numpy(faces.true[condition])[:, None], (7, 7))
+            true = mask_to_cells(torch.from_numpy(faces.true[condition])[:, None], (7, 7))
             told = replace(probes, visibility=true)
             found[condition]["joint, true V"] = model.joint.match(
                 told.contributions,

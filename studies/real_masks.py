@@ -22,11 +22,10 @@ from oaml.adapt import Stage, start, train_head
 from oaml.cache import FeatureCache, Plan, as_maps, stage3
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.files import list_images, read_image, write_file
-from oaml.losses import align_mask
 from oaml.main import keep_freed_memory
 from oaml.model import Model
-from oaml.net import GRIDS
 from oaml.occluders import KINDS
+from oaml.visibility import GRIDS, mask_to_cells
 
 
 class WithReal(FeatureCache):
@@ -73,7 +72,7 @@ def main() -> None:
     paths = list_images(given.data / "celebamask" / "images")
     parsing = [np.asarray(Image.open(p.parents[1] / "parsing" / f"{p.stem}.png")) for p in paths]
     masks = np.stack([visibility(classes) for classes in parsing]).astype(np.float32) / 255
-    aligned = align_mask(torch.from_numpy(masks)[:, None], GRIDS[3])[:, 0].numpy()
+    aligned = mask_to_cells(torch.from_numpy(masks)[:, None], GRIDS[3])[:, 0].numpy()
     maps = stage3(model, [read_image(path) for path in paths])
     teach = np.arange(len(paths)) % 2 == 0
     shares = {
@@ -87,7 +86,7 @@ def main() -> None:
         with torch.inference_mode():
             x = as_maps(maps[~teach])
             seen = torch.nn.functional.avg_pool2d(judged.net.occlusion_head(x), 2)[:, 0].numpy()
-        true = align_mask(torch.from_numpy(masks[~teach])[:, None], GRIDS[4])[:, 0].numpy()
+        true = mask_to_cells(torch.from_numpy(masks[~teach])[:, None], GRIDS[4])[:, 0].numpy()
         error = np.abs(seen - true).mean((1, 2))
         for name, share in shares.items():
             chosen = share[~teach] > 0.02

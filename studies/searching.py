@@ -14,7 +14,7 @@ from report_people import asked_for
 
 from oaml.evaluation.heldout import BARE
 from oaml.gallery.rows import column_names, pattern_vectors, probe_vectors
-from oaml.joint import cell_visibility
+from oaml.visibility import cell_visibility
 
 KINDS = ["niqab", "mask", "sunglasses"]
 FIRST = (10, 20, 50)

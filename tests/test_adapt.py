@@ -18,11 +18,12 @@ from oaml.datasets.drawn import draw_face
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.errors import OamlError
-from oaml.losses import align_mask, balanced_matching_loss
+from oaml.losses import balanced_matching_loss
 from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.occluders import occlude
+from oaml.visibility import mask_to_cells
 
 KINDS = ["mask", "niqab"]
 
@@ -82,7 +83,7 @@ def test_rows_hold_what_their_names_say(tmp_path: Path, backbone: Path, people: 
         found = features.permute(0, 2, 3, 1).numpy()
         # a row was computed among others, and possibly in bfloat16: up to 3 % of the largest number
         assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
-        aligned = align_mask(torch.from_numpy(mask)[None, None], (14, 14))
+        aligned = mask_to_cells(torch.from_numpy(mask)[None, None], (14, 14))
         assert (visibility - aligned).abs().max() <= 0.5 / 255 + 1e-6
     bare = next(i for i, row in enumerate(plan.rows) if row.kind == BARE and row.view == 0)
     assert np.array_equal(built.face(bare)[0], images.image(plan.rows[bare].image))

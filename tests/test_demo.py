@@ -17,13 +17,14 @@ from oaml.demo import PEOPLE, demo, demo_config
 from oaml.errors import OamlError
 from oaml.evaluation.metrics import tar_at_far
 from oaml.evaluation.scoring import extract
-from oaml.losses import align_mask, balanced_matching_loss, same_person
+from oaml.losses import balanced_matching_loss, same_person
 from oaml.model import Model
 from oaml.net import FaceOutput
 from oaml.occluders import Covered, occlude
 from oaml.qaconv import QAConv
 from oaml.template import COLUMNS
 from oaml.train_val import TrainConfig, train
+from oaml.visibility import mask_to_cells
 
 KINDS = ("niqab", "mask", "sunglasses", "patch")
 STEPS = 120
@@ -116,7 +117,7 @@ def matcher_on_true_maps(model: Model, weights: bool, steps: int = 100) -> QACon
 
 
 def true_maps(covers: list[Covered]) -> torch.Tensor:
-    return align_mask(torch.from_numpy(np.stack([cover.mask for cover in covers]))[:, None], (7, 7))
+    return mask_to_cells(torch.from_numpy(np.stack([cover.mask for cover in covers]))[:, None], (7, 7))
 
 
 def alike_tar(model: Model, matcher: QAConv, weights: bool) -> float:

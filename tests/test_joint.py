@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oaml import native
-from oaml.joint import CELLS, GRID, KNOTS, Compared, Fusion, Joint, cell_visibility, contributions
+from oaml.joint import KNOTS, Compared, Fusion, Joint, contributions
 from oaml.net import IR, Architecture, Backbone, IResNet, MobileFaceNet, NetConfig, build_backbone
+from oaml.visibility import CELLS, GRID, cell_visibility
 
 E = 12
 FRONT = ("input_layer", "body", "conv1", "bn1", "prelu", "layer1", "layer2", "layer3", "layer4")

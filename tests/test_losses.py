@@ -18,7 +18,6 @@ from oaml.errors import OamlError
 from oaml.losses import (
     LossWeights,
     NonFiniteLoss,
-    align_mask,
     balanced_matching_loss,
     check_finite,
     combine,
@@ -28,6 +27,7 @@ from oaml.losses import (
     same_person,
 )
 from oaml.qaconv import QAConv
+from oaml.visibility import mask_to_cells
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -184,19 +184,19 @@ def test_aligned_mask_is_the_mean_of_each_block() -> None:
     mask = (torch.rand(2, 1, 112, 112, generator=torch.Generator().manual_seed(0)) > 0.4).float()
     for cells in (7, 14, 112):
         side = 112 // cells
-        aligned = align_mask(mask, (cells, cells))
+        aligned = mask_to_cells(mask, (cells, cells))
         for y, x in [(0, 0), (cells - 1, 2), (3, cells - 1)]:
             block = mask[:, :, y * side : (y + 1) * side, x * side : (x + 1) * side]
             torch.testing.assert_close(aligned[..., y, x], block.mean((2, 3)))
         torch.testing.assert_close(aligned.mean(), mask.mean())
     half = torch.zeros(1, 1, 112, 112)
     half[..., :40] = 1  # 2.5 cells of 16 pixels
-    assert align_mask(half, (7, 7))[0, 0, 3].tolist() == [1, 1, 0.5, 0, 0, 0, 0]
-    assert align_mask(half > 0, (7, 7)).dtype == torch.float32
+    assert mask_to_cells(half, (7, 7))[0, 0, 3].tolist() == [1, 1, 0.5, 0, 0, 0, 0]
+    assert mask_to_cells(half > 0, (7, 7)).dtype == torch.float32
     with pytest.raises(ValueError, match=r"\[B,1,H,W\]"):
-        align_mask(half[0], (7, 7))
+        mask_to_cells(half[0], (7, 7))
     with pytest.raises(ValueError, match=r"\[B,1,H,W\]"):
-        align_mask(half.expand(1, 3, 112, 112), (7, 7))
+        mask_to_cells(half.expand(1, 3, 112, 112), (7, 7))
 
 
 def test_only_labelled_images_count() -> None:

@@ -33,6 +33,7 @@ from oaml.model import Model
 from oaml.net import NetConfig
 from oaml.occluders import KINDS
 from oaml.progress import progress
+from oaml.visibility import GRID, on_grid
 
 DISTILLATION = 2.0
 """Weight of the loss that keeps visible cells as the unchanged network has them, beside matching losses of about 2 to 4."""
@@ -322,7 +323,7 @@ def train_matchers(
         fine = torch.from_numpy(visibility[rows]).to(device).float()[:, None] / 255
         with torch.set_grad_enabled(net.config.branch == "stage"):
             stage4 = net.matched(stage3, fine)
-        cells, seen = contributions(net.branch, stage4), F.avg_pool2d(fine, 2)
+        cells, seen = contributions(net.branch, stage4), on_grid(fine, GRID)
         same = torch.eye(pairs, dtype=torch.bool, device=device)
         compared = model.joint.compare(cells[:pairs], cells[pairs:], seen[:pairs], seen[pairs:])
         joint = model.joint.logit(compared.cosine, compared.unseen)

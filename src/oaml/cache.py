@@ -25,11 +25,10 @@ from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import People
 from oaml.errors import OamlError
 from oaml.files import FACE_SIZE, write_file
-from oaml.losses import align_mask
 from oaml.model import Model
-from oaml.net import GRIDS
 from oaml.occluders import cover_rng, occlude, retexture
 from oaml.progress import progress
+from oaml.visibility import GRIDS, mask_to_cells
 
 VERSION = 1  # of what rows mean; raised when old caches would mislead
 CHUNK = 256
@@ -127,7 +126,7 @@ class FeatureCache:
                 stop = min(start + CHUNK, self.count)
                 images, masks = zip(*(self.face(i) for i in range(start, stop)), strict=True)
                 features[start:stop] = stage3(self.model, images, autocast)
-                aligned = align_mask(torch.from_numpy(np.stack(masks))[:, None], GRIDS[3])[:, 0]
+                aligned = mask_to_cells(torch.from_numpy(np.stack(masks))[:, None], GRIDS[3])[:, 0]
                 visibility[start:stop] = np.rint(aligned.numpy() * 255).astype(np.uint8)
                 features.flush()
                 visibility.flush()

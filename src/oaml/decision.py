@@ -183,17 +183,17 @@ def decide_pairs(
         OamlError: a score is not finite.
     """
     from oaml.evaluation.scoring import extract, score_pairs
-    from oaml.joint import cell_visibility
+    from oaml.visibility import shared_visibility
 
     a, b = np.array(pairs).T
     found = extract(model, crops, len(crops))
     scores = score_pairs(model, found, a, found, b, plain=False, name=lambda _: "the two faces")
-    shown, cells = found.visible().tolist(), cell_visibility(found.visibility.double())
+    shown = found.visible().tolist()
+    shared = shared_visibility(found.visibility[a], found.visibility[b]).tolist()
     answers = []
     for row, (i, j) in enumerate(pairs):
         one = {name: float(values[row]) for name, values in scores.items()}
-        both = float((cells[i] * cells[j]).mean())
-        decision, reason = decide(one["fused"], both, None if threshold is None else threshold.value)
+        decision, reason = decide(one["fused"], shared[row], None if threshold is None else threshold.value)
         answers.append(
             Answer(
                 decision=decision,
@@ -208,7 +208,7 @@ def decide_pairs(
                 cosine=one["cosine"],
                 visible_a=shown[i],
                 visible_b=shown[j],
-                visible_both=both,
+                visible_both=shared[row],
                 face_a=faces[i],
                 face_b=faces[j],
                 crops=(crops[i], crops[j]),

@@ -15,15 +15,13 @@ from itertools import product
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oaml import native
-from oaml.net import GRIDS, IR, Backbone, IResNet, MobileFaceNet
+from oaml.net import IR, Backbone, IResNet, MobileFaceNet
+from oaml.visibility import CELLS, GRID, cell_visibility, overlap_of, unseen_and_overlap
 from oaml.winners import spread
 
-GRID = GRIDS[4]
-CELLS = GRID[0] * GRID[1]
 KNOTS = 21  # of the offset, evenly over shares from 0 to 1
 FACES, PROBES = 2048, 16  # of match_quantised() at a time: 32 MB of weighted sums for E = 128
 CONVERTED = 128  # of those faces, to float32 at a time: their 3 MB stay in the cache
@@ -83,19 +81,6 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, shift + norm.bias if norm.affine else shift
 
 
-def cell_visibility(visibility: Tensor) -> Tensor:
-    """[B,1,h,w] on 7x7 or 14x14 cells -> [B,49] on the cells of A (2x2 cells averaged).
-
-    Raises:
-        ValueError: another shape.
-    """
-    if visibility.dim() != 4 or visibility.shape[1] != 1 or tuple(visibility.shape[2:]) not in GRIDS.values():
-        raise ValueError(f"visibility is {tuple(visibility.shape)}, expected [B,1,7,7] or [B,1,14,14]")
-    if visibility.shape[2:] != GRID:
-        visibility = F.avg_pool2d(visibility, 2)
-    return visibility.flatten(1)
-
-
 class Compared(NamedTuple):
     """What the weighted sums of pairs say, each [P,G] or [N]."""
 
@@ -136,7 +121,7 @@ class Joint(nn.Module):
 
     def hidden(self, prob_occ: Tensor, gal_occ: Tensor) -> tuple[Tensor, Tensor]:
         """`unseen` and `overlap` of `Compared` from visibility alone: [P,1,h,w], [G,1,h,w] -> [P,G] each."""
-        return _hidden(cell_visibility(prob_occ), cell_visibility(gal_occ))
+        return unseen_and_overlap(cell_visibility(prob_occ), cell_visibility(gal_occ))
 
     def compare_pairs(self, a: Tensor, b: Tensor, a_occ: Tensor, b_occ: Tensor) -> Compared:
         """Row i of a against row i of b: A [N,R,E] twice, visibility [N,1,h,w] twice -> [N] each."""
@@ -149,7 +134,7 @@ class Joint(nn.Module):
             weight = (v_a * v_b)[..., None]
             unseen, hidden = 1 - weight.mean((1, 2)), ((1 - v_a) * (1 - v_b)).mean(1)
             cosine = _cosine((a * weight).sum(1), (b * weight).sum(1))
-            return Compared(cosine, unseen, _overlap(hidden, unseen))
+            return Compared(cosine, unseen, overlap_of(hidden, unseen))
 
     def logit(self, cosine: Tensor, unseen: Tensor) -> Tensor:
         """Cosine and unseen share, of any shape -> logit of that shape."""
@@ -177,7 +162,7 @@ class Joint(nn.Module):
         with torch.autocast(probe.device.type, enabled=False):
             (a, v_p), (b, v_g) = _both_ready(probe, gallery, prob_occ, gal_occ)
             if _compiled(a, b):
-                return Compared(_compiled_cosine(a, v_p, b, v_g), *_hidden(v_p, v_g))
+                return Compared(_compiled_cosine(a, v_p, b, v_g), *unseen_and_overlap(v_p, v_g))
             block = max(1, min(int((chunk_bytes / (2 * 4 * a.shape[2])) ** 0.5), 512))
             # fewer probes than gallery faces: more blocks for the threads to share
             few, many = max(1, block // 2), 2 * block
@@ -216,7 +201,7 @@ class Joint(nn.Module):
                     f"expected [{len(v_g)},{CELLS},{a.shape[2]}] and [{len(v_g)},{CELLS}]"
                 )
             if _compiled(a, gallery):
-                return Compared(_compiled_cosine(a, v_p, gallery, v_g, scale), *_hidden(v_p, v_g))
+                return Compared(_compiled_cosine(a, v_p, gallery, v_g, scale), *unseen_and_overlap(v_p, v_g))
             cosine = a.new_empty(len(a), len(gallery))
             weighted, scaled = a * v_p[..., None], scale * v_g
             for g in range(0, len(gallery), FACES):
@@ -227,7 +212,7 @@ class Joint(nn.Module):
                     parts = zip(weight.split(CONVERTED), gallery[columns].split(CONVERTED), strict=True)
                     right = torch.cat([torch.bmm(w, b.to(w.dtype)) for w, b in parts])  # [G,P,E]
                     cosine[rows, columns] = _cosine(v_g[columns] @ weighted[rows], right.transpose(0, 1))
-            return Compared(cosine, *_hidden(v_p, v_g))
+            return Compared(cosine, *unseen_and_overlap(v_p, v_g))
 
     @torch.inference_mode()
     def explain(self, a: Tensor, b: Tensor, a_occ: Tensor, b_occ: Tensor) -> CellShares:
@@ -315,7 +300,7 @@ def _compare(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor) -> Compared:
     """Contributions times visibility [P,R,E], [G,R,E], visibility [P,R], [G,R] -> [P,G] each."""
     # sum_r V_p[r] V_g[r] A[r], for either face: [P,G,E]
     left, right = torch.matmul(v_g, a), torch.matmul(v_p, b).transpose(0, 1)
-    return Compared(_cosine(left, right), *_hidden(v_p, v_g))
+    return Compared(_cosine(left, right), *unseen_and_overlap(v_p, v_g))
 
 
 def _compiled(a: Tensor, b: Tensor) -> bool:
@@ -336,17 +321,6 @@ def _compiled_cosine(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor, scale: Tens
     corners = product(range(0, len(a), BLOCK), range(0, len(b), BLOCK))
     spread(block, corners, a.device)
     return cosine
-
-
-def _hidden(v_p: Tensor, v_g: Tensor) -> tuple[Tensor, Tensor]:
-    """[P,49], [G,49] -> unseen and overlap [P,G]."""
-    unseen = 1 - v_p @ v_g.T / CELLS
-    return unseen, _overlap((1 - v_p) @ (1 - v_g).T / CELLS, unseen)
-
-
-def _overlap(hidden: Tensor, unseen: Tensor) -> Tensor:
-    """Share hidden in both of the share not shown by both; of less than a twentieth no more than its part."""
-    return hidden / unseen.clamp_min(0.05)
 
 
 def _cosine(left: Tensor, right: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oaml.errors import OamlError
+from oaml.visibility import mask_to_cells
 
 
 @dataclass
@@ -91,17 +92,6 @@ def balanced_matching_loss(scores: Tensor, same: Tensor, hardest: float = 0.05) 
     return loss
 
 
-def align_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mask [B,1,H,W] of any size -> [B,1,h,w]: the share of each cell that shows (area average).
-
-    Where h and w do not divide H and W, a pixel on the border of two cells counts in both, so that the average is exact to
-    one pixel; a mask smaller than the grid repeats its pixels.
-    """
-    if mask.ndim != 4 or mask.shape[1] != 1:
-        raise ValueError(f"mask is {tuple(mask.shape)}, expected [B,1,H,W]")
-    return F.adaptive_avg_pool2d(mask.float(), grid)
-
-
 def occlusion_loss(visibility: Tensor, mask: Tensor, has_mask: Tensor | None = None) -> Tensor:
     """Mean squared error of the predicted visibility against the area-averaged mask.
 
@@ -116,7 +106,7 @@ def occlusion_loss(visibility: Tensor, mask: Tensor, has_mask: Tensor | None = N
     """
     visibility = visibility.float()
     error = (
-        (visibility - align_mask(mask, (visibility.shape[2], visibility.shape[3])))
+        (visibility - mask_to_cells(mask, (visibility.shape[2], visibility.shape[3])))
         .square()
         .flatten(1)
         .mean(1)

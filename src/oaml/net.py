@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oaml.prelu import PReLU
+from oaml.visibility import GRIDS, on_grid
 
 Architecture = Literal[
     "ir_18",
@@ -39,7 +39,6 @@ Architecture = Literal[
     "mobilefacenet_relu6",
     "ir_mini",
 ]
-GRIDS: dict[int, tuple[int, int]] = {3: (14, 14), 4: (7, 7)}
 
 # Blocks in each of the four stages. AdaFace's 101 and InsightFace's 100 have the same ones.
 IR_LAYERS: dict[str, list[int]] = {
@@ -581,7 +580,7 @@ class Net(nn.Module):
         if self.config.branch == "stage":
             stage4 = self.matched(stage3, fine)
         features = stage4 if self.config.stage == 4 else stage3
-        visibility = fine if fine.shape[2:] == features.shape[2:] else F.avg_pool2d(fine, 2)
+        visibility = on_grid(fine, self.grid)
         return FaceOutput(embedding, norm, visibility, features, stage4, fine)
 
     def matched(self, stage3: Tensor, fine: Tensor) -> Tensor:

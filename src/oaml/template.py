@@ -110,7 +110,7 @@ def pooled(faces: Templates, owner: Tensor | None = None) -> Templates:
     import torch
     import torch.nn.functional as F
 
-    from oaml.joint import cell_visibility
+    from oaml.visibility import cell_visibility
 
     if not len(faces):
         raise ValueError("no faces to pool")

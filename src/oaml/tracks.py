@@ -175,7 +175,7 @@ def _assign(
         return {}
     import torch
 
-    from oaml.joint import CELLS, cell_visibility
+    from oaml.visibility import shared_visibility
 
     model = recogniser.model
     device = next(model.parameters()).device
@@ -184,7 +184,7 @@ def _assign(
     for number, track in enumerate(tracks):
         known = Templates.join([track.latest, track.template, *(template for _, template in track._kept)])
         scores = model.compare_all(found.to(device), known.to(device))["fused"].cpu()
-        both = cell_visibility(found.visibility) @ cell_visibility(known.visibility).T / CELLS
+        both = torch.stack([shared_visibility(face[None], known.visibility) for face in found.visibility])
         scores = torch.where(both < LEAST_SHARED, -math.inf, scores)  # where too little shows to say
         for row, place in enumerate(places):
             overlap = _overlap(place, track.faces[-1])

@@ -40,7 +40,6 @@ from oaml.files import write_file
 from oaml.head import HeadConfig, build_head
 from oaml.losses import (
     LossWeights,
-    align_mask,
     balanced_matching_loss,
     check_finite,
     combine,
@@ -54,6 +53,7 @@ from oaml.net import FaceOutput, NetConfig
 from oaml.occluders import occlude
 from oaml.qaconv import QAConvConfig
 from oaml.template import Templates
+from oaml.visibility import mask_to_cells
 from oaml.weights import Preprocessing
 
 
@@ -351,7 +351,7 @@ class Validation:
                 )
             results[f"tar_{name}"] = tar_at_far(values, same, 1e-2).tar
             results[f"auc_{name}"] = auc(values, same)
-        error = (faces.visibility - align_mask(mask, model.net.grid)).abs().flatten(1).mean(1)
+        error = (faces.visibility - mask_to_cells(mask, model.net.grid)).abs().flatten(1).mean(1)
         results["map_error_bare"], results["map_error_covered"] = (
             float(error[gallery].mean()),
             float(error[probe].mean()),

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.files import write_file
-from oaml.losses import align_mask
 from oaml.net import MobileFaceNet, build_backbone
 from oaml.occluders import KINDS, occlude, retexture
 from oaml.progress import progress
+from oaml.visibility import mask_to_cells
 from oaml.weights import LoadedBackbone, load_backbone
 
 BATCH = 64
@@ -88,7 +88,7 @@ def together(student: list[nn.Module], x: Tensor, targets: list[Tensor], mask: T
     for block, y in zip(student, targets[1:], strict=True):
         x = block(x)
         if x.dim() == 4:
-            shown = align_mask(mask, (x.shape[2], x.shape[3]))
+            shown = mask_to_cells(mask, (x.shape[2], x.shape[3]))
             errors.append((shown * (x - y).square()).mean() / (y.var() * shown.mean()))
     return torch.stack(errors).mean() + 8 * (1 - F.cosine_similarity(x, targets[-1])).mean()
 

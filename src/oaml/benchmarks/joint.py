@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import torch
 
-from oaml.joint import CELLS, GRID, Joint, cell_visibility
+from oaml.joint import Joint
 from oaml.quantised import QuantisedTemplates
 from oaml.template import Templates
+from oaml.visibility import CELLS, GRID, cell_visibility
 
 GALLERY, SIZE = 1000, 128
 ROUNDS = 100

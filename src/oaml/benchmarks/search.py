@@ -24,13 +24,13 @@ from oaml.gallery.folder import Entry
 from oaml.gallery.gallery import CANDIDATES, Gallery
 from oaml.gallery.rows import PATTERNS, Packing, probe_vectors, table
 from oaml.gallery.store import INDEXED_FROM
-from oaml.joint import GRID
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.quantised import QuantisedTemplates
 from oaml.recognise import Recogniser
 from oaml.template import Templates
 from oaml.template_file import load
+from oaml.visibility import GRID
 
 PARENTS, ALIKE = 4, 0.7
 SOURCES = 512  # real or random faces that people are made of

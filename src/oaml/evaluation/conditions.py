@@ -88,7 +88,7 @@ class Trials:
     share: np.ndarray
     """[N] in [0,1], how much of the more covered face is covered: 1 - the mean of its drawn mask."""
     visible: np.ndarray
-    """[N] in [0,1], mean over the cells of the product of the two predicted maps: what both show."""
+    """[N] in [0,1], share of the face that both show, see `oaml.visibility.shared_visibility`."""
     maps_alike: np.ndarray
     """[N], minus the mean absolute difference of the two predicted maps."""
     covers_alike: np.ndarray | None
@@ -191,7 +191,7 @@ class Faces:
                 if covered is not None:
                     assert self.bare is not None  # measured first
                     assert covers is not None
-                    true.append(area_average(covered.mask, tuple(self.bare.faces.visibility.shape[2:])))
+                    true.append(on_cells(covered.mask, tuple(self.bare.faces.visibility.shape[2:])))
                     share[i] = covered_share(covered.mask)
                     covers[i] = _cover_alone(image, covered)
                 yield image if covered is None else covered.image
@@ -326,10 +326,13 @@ def covered_share(mask: np.ndarray) -> float:
     return float(np.clip(1 - mask.mean(dtype=np.float64), 0, 1))
 
 
-def area_average(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """Mask [H,W] -> mean of each cell [h,w]; H and W are multiples of h and w."""
-    height, width = grid
-    return mask.reshape(height, mask.shape[0] // height, width, mask.shape[1] // width).mean((1, 3))
+def on_cells(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """Mask [H,W] -> the share of each cell that shows, float32 [h,w]."""
+    import torch
+
+    from oaml.visibility import mask_to_cells
+
+    return mask_to_cells(torch.from_numpy(mask)[None, None], (grid[0], grid[1]))[0, 0].numpy()
 
 
 def _cover_alone(face: np.ndarray, covered: Covered) -> np.ndarray:
@@ -354,7 +357,10 @@ def _trials(faces: Faces, pairs: Pairs, rows: np.ndarray, kind: str, side: Side)
         name=lambda i: f"{paths[0][i]} and {paths[1][i]} ({what})",
         label=f"pairs, {what}",
     )
-    map_a, map_b = a.faces.visibility.numpy()[:, 0], b.faces.visibility.numpy()[:, 0]
+    from oaml.visibility import shared_visibility
+
+    visible_a, visible_b = a.faces.visibility, b.faces.visibility
+    map_a, map_b = visible_a.numpy()[:, 0], visible_b.numpy()[:, 0]
 
     def by_block(value: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
         parts = [slice(start, start + PAIR_BLOCK) for start in range(0, len(rows), PAIR_BLOCK)]
@@ -389,7 +395,7 @@ def _trials(faces: Faces, pairs: Pairs, rows: np.ndarray, kind: str, side: Side)
         rows,
         scores,
         np.maximum(a.share[index_a], b.share[index_b]),
-        by_block(lambda i, j: (map_a[i] * map_b[j]).mean((1, 2), dtype=np.float64).clip(0, 1)),
+        by_block(lambda i, j: shared_visibility(visible_a[i], visible_b[j]).numpy()),
         by_block(lambda i, j: -np.abs(map_a[i] - map_b[j]).mean((1, 2), dtype=np.float64)),
         covers,
         examples,

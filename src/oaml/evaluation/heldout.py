@@ -27,10 +27,10 @@ from oaml.evaluation.calibration import (
 from oaml.evaluation.conditions import group_of
 from oaml.evaluation.metrics import enough_negatives, tar_at_far
 from oaml.evaluation.scoring import score_all
-from oaml.losses import align_mask
 from oaml.model import Model
 from oaml.occluders import Style, cover_rng, occlude, retexture
 from oaml.template import COLUMNS, TITLES, Templates
+from oaml.visibility import mask_to_cells
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,7 +114,7 @@ class HeldOut:
         """Mean absolute error of the predicted visibility on the matched cells."""
         true = self.true[condition] if rows is None else self.true[condition][rows.numpy()]
         grid = (probes.visibility.shape[2], probes.visibility.shape[3])
-        aligned = align_mask(torch.from_numpy(true)[:, None], grid)
+        aligned = mask_to_cells(torch.from_numpy(true)[:, None], grid)
         return float((probes.visibility - aligned).abs().mean())
 
 

@@ -346,7 +346,7 @@ def _draw_maps(path: Path, faces: Faces) -> Path:
         for name in list(np.roll(list(examples), -number * each))[:each]:
             image, covered = faces.read(name, condition)
             predicted = examples[name]
-            true = None if covered is None else conditions.area_average(covered.mask, predicted.shape)
+            true = None if covered is None else conditions.on_cells(covered.mask, predicted.shape)
             rows.append((image if covered is None else covered.image, true, predicted))
             names.append(condition)
     return draw_map_sheet(path, rows, title="What the network takes for visible", names=names)

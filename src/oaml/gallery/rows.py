@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oaml.gallery.folder import Entry
-from oaml.joint import GRID, cell_visibility
 from oaml.quantised import QuantisedTemplates
 from oaml.template import Templates
+from oaml.visibility import GRID, cell_visibility
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,9 +8,9 @@ from oaml.decision import LEAST_SHARED
 from oaml.gallery.answers import Candidate
 from oaml.gallery.rows import Packing, probe_vectors
 from oaml.gallery.store import Store, quoted
-from oaml.joint import CELLS, cell_visibility
 from oaml.model import Model
 from oaml.template import Templates, pooled
+from oaml.visibility import shared_visibility
 
 
 @torch.inference_mode()
@@ -42,7 +42,7 @@ def candidates(store: Store, packing: Packing, model: Model, probe: Templates, c
     device = next(model.parameters()).device
     probe, people = probe.to(device), people.to(device)
     scores = model.compare_all(probe, people)
-    shown = cell_visibility(people.visibility) @ cell_visibility(probe.visibility)[0] / CELLS
+    shown = shared_visibility(people.visibility, probe.visibility)
     columns_of = scores["fused"][0], scores["cosine"][0], shown, owner.bincount()
     ranked = [
         Candidate(person, *values, image=alike[person])
