@@ -20,8 +20,8 @@ import numpy as np
 from oaml.align import similarity, warp
 from oaml.datasets.people import split_name
 from oaml.detect import Detector, Face, _grouped, _mean, _turned_back, shared_area
-from oaml.evaluation.scoring import extract
 from oaml.files import FACE_SIZE, list_images, read_image
+from oaml.inference import extract
 from oaml.model import Model
 from oaml.occluders import KINDS, cover_rng, load_templates, occlude
 from oaml.photographs import trust

@@ -15,8 +15,8 @@ from report_people import asked
 from oaml.cache import stage3
 from oaml.evaluation.heldout import templates_of
 from oaml.evaluation.metrics import tar_at_far
-from oaml.evaluation.scoring import score_all
 from oaml.files import read_image
+from oaml.inference import score_all
 from oaml.model import Model
 from oaml.refine import refined_crop
 

@@ -16,7 +16,7 @@ from oaml.datasets.people import DrawnFolder
 from oaml.demo import PEOPLE, demo, demo_config
 from oaml.errors import OamlError
 from oaml.evaluation.metrics import tar_at_far
-from oaml.evaluation.scoring import extract
+from oaml.inference import extract
 from oaml.losses import balanced_matching_loss, same_person
 from oaml.model import Model
 from oaml.net import FaceOutput

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from oaml import inference
 from oaml.datasets.drawn import DrawnPeople
 from oaml.errors import OamlError
 from oaml.evaluation import metrics, scoring
@@ -73,7 +74,7 @@ def _read_csv(path: Path) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def faces(work: Path) -> Templates:
     paths = list_images(work / "faces")
-    return scoring.extract(Model.load(work / "model"), map(read_image, paths), len(paths))
+    return inference.extract(Model.load(work / "model"), map(read_image, paths), len(paths))
 
 
 # --- faces ---
@@ -106,47 +107,47 @@ def test_a_face_does_not_depend_on_its_company(work: Path, faces: Templates, bat
     some = np.random.default_rng(0).permutation(len(faces))[:11]
     images = [read_image(list_images(work / "faces")[i]) for i in some]
     threads = torch.get_num_threads()
-    again = scoring.extract(Model.load(work / "model"), images, 11, batch_size=batch_size)
+    again = inference.extract(Model.load(work / "model"), images, 11, batch_size=batch_size)
     assert torch.get_num_threads() == threads
     for field in fields(again):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(faces, field.name)[some])
 
 
 def test_large_maps_go_to_a_file(work: Path, faces: Templates, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "MEMORY_BYTES", 10_000)
+    monkeypatch.setattr(inference, "MEMORY_BYTES", 10_000)
     rooms: list[np.ndarray] = []
-    room = scoring._room
+    room = inference._room
 
     def noted(shape: tuple[int, ...]) -> np.ndarray:
         rooms.append(room(shape))
         return rooms[-1]
 
-    monkeypatch.setattr(scoring, "_room", noted)
+    monkeypatch.setattr(inference, "_room", noted)
     model, paths = Model.load(work / "model"), list_images(work / "faces")
-    held = scoring.extract(model, map(read_image, paths), len(paths))
+    held = inference.extract(model, map(read_image, paths), len(paths))
     in_files = {r.shape for r in rooms if isinstance(r, np.memmap)}
     assert in_files == {tuple(held.local.shape), tuple(held.contributions.shape)}
     index = np.arange(len(paths))
     back = index[::-1].copy()
-    one = scoring.score_pairs(model, faces, index, faces, back)
-    two = scoring.score_pairs(model, held, index, held, back)
+    one = inference.score_pairs(model, faces, index, faces, back)
+    two = inference.score_pairs(model, held, index, held, back)
     for score in one:
         np.testing.assert_array_equal(one[score], two[score])
 
 
 def test_a_full_disk_is_noticed_beforehand(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "MEMORY_BYTES", 100)
+    monkeypatch.setattr(inference, "MEMORY_BYTES", 100)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(OamlError, match=r"no room for 0\.0 GB of feature maps"):
-        scoring.extract(Model.load(work / "model"), [np.zeros((112, 112, 3), np.uint8)] * 2, 2)
+        inference.extract(Model.load(work / "model"), [np.zeros((112, 112, 3), np.uint8)] * 2, 2)
 
 
 def test_the_number_of_images_must_be_right(work: Path) -> None:
     model = Model.load(work / "model")
     with pytest.raises(ValueError, match="2 images, expected 3"):
-        scoring.extract(model, [np.zeros((112, 112, 3), np.uint8)] * 2, 3)
+        inference.extract(model, [np.zeros((112, 112, 3), np.uint8)] * 2, 3)
     with pytest.raises(ValueError, match="at least 1"):
-        scoring.extract(model, [], 0)
+        inference.extract(model, [], 0)
 
 
 # --- pairs ---
@@ -156,7 +157,7 @@ def test_pair_scores_against_one_pair_at_a_time(work: Path, faces: Templates) ->
     model = Model.load(work / "model")
     rng = np.random.default_rng(1)
     a, b = rng.integers(0, len(faces), (2, 70))  # more than a block
-    scores = scoring.score_pairs(model, faces, a, faces, b)
+    scores = inference.score_pairs(model, faces, a, faces, b)
     assert list(scores) == list(COLUMNS)
     features, visible, cells = faces.local, faces.visibility, faces.contributions
     for i in (0, 17, 63, 64, 69):
@@ -182,11 +183,22 @@ def test_pair_scores_against_one_pair_at_a_time(work: Path, faces: Templates) ->
     assert np.abs(scores["qaconv"] - scores["qaconv_visibility"]).max() > 1e-3
 
 
+def test_a_model_in_training_mode_is_refused(work: Path, faces: Templates) -> None:
+    model, one = Model.load(work / "model").train(), np.array([0])
+    for run in (
+        lambda: inference.extract(model, [np.zeros((112, 112, 3), np.uint8)], 1),
+        lambda: inference.score_pairs(model, faces, one, faces, one),
+        lambda: inference.score_all(model, faces, one, faces, one),
+    ):
+        with pytest.raises(RuntimeError, match=r"training mode; call .eval\(\) first"):
+            run()
+
+
 def test_all_against_all_equals_pairs(work: Path, faces: Templates) -> None:
     model = Model.load(work / "model")
     p, g = np.array([3, 1, 7]), np.array([0, 5, 9, 2, 20])
-    whole = scoring.score_all(model, faces, p, faces, g, chunk=2)
-    pairs = scoring.score_pairs(model, faces, np.repeat(p, 5), faces, np.tile(g, 3))
+    whole = inference.score_all(model, faces, p, faces, g, chunk=2)
+    pairs = inference.score_pairs(model, faces, np.repeat(p, 5), faces, np.tile(g, 3))
     for score, values in whole.items():
         np.testing.assert_allclose(values.reshape(-1), pairs[score], rtol=1e-4, atol=1e-5)
 
@@ -197,9 +209,9 @@ def test_a_score_that_is_no_number_names_its_pair(work: Path, faces: Templates) 
     features[4] = np.nan
     broken = replace(faces, local=features)
     with pytest.raises(OamlError, match="pair 2: the score qaconv is not finite"):
-        scoring.score_pairs(model, broken, np.array([0, 1, 4]), broken, np.array([1, 2, 3]))
+        inference.score_pairs(model, broken, np.array([0, 1, 4]), broken, np.array([1, 2, 3]))
     with pytest.raises(OamlError, match="probe 1: the score qaconv is not finite"):
-        scoring.score_all(model, broken, np.array([0, 4]), broken, np.array([1, 2]))
+        inference.score_all(model, broken, np.array([0, 4]), broken, np.array([1, 2]))
 
 
 # --- oaml score ---

@@ -25,8 +25,8 @@ from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import PeopleFolder, Split, split_name
 from oaml.errors import OamlError
 from oaml.evaluation.heldout import GROUPS, HeldOut, calibrate, scores, show, tars
-from oaml.evaluation.scoring import to_device
 from oaml.files import check_model_folder
+from oaml.inference import to_device
 from oaml.joint import contributions
 from oaml.losses import balanced_matching_loss, check_finite, distillation_loss, occlusion_loss
 from oaml.model import Model
@@ -272,7 +272,7 @@ class PairSampler:
 
 def train_head(model: Model, cache: FeatureCache, stage: Stage, seed: int) -> None:
     """The occlusion head on the cached maps, drawn covers and real masks half and half where there are both."""
-    head, device = model.net.occlusion_head, _where(model)
+    head, device = model.net.occlusion_head, model.device
     rng = np.random.default_rng((seed, 1))
     drawn, real = np.arange(len(cache.plan.rows)), np.arange(len(cache.plan.rows), cache.count)
     optimiser = torch.optim.AdamW(head.parameters(), lr=stage.lr, weight_decay=0.01)
@@ -294,7 +294,7 @@ def predict_visibility(model: Model, cache: FeatureCache) -> np.ndarray:
     found = np.empty((len(cache.plan.rows), *cache.visibility.shape[1:]), np.uint8)
     for start in range(0, len(found), 256):
         rows = np.arange(start, min(start + 256, len(found)))
-        features = cache.rows(rows)[0].to(_where(model))
+        features = cache.rows(rows)[0].to(model.device)
         seen = model.net.occlusion_head(features)[:, 0]
         found[rows] = (seen * 255).round().byte().cpu().numpy()
     return found
@@ -308,7 +308,7 @@ def train_matchers(
     Args:
         visibility: of `predict_visibility`.
     """
-    net, device = model.net, _where(model)
+    net, device = model.net, model.device
     assert net.branch is not None
     sampler = PairSampler(cache, seed)
     target = _targets(model, cache, sampler)
@@ -378,7 +378,7 @@ def _targets(model: Model, cache: FeatureCache, sampler: PairSampler) -> dict[in
     with torch.inference_mode():
         for start in range(0, len(bare), 256):
             rows = bare[start : start + 256]
-            stage3 = cache.rows(np.array(rows))[0].to(_where(model))
+            stage3 = cache.rows(np.array(rows))[0].to(model.device)
             cells = contributions(model.net.backbone, model.net.backbone.forward_stage4(stage3))
             found.update(zip(rows, cells.half().cpu(), strict=True))
     return found
@@ -421,10 +421,6 @@ def _step(
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     torch.nn.utils.clip_grad_norm_(parameters, 5.0)
     optimiser.step()
-
-
-def _where(model: Model) -> torch.device:
-    return next(model.parameters()).device
 
 
 # --- input ---

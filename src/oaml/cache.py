@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import People
 from oaml.errors import OamlError
 from oaml.files import FACE_SIZE, write_file
+from oaml.inference import as_input
 from oaml.model import Model
 from oaml.occluders import cover_rng, occlude, retexture
 from oaml.progress import progress
@@ -237,22 +238,21 @@ def _relit(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 @torch.inference_mode()
-def stage3(model: Model, images: Iterable[np.ndarray], bfloat16: bool = False) -> np.ndarray:
+def stage3(model: Model, images: Sequence[np.ndarray] | np.ndarray, bfloat16: bool = False) -> np.ndarray:
     """uint8 RGB [112,112,3] each -> map after stage 3, float16 [N,14,14,C]."""
-    device = next(model.parameters()).device
-    stacked = torch.from_numpy(np.stack(list(images)))
+    model.need_eval()
     parts = []
-    for part in stacked.split(PASS):
-        x = part.to(device).permute(0, 3, 1, 2).float() / 255
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            features = model.net.backbone.forward_stage3(model.preprocess(x))
+    for start in range(0, len(images), PASS):
+        faces = as_input(images[start : start + PASS], model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
+            features = model.net.backbone.forward_stage3(model.preprocess(faces))
         parts.append(features.permute(0, 2, 3, 1).half().cpu())
     return torch.cat(parts).numpy()
 
 
 def faster_in_bfloat16(model: Model) -> bool:
     """Whether this machine runs the backbone faster in bfloat16: by trying (one with the instructions is twice as fast)."""
-    if next(model.parameters()).device.type != "cpu":
+    if model.device.type != "cpu":
         return torch.cuda.is_bf16_supported()
     images = np.zeros((PASS, FACE_SIZE, FACE_SIZE, 3), np.uint8)
     seconds = {}

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import DrawnFolder, People, PeopleFolder, Split, split_name
 from oaml.errors import OamlError
-from oaml.files import list_images, read_image
+from oaml.files import FACE_SIZE, list_images, read_image
 from oaml.occluders import KINDS, load_templates, occlude
 
 Item = tuple[int, int]  # index into a dataset, seed of its random choices
@@ -110,10 +110,10 @@ class RecognitionStream(Dataset[dict[str, Any]]):
     def __getitem__(self, item: Item) -> dict[str, Any]:
         index, seed = item
         rng = np.random.default_rng(seed)
-        image, mask = self.people.image(index), np.ones((112, 112), np.float32)
+        image, mask = self.people.image(index), np.ones((FACE_SIZE, FACE_SIZE), np.float32)
         if rng.random() < self.cover_probability:
             image, mask = _cover(image, self.kinds, rng, self.templates)
-        return _sample(image, mask, self.people.names[index], label=int(self.people.labels[index]))
+        return sample(image, mask, self.people.names[index], label=int(self.people.labels[index]))
 
 
 class OcclusionStream(Dataset[dict[str, Any]]):
@@ -140,19 +140,19 @@ class OcclusionStream(Dataset[dict[str, Any]]):
         if index < self.groups[0].stop:
             for folder in self.masked:
                 if index < len(folder):
-                    return _sample(*folder.pair(index), folder.names[index])
+                    return sample(*folder.pair(index), folder.names[index])
                 index -= len(folder)
         if index < self.groups[1].stop:
             person = index - self.groups[1].start
             rng = np.random.default_rng(seed)
-            return _sample(
+            return sample(
                 *_cover(self.people.image(person), self.kinds, rng, self.templates), self.people.names[person]
             )
         index -= self.groups[2].start
-        ones = np.ones((112, 112), np.float32)
+        ones = np.ones((FACE_SIZE, FACE_SIZE), np.float32)
         if self.clean:
-            return _sample(read_image(self.clean[index], resize=self.resize), ones, str(self.clean[index]))
-        return _sample(self.people.image(index), ones, self.people.names[index])
+            return sample(read_image(self.clean[index], resize=self.resize), ones, str(self.clean[index]))
+        return sample(self.people.image(index), ones, self.people.names[index])
 
 
 def _cover(
@@ -164,7 +164,8 @@ def _cover(
     return covered.image, covered.mask
 
 
-def _sample(image: np.ndarray, mask: np.ndarray, path: str, **more: int) -> dict[str, Any]:
+def sample(image: np.ndarray, mask: np.ndarray, path: str, **more: int) -> dict[str, Any]:
+    """RGB uint8 [112,112,3] and its mask float32 [112,112], as a loader collects them into batches."""
     return {
         "image": torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1),
         "mask": torch.from_numpy(np.ascontiguousarray(mask))[None],

@@ -182,7 +182,7 @@ def decide_pairs(
     Raises:
         OamlError: a score is not finite.
     """
-    from oaml.evaluation.scoring import extract, score_pairs
+    from oaml.inference import extract, score_pairs
     from oaml.visibility import shared_visibility
 
     a, b = np.array(pairs).T

@@ -19,12 +19,11 @@ import numpy as np
 
 from oaml.errors import OamlError
 from oaml.files import FACE_SIZE, list_images, read_image
+from oaml.inference import as_input, load_model
 from oaml.progress import progress
 from oaml.threads import one_thread_each
 
 if TYPE_CHECKING:
-    import torch
-
     from oaml.model import Model
     from oaml.quantised import QuantisedTemplates
 
@@ -71,7 +70,6 @@ def embed(
     files = list_images(images)
     stamp = _stamp(images, files)
 
-    from oaml.evaluation.scoring import load_model
     from oaml.template_file import Layout, PartialFile, model_id
 
     loaded = load_model(model, device)
@@ -111,7 +109,7 @@ class FastExtractor:
         from oaml.folded import folded
 
         self.model, self.bfloat16, self.batch = folded(model), bfloat16, batch
-        self.device: torch.device = next(model.parameters()).device
+        self.device = model.device
 
     def __call__(self, images: np.ndarray) -> QuantisedTemplates:
         """uint8 RGB [N,112,112,3] -> N templates, on the CPU; one pass of the network."""
@@ -123,8 +121,8 @@ class FastExtractor:
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
         ):
-            x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
-            return QuantisedTemplates.of(self.model.extract(x).to("cpu"))
+            faces = self.model.extract(as_input(images, self.device))
+            return QuantisedTemplates.of(faces.to("cpu"))
 
     def all(
         self, paths: list[Path], read: Callable[[Path], np.ndarray] = read_image

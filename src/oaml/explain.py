@@ -90,12 +90,13 @@ def explain_pair(model: Model, image_a: np.ndarray, image_b: np.ndarray) -> Expl
     """
     import torch
 
-    device = next(model.parameters()).device
+    from oaml.inference import as_input
+
     found, fine = [], []
     with torch.inference_mode():
         for image in (image_a, image_b):
             # one pass a face, as the scores are computed: a batch of two could differ in the last digits
-            x = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+            x = as_input([image], model.device)
             found.append(model.extract(x))
             seen = model(x).fine
             if model.config.flip:

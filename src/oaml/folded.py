@@ -25,11 +25,12 @@ PAIRS: dict[type[nn.Module], list[tuple[str, str]]] = {
 
 
 def folded(model: Model) -> Model:
-    """A copy in eval mode that extracts the same templates faster; it can't be trained or saved.
+    """A copy of a model in eval mode that extracts the same templates faster; it can't be trained or saved.
 
     What the joint embedding splits into cells, the output layer, stays as it is.
     """
-    copy = deepcopy(model).eval()
+    model.need_eval()
+    copy = deepcopy(model)
     kept = {id(part.pool) for part in copy.modules() if isinstance(part, MobileFaceNet)}
     for part in list(copy.modules()):
         if id(part) not in kept:

@@ -71,6 +71,16 @@ class Model(nn.Module, ModelHubMixin):
         )
         self.register_buffer("std", torch.tensor(config.preprocessing.std).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mean.device
+
+    def need_eval(self) -> None:
+        """Raise RuntimeError in training mode: batch normalisation would let a face depend on the others of its batch."""
+        if self.training:
+            raise RuntimeError("the model is in training mode; call .eval() first")
+
     def preprocess(self, images: Tensor) -> Tensor:
         """RGB [B,3,112,112] in [0,1] -> network input in the order, mean and deviation that belong to the weights."""
         if self.config.preprocessing.channels == "BGR":
@@ -84,10 +94,7 @@ class Model(nn.Module, ModelHubMixin):
     @torch.inference_mode()
     def extract(self, images: Tensor) -> Templates:
         """RGB [N,3,112,112] in [0,1] -> N templates on the model's device. The model must be in eval mode."""
-        if self.training:
-            raise RuntimeError(
-                "the model is in training mode; call .eval() first (BN would depend on the other faces)"
-            )
+        self.need_eval()
         found = self.templates(self.net.backbone.forward_stage3(self.preprocess(images)))
         if not self.config.flip:
             return found

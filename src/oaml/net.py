@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from oaml.files import FACE_SIZE
 from oaml.prelu import PReLU
 from oaml.visibility import GRIDS, on_grid
 
@@ -567,8 +568,10 @@ class Net(nn.Module):
         Raises:
             ValueError: another shape; the output layer has one weight per cell and takes no other size.
         """
-        if x.dim() != 4 or tuple(x.shape[1:]) != (3, 112, 112):
-            raise ValueError(f"network input: shape {tuple(x.shape)}, expected [B, 3, 112, 112]")
+        if x.dim() != 4 or tuple(x.shape[1:]) != (3, FACE_SIZE, FACE_SIZE):
+            raise ValueError(
+                f"network input: shape {tuple(x.shape)}, expected [B, 3, {FACE_SIZE}, {FACE_SIZE}]"
+            )
         return self.forward_from(self.backbone.forward_stage3(x), detach_occlusion)
 
     def forward_from(self, stage3: Tensor, detach_occlusion: bool = False) -> FaceOutput:

@@ -41,11 +41,10 @@ def trust(crop: np.ndarray, matrix: np.ndarray, landmarks: np.ndarray, model: Mo
         landmarks: [5,2], pixels of the photograph.
     """
     import cv2
-    import torch
 
-    device = next(model.parameters()).device
-    x = torch.from_numpy(crop).to(device).permute(2, 0, 1)[None].float().contiguous() / 255
-    cells = model.extract(x).visibility[0, 0].float().cpu().numpy()
+    from oaml.inference import as_input
+
+    cells = model.extract(as_input([crop], model.device)).visibility[0, 0].float().cpu().numpy()
     shown = cv2.resize(cells, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_LINEAR)
     placed = np.rint(landmarks @ matrix[:, :2].T + matrix[:, 2]).astype(int).clip(0, FACE_SIZE - 1)
     return shown[placed[:, 1], placed[:, 0]].astype(np.float64).clip(LEAST_WEIGHT, 1)
@@ -185,7 +184,7 @@ def align_folder(
 
     weigher = None
     if model is not None:
-        from oaml.evaluation.scoring import load_model
+        from oaml.inference import load_model
 
         weigher = load_model(model, device)
     written, left_out = 0, []

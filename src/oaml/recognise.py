@@ -41,7 +41,7 @@ def load(
     Raises:
         OamlError: no such model, detector or device.
     """
-    from oaml.evaluation.scoring import load_model
+    from oaml.inference import load_model
 
     finder = load_detector(None if detector is None else Path(detector))
     folder = str(STARTER if model is None else model)
@@ -115,7 +115,7 @@ class Recogniser:
         Args:
             crops: one or more, uint8 RGB [112,112,3].
         """
-        from oaml.evaluation.scoring import extract
+        from oaml.inference import extract
 
         return extract(self.model, crops, len(crops))
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from oaml.align import warp
 from oaml.files import FACE_SIZE
+from oaml.inference import as_input
 
 WEIGHTS = Path(__file__).parent / "refiner" / "model.safetensors"
 TIMES = 2
@@ -109,7 +110,7 @@ def refined(photograph: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """
     network = load_refiner()
     for _ in range(TIMES):
-        crop = torch.from_numpy(warp(photograph, matrix)).permute(2, 0, 1)[None].float() / 255
+        crop = as_input([warp(photograph, matrix)])
         own, mirrored = network(torch.cat([crop, crop.flip(3)]))
         correction = (own + mirrored * mirrored.new_tensor([1, -1, -1, 1])) / 2
         step = matrices(correction[None].double())[0].numpy()

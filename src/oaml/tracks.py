@@ -19,7 +19,7 @@ import numpy as np
 from oaml.decision import LEAST_SHARED
 from oaml.detect import Face, shared_area
 from oaml.errors import OamlError
-from oaml.files import list_images, read_photograph
+from oaml.files import FACE_SIZE, list_images, read_photograph
 from oaml.template import Templates, pooled
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Track:
     """Numbers of these frames, ascending."""
     faces: list[Face | None] = field(default_factory=list)
     """Where the face is in each; None in a frame that is an aligned face."""
-    crop: np.ndarray = field(default_factory=lambda: np.zeros((112, 112, 3), np.uint8))
+    crop: np.ndarray = field(default_factory=lambda: np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8))
     """The aligned face that shows most, uint8 RGB [112,112,3]."""
     _kept: list[tuple[float, Templates]] = field(default_factory=list)
     _latest: Templates | None = None
@@ -178,12 +178,11 @@ def _assign(
     from oaml.visibility import shared_visibility
 
     model = recogniser.model
-    device = next(model.parameters()).device
     # those in their old place first, the surest first; then those that are elsewhere
     ranked = []
     for number, track in enumerate(tracks):
         known = Templates.join([track.latest, track.template, *(template for _, template in track._kept)])
-        scores = model.compare_all(found.to(device), known.to(device))["fused"].cpu()
+        scores = model.compare_all(found.to(model.device), known.to(model.device))["fused"].cpu()
         both = torch.stack([shared_visibility(face[None], known.visibility) for face in found.visibility])
         scores = torch.where(both < LEAST_SHARED, -math.inf, scores)  # where too little shows to say
         for row, place in enumerate(places):

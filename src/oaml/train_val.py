@@ -32,12 +32,14 @@ from oaml.data import (
     PKSampler,
     RecognitionStream,
     loader,
+    sample,
 )
 from oaml.datasets.people import People
 from oaml.errors import OamlError
 from oaml.evaluation.metrics import auc, tar_at_far
-from oaml.files import write_file
+from oaml.files import FACE_SIZE, write_file
 from oaml.head import HeadConfig, build_head
+from oaml.inference import as_input
 from oaml.losses import (
     LossWeights,
     balanced_matching_loss,
@@ -317,14 +319,9 @@ class Validation:
         for i, images in enumerate(several):
             bare, probe = people.image(int(images[0])), people.image(int(images[1]))
             covered = occlude(probe, kinds[i % len(kinds)], np.random.default_rng([config.seed, i]))
-            ones = np.ones((112, 112), np.float32)
+            ones = np.ones((FACE_SIZE, FACE_SIZE), np.float32)
             for image, mask in ((bare, ones), (covered.image, covered.mask)):
-                self.items.append(
-                    {
-                        "image": torch.from_numpy(image.copy()).permute(2, 0, 1),
-                        "mask": torch.from_numpy(mask)[None],
-                    }
-                )
+                self.items.append(sample(image, mask, people.names[int(images[0])]))
         self.outputs: list[tuple[Templates, Tensor]] = []
 
     def loader(self) -> DataLoader[dict[str, Any]]:
@@ -338,9 +335,8 @@ class Validation:
         faces = Templates.join([found for found, _ in self.outputs])
         mask = torch.cat([m for _, m in self.outputs])
         self.outputs.clear()
-        device = next(model.parameters()).device
         gallery, probe = slice(0, None, 2), slice(1, None, 2)
-        scores = model.compare_all(faces[probe].to(device), faces[gallery].to(device), plain=True)
+        scores = model.compare_all(faces[probe].to(model.device), faces[gallery].to(model.device), plain=True)
         same = np.eye(len(mask[probe]), dtype=bool).ravel()
         results: dict[str, float] = {}
         for name, matrix in scores.items():
@@ -429,8 +425,7 @@ class Keeper(Callback):
         chosen = [int(rng.choice(members)) for members in module.sampler.members]
         embeddings = []
         for start in range(0, len(chosen), 64):
-            images = np.stack([self.people.image(i) for i in chosen[start : start + 64]])
-            batch = torch.from_numpy(images).permute(0, 3, 1, 2).float().to(module.device) / 255
+            batch = as_input([self.people.image(i) for i in chosen[start : start + 64]], module.device)
             embeddings.append(module.model(batch).embedding.float().cpu())
         module.sampler.update(first_step, torch.cat(embeddings).numpy())
         module.model.train(training)

@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from oaml.data import DataConfig
 from oaml.embed import BATCH, FastExtractor
+from oaml.files import FACE_SIZE
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.template import Templates
@@ -65,8 +66,8 @@ def training_step(images: int) -> Callable[[], object]:
     module = OcclusionFace(config, Model(ModelConfig(net)), max(1, images // 4)).train()
 
     def stream() -> dict[str, torch.Tensor]:
-        pixels = torch.randint(0, 256, (images, 3, 112, 112), dtype=torch.uint8)
-        mask = (torch.rand(images, 1, 112, 112) < 0.7).float()
+        pixels = torch.randint(0, 256, (images, 3, FACE_SIZE, FACE_SIZE), dtype=torch.uint8)
+        mask = (torch.rand(images, 1, FACE_SIZE, FACE_SIZE) < 0.7).float()
         return {"image": pixels, "mask": mask, "label": torch.arange(images) // 4}
 
     batch = {"recognition": stream(), "occlusion": stream()}
@@ -97,5 +98,5 @@ def embedding() -> Callable[[], object]:
     """A batch of `oaml embed`, from pixels to int8 templates."""
     net = NetConfig("mobilefacenet", 128, occlusion_stage=3, occlusion_context=True, branch="stage")
     extractor = FastExtractor(Model(ModelConfig(net)).eval(), bfloat16=False)
-    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, 112, 112, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, FACE_SIZE, FACE_SIZE, 3), np.uint8)
     return lambda: extractor(pixels)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oaml.errors import OamlError
+from oaml.files import FACE_SIZE
 from oaml.gallery.folder import Entry
 from oaml.gallery.gallery import CANDIDATES, Gallery
 from oaml.gallery.rows import PATTERNS, Packing, probe_vectors, table
@@ -170,7 +171,7 @@ class _People:
             if len(source) < 50:
                 raise OamlError(f"{file}: {len(source)} faces are too few to make people of; give 50 or more")
         else:
-            like = model.extract(torch.zeros(1, 3, 112, 112))
+            like = model.extract(torch.zeros(1, 3, FACE_SIZE, FACE_SIZE))
             contributions = torch.randn(SOURCES, *like.contributions.shape[1:])
             raw = contributions.sum(1)
             local = F.normalize(torch.randn(SOURCES, *like.local.shape[1:]), dim=1)

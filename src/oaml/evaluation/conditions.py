@@ -29,8 +29,8 @@ import numpy as np
 
 from oaml.evaluation import metrics
 from oaml.evaluation.protocols import Identification, Pairs, labels, person_of
-from oaml.evaluation.scoring import extract, score_all, score_pairs
 from oaml.files import read_image
+from oaml.inference import extract, score_all, score_pairs
 from oaml.template import COLUMNS, Templates
 
 if TYPE_CHECKING:

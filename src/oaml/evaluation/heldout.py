@@ -26,7 +26,8 @@ from oaml.evaluation.calibration import (
 )
 from oaml.evaluation.conditions import group_of
 from oaml.evaluation.metrics import enough_negatives, tar_at_far
-from oaml.evaluation.scoring import score_all
+from oaml.files import FACE_SIZE
+from oaml.inference import score_all
 from oaml.model import Model
 from oaml.occluders import Style, cover_rng, occlude, retexture
 from oaml.template import COLUMNS, TITLES, Templates
@@ -79,7 +80,7 @@ class HeldOut:
         self.gallery = torch.from_numpy(first)
         others = np.arange(len(people)) if everybody else np.setdiff1d(np.arange(len(people)), first)
         self.probes = torch.from_numpy(others)
-        self.true: dict[str, np.ndarray] = {BARE: np.ones((len(people), 112, 112), np.float32)}
+        self.true: dict[str, np.ndarray] = {BARE: np.ones((len(people), FACE_SIZE, FACE_SIZE), np.float32)}
         self._maps: dict[str, list[np.ndarray]] = {}
         for condition in (BARE, *kinds, *([SHARED.format(kind) for kind in kinds] if groups else [])):
             faces = self._faces(condition)
@@ -120,11 +121,10 @@ class HeldOut:
 
 def templates_of(model: Model, sides: Sequence[np.ndarray]) -> Templates:
     """Templates from stored maps after stage 3, [N,14,14,C]: of the faces and, where there are two, of their mirror images."""
-    device = next(model.parameters()).device
     found = [
         Templates.join(
             [
-                model.templates(as_maps(maps[start : start + BLOCK]).to(device)).to("cpu")
+                model.templates(as_maps(maps[start : start + BLOCK]).to(model.device)).to("cpu")
                 for start in range(0, len(maps), BLOCK)
             ]
         )

@@ -15,10 +15,10 @@ from oaml.errors import OamlError
 from oaml.evaluation import conditions, metrics, page
 from oaml.evaluation.conditions import BARE, DIFFERENT_LIMIT, PAIR_CLASSES, Faces, Measured
 from oaml.evaluation.protocols import Pairs, labels, person_of, read_identification, read_pairs
-from oaml.evaluation.scoring import BATCH_SIZE, load_model
 from oaml.evaluation.summary import CURVE_FAR, Numbers, identification_numbers, with_all
 from oaml.evaluation.tables import SHORT, all_tables, condition_name, markdown, show
 from oaml.files import write_file
+from oaml.inference import BATCH_SIZE, load_model
 from oaml.template import COLUMNS, TITLES
 
 if TYPE_CHECKING:

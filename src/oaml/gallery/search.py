@@ -39,8 +39,7 @@ def candidates(store: Store, packing: Packing, model: Model, probe: Templates, c
     number = {name: i for i, name in enumerate(names)}
     owner = torch.tensor([number[name] for name in found["person"].to_pylist()])
     people = pooled(packing.unpack_column(found["template"]).dequantised(), owner)
-    device = next(model.parameters()).device
-    probe, people = probe.to(device), people.to(device)
+    probe, people = probe.to(model.device), people.to(model.device)
     scores = model.compare_all(probe, people)
     shown = shared_visibility(people.visibility, probe.visibility)
     columns_of = scores["fused"][0], scores["cosine"][0], shown, owner.bincount()
