@@ -25,7 +25,6 @@ from oaml.cache import FeatureCache, Plan
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.evaluation.heldout import ALL, BARE, HeldOut, scores, tars
 from oaml.files import write_file
-from oaml.joint import contributions
 from oaml.main import keep_freed_memory
 from oaml.model import Model
 from oaml.occluders import KINDS, load_templates
@@ -70,7 +69,7 @@ class Told(Model):
         stage4 = self.net.matched(stage3, ones)
         return Templates(
             embedding, norm[:, 0], F.avg_pool2d(ones, 2), self.matcher.prepare(stage4),
-            contributions(self.net.output, stage4),
+            self.net.output.cells(stage4),
         )  # fmt: skip
 
 

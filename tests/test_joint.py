@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oaml import native
-from oaml.joint import KNOTS, Compared, Fusion, Joint, contributions
-from oaml.net import IR, Architecture, Backbone, IResNet, MobileFaceNet, NetConfig, build_backbone
+from oaml.joint import KNOTS, Compared, Fusion, Joint
+from oaml.net import BACKBONES, IR, Backbone, IResNet, MobileFaceNet, NetConfig, build_backbone
 from oaml.visibility import CELLS, GRID, cell_visibility
 
 E = 12
@@ -71,7 +71,7 @@ def randomised(module: nn.Module, seed: int = 0) -> Any:
 # --- the split of the output layer
 
 
-@pytest.mark.parametrize("architecture", get_args(Architecture))
+@pytest.mark.parametrize("architecture", BACKBONES)
 @pytest.mark.parametrize("training", [False, True])
 def test_the_cells_add_up_to_the_embedding(architecture: str, training: bool) -> None:
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
@@ -80,7 +80,7 @@ def test_the_cells_add_up_to_the_embedding(architecture: str, training: bool) ->
         features = features.to(dtype)
         with torch.no_grad():
             expected = raw_embedding(backbone, features)
-            cells = contributions(backbone.train(training), features)
+            cells = backbone.train(training).cells(features)
         assert cells.shape == (3, 49, E)
         assert cells.dtype == dtype
         error = (cells.sum(1) - expected).abs().max()
@@ -97,9 +97,9 @@ def test_a_cell_knows_its_own_features_and_its_share_of_the_constant(architectur
     features = torch.randn(2, channels, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     nothing = torch.zeros(1, channels, 7, 7, dtype=torch.float64)
     with torch.no_grad():
-        empty = contributions(backbone, nothing)[0]
+        empty = backbone.cells(nothing)[0]
         constant = raw_embedding(backbone, nothing)[0]
-        cells = contributions(backbone, features)
+        cells = backbone.cells(features)
         for cell in (0, 17, 48):
             alone = torch.zeros_like(features)
             alone.view(2, channels, 49)[..., cell] = features.view(2, channels, 49)[..., cell]
@@ -115,17 +115,17 @@ def test_contributions_stay_in_full_precision_under_autocast() -> None:
     backbone = output_layer("ir_mini").eval()
     features = torch.randn(2, backbone.channels[4], 7, 7)
     with torch.no_grad():
-        expected = contributions(backbone, features)
+        expected = backbone.cells(features)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(contributions(backbone, features), expected)
-        half = contributions(backbone, features.bfloat16())
+            assert torch.equal(backbone.cells(features), expected)
+        half = backbone.cells(features.bfloat16())
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, contributions(backbone, features.bfloat16().float()))
+    torch.testing.assert_close(half, backbone.cells(features.bfloat16().float()))
 
 
 def test_an_output_layer_without_a_known_split_is_refused() -> None:
-    with pytest.raises(TypeError, match="no known split"):
-        contributions(Backbone(), torch.zeros(1, 4, 7, 7))
+    with pytest.raises(NotImplementedError, match="no known split"):
+        Backbone().cells(torch.zeros(1, 4, 7, 7))
 
 
 @pytest.mark.parametrize("architecture", ["ir_mini", "iresnet18", "mobilefacenet"])
@@ -133,7 +133,7 @@ def test_gradient_reaches_the_features_and_the_output_layer(architecture: str) -
     backbone = output_layer(architecture)
     features = torch.randn(2, backbone.channels[4], 7, 7, requires_grad=True)
     weights = torch.randn(2, 49, E)
-    (contributions(backbone, features) * weights).sum().backward()
+    (backbone.cells(features) * weights).sum().backward()
     assert features.grad is not None
     assert bool((features.grad.abs().sum(1) > 0).all())
     without = [
@@ -185,7 +185,7 @@ def test_all_visible_is_the_ordinary_cosine(grid: int) -> None:
     whole = torch.ones(5, 1, grid, grid)
     with torch.no_grad():
         embedding, _ = backbone.forward_head(f)
-        cells = contributions(backbone, f)
+        cells = backbone.cells(f)
         found = Joint().compare(cells, cells, whole, whole)
     torch.testing.assert_close(found.cosine, embedding @ embedding.T, rtol=0, atol=2e-5)
     assert bool((found.unseen.abs() < 1e-6).all())

@@ -27,7 +27,6 @@ from oaml.errors import OamlError
 from oaml.evaluation.heldout import GROUPS, HeldOut, calibrate, scores, show, tars
 from oaml.files import check_model_folder
 from oaml.inference import to_device
-from oaml.joint import contributions
 from oaml.losses import balanced_matching_loss, check_finite, distillation_loss, occlusion_loss
 from oaml.model import Model
 from oaml.net import NetConfig
@@ -323,7 +322,7 @@ def train_matchers(
         fine = torch.from_numpy(visibility[rows]).to(device).float()[:, None] / 255
         with torch.set_grad_enabled(net.config.branch == "stage"):
             stage4 = net.matched(stage3, fine)
-        cells, seen = contributions(net.branch, stage4), on_grid(fine, GRID)
+        cells, seen = net.branch.cells(stage4), on_grid(fine, GRID)
         same = torch.eye(pairs, dtype=torch.bool, device=device)
         compared = model.joint.compare(cells[:pairs], cells[pairs:], seen[:pairs], seen[pairs:])
         joint = model.joint.logit(compared.cosine, compared.unseen)
@@ -379,7 +378,7 @@ def _targets(model: Model, cache: FeatureCache, sampler: PairSampler) -> dict[in
         for start in range(0, len(bare), 256):
             rows = bare[start : start + 256]
             stage3 = cache.rows(np.array(rows))[0].to(model.device)
-            cells = contributions(model.net.backbone, model.net.backbone.forward_stage4(stage3))
+            cells = model.net.backbone.cells(model.net.backbone.forward_stage4(stage3))
             found.update(zip(rows, cells.half().cpu(), strict=True))
     return found
 

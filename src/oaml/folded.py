@@ -14,14 +14,6 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from oaml.model import Model
-from oaml.net import IResNet, IResNetBlock, MobileFaceNet, OcclusionHead
-
-PAIRS: dict[type[nn.Module], list[tuple[str, str]]] = {
-    IResNet: [("conv1", "bn1")],
-    IResNetBlock: [("conv1", "bn2"), ("conv2", "bn3")],
-    OcclusionHead: [("conv1", "bn")],
-}
-"""Convolution and the normalisation that reads it, where they aren't neighbours in a sequence."""
 
 
 def folded(model: Model) -> Model:
@@ -31,7 +23,7 @@ def folded(model: Model) -> Model:
     """
     model.need_eval()
     copy = deepcopy(model)
-    kept = {id(part.pool) for part in copy.modules() if isinstance(part, MobileFaceNet)}
+    kept = {id(getattr(part, name)) for part in copy.modules() for name in getattr(part, "never_folded", ())}
     for part in list(copy.modules()):
         if id(part) not in kept:
             for convolution, norm in _pairs(part):
@@ -47,4 +39,4 @@ def _pairs(part: nn.Module) -> Iterator[tuple[str, str]]:
         names = [name for name, _ in part.named_children()]
         yield from pairwise(names)
     # a second last stage has no first layer
-    yield from (pair for pair in PAIRS.get(type(part), []) if hasattr(part, pair[0]))
+    yield from (pair for pair in getattr(part, "folds", ()) if hasattr(part, pair[0]))

@@ -12,13 +12,12 @@ Visibility is [B,1,h,w] with 1 = visible, h x w either 7x7 or 14x14. Scores are 
 from __future__ import annotations
 
 from itertools import product
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from oaml import native
-from oaml.net import IR, Backbone, IResNet, MobileFaceNet
 from oaml.visibility import CELLS, GRID, cell_visibility, overlap_of, unseen_and_overlap
 from oaml.winners import spread
 
@@ -29,56 +28,6 @@ BLOCK = 96  # faces on either side that a thread compares at a time in compiled 
 CHUNK_BYTES = (
     2 << 20
 )  # weighted sums of the pairs held at once by match(): they are read several times, from the cache
-
-
-def contributions(backbone: Backbone, features: Tensor) -> Tensor:
-    """What every cell adds to the embedding.
-
-    Args:
-        backbone: its output layer is used as in eval mode, with running statistics and without dropout, in either mode.
-        features: F4 [B,C,7,7].
-
-    Returns:
-        A [B,49,E], float32 (float64 for float64); the sum over cells is `embedding * norm` of `forward_head` in eval mode. The
-        constant of the affine map is spread evenly over the cells.
-    """
-    with torch.autocast(features.device.type, enabled=False):
-        x = features.double() if features.dtype == torch.float64 else features.float()
-        if isinstance(backbone, MobileFaceNet):
-            depthwise, norm = backbone.pool
-            scale, shift = _affine(norm)
-            out_scale, out_shift = _affine(backbone.output_bn)
-            cells = x.flatten(2) * (cast(Tensor, depthwise.weight).flatten(1) * scale[:, None])
-            matrix = backbone.output.weight.flatten(1) * out_scale[:, None]  # [E,C]
-            constant = matrix @ shift + out_shift
-            if backbone.output.bias is not None:
-                constant = constant + backbone.output.bias * out_scale
-            return cells.transpose(1, 2) @ matrix.T + constant / CELLS
-        if isinstance(backbone, IR):
-            norm, _, _, linear, out_norm = backbone.output_layer
-        elif isinstance(backbone, IResNet):
-            norm, linear, out_norm = backbone.bn2, backbone.fc, backbone.features
-        else:
-            raise TypeError(f"{type(backbone).__name__}: its output layer has no known split into cells")
-        assert isinstance(linear, nn.Linear)
-        (scale, shift), (out_scale, out_shift) = _affine(norm), _affine(out_norm)
-        # the linear layer reads the flattened map, channel by channel: [E,C*49] -> [49,C,E]
-        weight = linear.weight.view(len(linear.weight), -1, CELLS).permute(2, 1, 0)
-        cells = torch.bmm((x.flatten(2) * scale[:, None]).permute(2, 0, 1), weight)  # [49,B,E]
-        constant = torch.einsum("rce,c->e", weight, shift) + linear.bias
-        return (cells.transpose(0, 1) + constant / CELLS) * out_scale + out_shift / CELLS
-
-
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Batch normalisation with running statistics as scale and shift, both [channels]."""
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.affine:
-        scale = scale * norm.weight
-    shift = -norm.running_mean * scale
-    return scale, shift + norm.bias if norm.affine else shift
 
 
 class Compared(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from oaml.errors import OamlError
 from oaml.files import write_folder
-from oaml.joint import Compared, Fusion, Joint, contributions
+from oaml.joint import Compared, Fusion, Joint
 from oaml.net import FaceOutput, Net, NetConfig
 from oaml.qaconv import QAConv, QAConvConfig
 from oaml.template import Scores, Templates
@@ -115,7 +115,7 @@ class Model(nn.Module, ModelHubMixin):
 
     def contributions(self, face: FaceOutput) -> Tensor:
         """What each cell of B faces adds to the joint embedding, float32 [B,49,E]."""
-        return contributions(self.net.output, face.stage4)
+        return self.net.output.cells(face.stage4)
 
     @torch.inference_mode()
     def compare(self, a: Templates, b: Templates, plain: bool = False) -> Scores:

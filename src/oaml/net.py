@@ -15,16 +15,17 @@ OcclusionHead: OCCLUSION_LAYER_SPEC.md
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast, get_args
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from oaml.files import FACE_SIZE
 from oaml.prelu import PReLU
-from oaml.visibility import GRIDS, on_grid
+from oaml.visibility import CELLS, GRIDS, on_grid
 
 Architecture = Literal[
     "ir_18",
@@ -40,22 +41,6 @@ Architecture = Literal[
     "mobilefacenet_relu6",
     "ir_mini",
 ]
-
-# Blocks in each of the four stages. AdaFace's 101 and InsightFace's 100 have the same ones.
-IR_LAYERS: dict[str, list[int]] = {
-    "ir_18": [2, 2, 2, 2],
-    "ir_34": [3, 4, 6, 3],
-    "ir_50": [3, 4, 14, 3],
-    "ir_101": [3, 13, 30, 3],
-    "ir_se_50": [3, 4, 14, 3],
-    "ir_mini": [1, 1, 1, 1],
-}
-IRESNET_LAYERS: dict[str, list[int]] = {
-    "iresnet18": [2, 2, 2, 2],
-    "iresnet34": [3, 4, 6, 3],
-    "iresnet50": [3, 4, 14, 3],
-    "iresnet100": [3, 13, 30, 3],
-}
 
 
 @dataclass
@@ -82,8 +67,8 @@ class NetConfig:
     occlusion_stage 3."""
 
     def __post_init__(self) -> None:
-        if self.architecture not in get_args(Architecture):
-            known = ", ".join(get_args(Architecture))
+        if self.architecture not in BACKBONES:
+            known = ", ".join(BACKBONES)
             raise ValueError(f"architecture: {self.architecture!r} is not one of {known}")
         if self.embedding_size < 1:
             raise ValueError(f"embedding_size: {self.embedding_size} is not positive")
@@ -147,11 +132,26 @@ def _initialise(network: nn.Module) -> None:
 
 
 class Backbone(nn.Module):
-    """What all backbones share: the map and the embedding can be had apart, and in one pass."""
+    """What all backbones share: the map and the embedding can be had apart, and in one pass.
+
+    A new one is a class that defines the five methods below that raise NotImplementedError, and a line in `BACKBONES`.
+    """
 
     channels: dict[int, int]
     """Channels of the maps of stages 3 and 4."""
     embedding_size: int
+    layers: ClassVar[dict[str, list[int]]] = {}
+    """Architecture -> residual blocks in each of the four stages, where there are several of a kind."""
+    block_name: ClassVar[str] = ""
+    """Pattern of the parameters of a residual block, whose number tells architectures of a kind apart."""
+    embedding_weight: ClassVar[str] = ""
+    """The parameter whose first dimension is the embedding size."""
+    published_dropout: ClassVar[float] = 0.0
+    """What published weights were trained with."""
+    folds: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Convolution and the normalisation that reads it, where they aren't neighbours in a sequence; blocks have it too."""
+    never_folded: ClassVar[tuple[str, ...]] = ()
+    """Sequences whose normalisation `cells` reads."""
 
     def forward_stage3(self, x: Tensor) -> Tensor:
         """x [B,3,112,112] -> F3 [B,channels[3],14,14]."""
@@ -185,9 +185,47 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def cells(self, features: Tensor) -> Tensor:
+        """What every cell adds to the embedding, with running statistics and without dropout in training mode too.
+
+        Args:
+            features: F4 [B,channels[4],7,7].
+
+        Returns:
+            A [B,49,E], float32 (float64 for float64); the sum over cells is `embedding * norm` of `forward_head` in eval mode. The
+            constant of the affine map is spread evenly over the cells.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            return self._cells(features if features.dtype == torch.float64 else features.float())
+
+    def _cells(self, features: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__}: its output layer has no known split into cells")
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [B,3,112,112] -> unit embedding [B,E], its norm before [B,1], both float32."""
         return self.forward_head(self.forward_features(x))
+
+
+def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Batch normalisation with running statistics, both [channels]."""
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale, shift + norm.bias if norm.affine else shift
+
+
+def _linear_cells(features: Tensor, norm: nn.Module, linear: nn.Linear, out_norm: nn.Module) -> Tensor:
+    """F4 -> A for the output layer BN - Flatten - Linear - BN."""
+    (scale, shift), (out_scale, out_shift) = _scale_and_shift(norm), _scale_and_shift(out_norm)
+    # the linear layer reads the flattened map, channel by channel: [E,C*49] -> [49,C,E]
+    weight = linear.weight.view(len(linear.weight), -1, CELLS).permute(2, 1, 0)
+    cells = torch.bmm((features.flatten(2) * scale[:, None]).permute(2, 0, 1), weight)  # [49,B,E]
+    constant = torch.einsum("rce,c->e", weight, shift) + linear.bias
+    return (cells.transpose(0, 1) + constant / CELLS) * out_scale + out_shift / CELLS
 
 
 class SqueezeExcitation(nn.Module):
@@ -241,6 +279,17 @@ class IR(Backbone):
         se: squeeze-and-excitation at the end of every block.
         early: halve the resolution in the input layer instead of in the first stage, a third of the cost.
     """
+
+    layers: ClassVar[dict[str, list[int]]] = {
+        "ir_18": [2, 2, 2, 2],
+        "ir_34": [3, 4, 6, 3],
+        "ir_50": [3, 4, 14, 3],
+        "ir_101": [3, 13, 30, 3],
+        "ir_se_50": [3, 4, 14, 3],
+        "ir_mini": [1, 1, 1, 1],
+    }
+    block_name, embedding_weight = r"(body\.\d+)\.", "output_layer.3.weight"
+    published_dropout = 0.4
 
     def __init__(
         self,
@@ -296,9 +345,15 @@ class IR(Backbone):
         """F4 [B,512,7,7] -> unit embedding [B,E], its norm before [B,1], both float32."""
         return _unit_and_norm(self.output_layer(features))
 
+    def _cells(self, features: Tensor) -> Tensor:
+        norm, _, _, linear, out_norm = self.output_layer
+        return _linear_cells(features, norm, cast(nn.Linear, linear), out_norm)
+
 
 class IResNetBlock(nn.Module):
     """BN - conv3x3 - BN - PReLU - conv3x3 (strided) - BN, added to x or to its 1x1 projection."""
+
+    folds = (("conv1", "bn2"), ("conv2", "bn3"))
 
     def __init__(self, inputs: int, outputs: int, first: bool) -> None:
         super().__init__()
@@ -329,6 +384,15 @@ class IResNet(Backbone):
         embedding_size: E.
         dropout: before the linear layer.
     """
+
+    layers: ClassVar[dict[str, list[int]]] = {
+        "iresnet18": [2, 2, 2, 2],
+        "iresnet34": [3, 4, 6, 3],
+        "iresnet50": [3, 4, 14, 3],
+        "iresnet100": [3, 13, 30, 3],
+    }
+    block_name, embedding_weight = r"(layer\d\.\d+)\.", "fc.weight"
+    folds = (("conv1", "bn1"),)
 
     def __init__(self, layers: list[int], embedding_size: int, dropout: float) -> None:
         super().__init__()
@@ -374,6 +438,9 @@ class IResNet(Backbone):
         flat = self.dropout(self.bn2(features)).flatten(1)
         return _unit_and_norm(self.features(self.fc(flat)))
 
+    def _cells(self, features: Tensor) -> Tensor:
+        return _linear_cells(features, self.bn2, self.fc, self.features)
+
 
 def _conv_bn(
     inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1, act: nn.Module | None = None
@@ -417,6 +484,9 @@ class MobileFaceNet(Backbone):
         activation: `prelu` as in the paper. `relu6` is a published variant: ReLU6 instead, but ReLU after the
             stem's first layer; one more 1x1 convolution in the stem; a bias in the last convolution.
     """
+
+    embedding_weight = "output.weight"
+    never_folded = ("pool",)
 
     def __init__(self, embedding_size: int, activation: Literal["prelu", "relu6"] = "prelu") -> None:
         super().__init__()
@@ -470,6 +540,16 @@ class MobileFaceNet(Backbone):
         """F4 [B,512,7,7] -> unit embedding [B,E], its norm before [B,1], both float32."""
         return _unit_and_norm(self.output_bn(self.output(self.pool(features)).flatten(1)))
 
+    def _cells(self, features: Tensor) -> Tensor:
+        depthwise, norm = self.pool
+        (scale, shift), (out_scale, out_shift) = _scale_and_shift(norm), _scale_and_shift(self.output_bn)
+        cells = features.flatten(2) * (cast(Tensor, depthwise.weight).flatten(1) * scale[:, None])
+        matrix = self.output.weight.flatten(1) * out_scale[:, None]  # [E,C]
+        constant = matrix @ shift + out_shift
+        if self.output.bias is not None:
+            constant = constant + self.output.bias * out_scale
+        return cells.transpose(1, 2) @ matrix.T + constant / CELLS
+
 
 class OcclusionHead(nn.Module):
     """How much of every cell shows the face; 590,209 parameters at 512 channels.
@@ -479,6 +559,8 @@ class OcclusionHead(nn.Module):
         context: residual blocks of dilated 5x5 depthwise and 1x1 convolutions before the output, so that a cell is judged by what
             surrounds it up to twelve cells away.
     """
+
+    folds = (("conv1", "bn"),)
 
     def __init__(self, channels: int, context: bool = False) -> None:
         super().__init__()
@@ -518,16 +600,28 @@ def _context_block(channels: int, dilation: int) -> nn.Sequential:
     )
 
 
+def _ir(config: NetConfig) -> IR:
+    name, mini = config.architecture, config.architecture == "ir_mini"
+    widths = (16, 32, 64, 128) if mini else (64, 128, 256, 512)
+    return IR(
+        IR.layers[name], widths, config.embedding_size, config.dropout, se=name == "ir_se_50", early=mini
+    )
+
+
+BACKBONES: dict[str, Callable[[NetConfig], Backbone]] = {
+    **dict.fromkeys(IR.layers, _ir),
+    **dict.fromkeys(
+        IResNet.layers, lambda c: IResNet(IResNet.layers[c.architecture], c.embedding_size, c.dropout)
+    ),
+    "mobilefacenet": lambda c: MobileFaceNet(c.embedding_size, "prelu"),
+    "mobilefacenet_relu6": lambda c: MobileFaceNet(c.embedding_size, "relu6"),
+}
+"""Architecture -> what makes a freshly initialised backbone of it, in train mode."""
+
+
 def build_backbone(config: NetConfig) -> Backbone:
     """A freshly initialised backbone of the configured architecture, in train mode."""
-    name, size = config.architecture, config.embedding_size
-    if name in IR_LAYERS:
-        mini = name == "ir_mini"
-        widths = (16, 32, 64, 128) if mini else (64, 128, 256, 512)
-        return IR(IR_LAYERS[name], widths, size, config.dropout, se=name == "ir_se_50", early=mini)
-    if name in IRESNET_LAYERS:
-        return IResNet(IRESNET_LAYERS[name], size, config.dropout)
-    return MobileFaceNet(size, "relu6" if name == "mobilefacenet_relu6" else "prelu")
+    return BACKBONES[config.architecture](config)
 
 
 class Net(nn.Module):

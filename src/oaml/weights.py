@@ -23,7 +23,7 @@ import torch._utils as torch_utils
 from torch import Tensor
 
 from oaml.errors import OamlError
-from oaml.net import IR_LAYERS, IRESNET_LAYERS, Architecture, Backbone, NetConfig, build_backbone
+from oaml.net import IR, Architecture, Backbone, IResNet, MobileFaceNet, NetConfig, build_backbone
 
 
 @dataclass
@@ -103,21 +103,20 @@ class _Kind:
     title: str
     sign: str
     """A parameter that only this kind has."""
-    embedding: str
-    """The parameter whose first dimension is the embedding size."""
+    backbone: type[Backbone]
     architectures: Collection[str]
     preprocessing: Preprocessing
     names: dict[str, str] = field(default_factory=dict)
     """Our modules -> theirs; empty where they are the same."""
 
 
-KINDS = (
-    _Kind("AdaFace IR", "input_layer.0.weight", "output_layer.3.weight", IR_LAYERS, Preprocessing("BGR")),
-    _Kind("InsightFace iresnet", "layer1.0.bn1.weight", "fc.weight", IRESNET_LAYERS, Preprocessing("RGB")),
+PUBLISHED = (
+    _Kind("AdaFace IR", "input_layer.0.weight", IR, IR.layers, Preprocessing("BGR")),
+    _Kind("InsightFace iresnet", "layer1.0.bn1.weight", IResNet, IResNet.layers, Preprocessing("RGB")),
     _Kind(
         "MobileFaceNet with PReLU",
         "conv_23.conv.conv.weight",
-        "features.weight",
+        MobileFaceNet,
         ("mobilefacenet",),
         Preprocessing("RGB"),
         _prelu_names(),
@@ -125,7 +124,7 @@ KINDS = (
     _Kind(
         "MobileFaceNet with ReLU6",
         "gdconv.depthwise.weight",
-        "conv3.weight",
+        MobileFaceNet,
         ("mobilefacenet_relu6",),
         Preprocessing("RGB", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         _relu6_names(),
@@ -157,12 +156,12 @@ def load_backbone(
     found = architecture or _architecture(path, kind, weights)
     if found not in kind.architectures:
         raise OamlError(f"{path}: holds {kind.title} weights, not {found}; name another file or architecture")
-    size = weights[kind.embedding].shape[:1] if kind.embedding in weights else ()
+    embedding = _published(kind.backbone.embedding_weight, kind.names)
+    size = weights[embedding].shape[:1] if embedding in weights else ()
     if not size or size[0] < 1:
-        lacks = f"missing: {prefix}{kind.embedding}"
+        lacks = f"missing: {prefix}{embedding}"
         raise OamlError(f"{path}: is not a complete {found} ({kind.title}); {lacks}; use the published file")
-    dropout = 0.4 if kind.architectures is IR_LAYERS else 0.0  # as they were trained
-    config = NetConfig(cast(Architecture, found), embedding_size=size[0], dropout=dropout)
+    config = NetConfig(cast(Architecture, found), size[0], dropout=kind.backbone.published_dropout)
 
     backbone = build_backbone(config).eval()
     ours = backbone.state_dict()
@@ -196,11 +195,11 @@ def _some(keys: list[str], most: int = 5) -> str:
 
 
 def _recognise(path: str | Path, state: dict[str, Tensor]) -> tuple[_Kind, str]:
-    for kind in KINDS:
+    for kind in PUBLISHED:
         for prefix in PREFIXES:
             if prefix + kind.sign in state:
                 return kind, prefix
-    known = ", ".join(kind.title for kind in KINDS)
+    known = ", ".join(kind.title for kind in PUBLISHED)
     raise OamlError(f"{path}: holds no known backbone (it has {_some(list(state))}); recognised are {known}")
 
 
@@ -208,10 +207,8 @@ def _architecture(path: str | Path, kind: _Kind, weights: dict[str, Tensor]) -> 
     """Which network of its kind a file holds, by the number of residual blocks."""
     if len(kind.architectures) == 1:
         return next(iter(kind.architectures))
-    layers, block = IR_LAYERS, r"(body\.\d+)\."
-    if kind.architectures is IRESNET_LAYERS:
-        layers, block = IRESNET_LAYERS, r"(layer\d\.\d+)\."
-    blocks = {match[1] for key in weights if (match := re.match(block, key))}
+    layers = kind.backbone.layers
+    blocks = {match[1] for key in weights if (match := re.match(kind.backbone.block_name, key))}
     se = any(".se_block." in key for key in weights)
     for name, counts in layers.items():
         if sum(counts) == len(blocks) and ("_se_" in name) == se:
