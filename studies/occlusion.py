@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/occlusion"))
     parser.add_argument("--cache", type=Path, help="of `oaml adapt --use train`; OUT/cache by default")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--head_steps", type=int, default=700)
+    parser.add_argument("--occlusion_steps", type=int, default=700)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--arms", default=",".join(ARMS))
     given = parser.parse_args()
@@ -175,7 +175,7 @@ def main() -> None:
         saved = given.out / f"head_{seed}.pt"
         head_model = start(weights)
         if not saved.exists():
-            train_head(head_model, cache, Stage(given.head_steps, 128, 2e-3), seed)
+            train_head(head_model, cache, Stage(given.occlusion_steps, 128, 2e-3), seed)
             torch.save(head_model.net.occlusion_head.state_dict(), saved)
         head = torch.load(saved, weights_only=True)
         if "untrained" not in results:
@@ -193,7 +193,7 @@ def main() -> None:
                 )
                 chosen.build()
                 other = start(weights)
-                train_head(other, chosen, Stage(given.head_steps, 128, 2e-3), seed)
+                train_head(other, chosen, Stage(given.occlusion_steps, 128, 2e-3), seed)
                 trained, told = train_arm(
                     arm, weights, chosen, other.net.occlusion_head.state_dict(), given.steps, seed
                 )

@@ -183,7 +183,7 @@ def run(people: Path, backbone: Path, out: Path, *more: str) -> int:
     return main(
         [
             *("adapt", "--backbone", str(backbone), "--people", str(people), "--out", str(out)),
-            *("--covers", "2", "--head_steps", "3", "--steps", "2", "--device", "cpu"),
+            *("--covers", "2", "--occlusion_steps", "3", "--steps", "2", "--device", "cpu"),
             *more,
         ]
     )

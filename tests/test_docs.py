@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from oaml import __version__
+from oaml.errors import EXTRAS
 from oaml.main import COMMANDS, parser_of
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +36,37 @@ def test_commands_of_the_readme_and_of_the_help_parse(line: str, monkeypatch: py
     monkeypatch.chdir(ROOT)
     _, name, *arguments = shlex.split(line, comments=True)
     parser_of(name)[0].parse_args(arguments)
+
+
+def strings(path: Path) -> list[str]:
+    """What a file of code says, docstrings included, and the commands that it puts together with `command`."""
+    said = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            said.append(node.value)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "command":
+            said += [f"oaml {word.value}" for word in node.args[:1] if isinstance(word, ast.Constant)]
+    return said
+
+
+def test_every_command_that_is_named_exists() -> None:
+    stored = {"oaml templates 1", "oaml gallery 1"}  # formats of files
+    code = [text for path in (ROOT / "src").rglob("*.py") for text in strings(path) if text not in stored]
+    named = {name for text in code for name in re.findall(r"\boaml ([a-z]+)", text)}
+    assert named >= set(COMMANDS) - {"benchmark"}
+    assert named <= set(COMMANDS)
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("configs/*"), *ROOT.glob("src/oaml/*/*.md")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in pages)
+    assert set(re.findall(r"(?:`|^#? ?|: )oaml ([a-z]+)", text, re.MULTILINE)) <= set(COMMANDS)
+
+
+def test_extras_are_those_of_the_package() -> None:
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for extra in ("train", "gallery"):
+        packages = re.search(rf"^{extra} = \[(.*)\]", declared, re.MULTILINE)
+        assert packages is not None
+        for package in re.findall(r'"(\w+)', packages.group(1)):
+            assert EXTRAS[package] == extra
 
 
 def test_scripts_that_the_readme_names_exist() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -14,8 +15,8 @@ from PIL import Image
 
 import oaml
 from oaml import train_val
-from oaml.errors import OamlError
-from oaml.main import COMMANDS, main, parser_of
+from oaml.errors import OamlError, command
+from oaml.main import COMMANDS, RENAMED, main, parser_of
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.y*ml"))
@@ -125,8 +126,15 @@ def test_help_of_every_command(name: str, capsys: pytest.CaptureFixture[str]) ->
     assert main([name, "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"usage: oaml {name}" in shown
-    assert COMMANDS[name].summary.partition(":")[0] in shown
-    assert ("--out OUT" in shown) == (name not in WITHOUT_OUTPUT)
+    assert ("--out PATH" in shown) == (name not in WITHOUT_OUTPUT)
+    assert shown.endswith(f"example: {COMMANDS[name].example}")
+    for python in ("<class", "Optional", "null", "Literal", "type:", "{true", "None", "PosixPath", "CONFIG"):
+        assert python not in shown
+    parser = parser_of(name)[0]
+    assert parser.types
+    for action in parser._actions:  # every argument says what it is, and its default once
+        assert action.help
+        assert action.help.lower().count("default") <= 1 + ("by default" in action.help), action.help
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -287,8 +295,8 @@ def test_lists_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_help_shows_that_a_list_takes_several_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adapt", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "[--masks MASKS ...]" in shown
-    assert "[--occluders OCCLUDERS ...]" in shown
+    assert "--masks PATH ... " in shown
+    assert "--occluders TEXT ... " in shown
 
 
 @pytest.mark.parametrize("arguments", [["--occluders"], ["--occluders", "--seed", "1"], ["--occluders="]])
@@ -310,6 +318,137 @@ def test_occluders_that_are_none(
     assert main(["adapt", *paths, "--occluders", *words]) == 1
     one_line(capsys, "oaml adapt: --occluders", named, "niqab, mask, sunglasses, scarf, hand, patch")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- switches
+
+
+@pytest.mark.parametrize(
+    ("said", "flip", "resize"),
+    [
+        ([], True, False),
+        (["--no-flip", "--resize"], False, True),
+        (["--no_flip", "--no-resize"], False, False),
+        (["--flip", "false", "--resize", "true"], False, True),
+        (["--flip=false", "--resize=True"], False, True),
+        (["--no-flip", "--flip"], True, False),  # the last one counts
+    ],
+)
+def test_a_switch_takes_no_value_but_may(said: list[str], flip: bool, resize: bool) -> None:
+    for arguments in (["--people", "faces", *said], [*said, "--people", "faces"]):
+        parsed = adapted_with(*arguments)
+        assert (parsed.flip, parsed.resize) == (flip, resize)
+
+
+def test_a_switch_stands_before_file_names() -> None:
+    parsed = parser_of("verify")[0].parse_args(["--json", "--resize", "a b.jpg", "--no-json", "c.jpg"])
+    assert (parsed.json, parsed.resize) == (False, True)
+    assert (parsed.a, parsed.b) == (Path("a b.jpg"), Path("c.jpg"))
+
+
+def test_switches_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.yaml").write_text("data: {drawn_people: 4, resize: true}\nresume: true\naugment: false\n")
+    call = ["--config", str(tmp_path / "a.yaml"), "--out", "x"]
+    config = trained_with(monkeypatch, *call)[1]
+    assert (config.data.resize, config.resume, config.augment) == (True, True, False)
+    config = trained_with(
+        monkeypatch, *call, "--no-data.resize", "--no-resume", "--augment", "--no-qaconv.position_bias"
+    )[1]
+    assert (config.data.resize, config.resume, config.augment) == (False, False, True)
+    assert config.qaconv.position_bias is False
+
+
+def test_the_help_shows_how_a_switch_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["adapt", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--flip, --no-flip average" in shown
+    assert "--resize scale" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["adapt", "--out"], "--out: takes PATH"),
+        (["adapt", "--covers", "many"], "--covers: takes INT, not many"),
+        (["adapt", "--use", "some"], "--use: takes {all,train}, not some"),
+        (["adapt", "--use", "all"], "missing: --backbone, --people, --out"),
+        (["verify", "a"], "missing: b"),
+        (["verify", "a", "b", "--threshold", "x"], "--threshold: takes FLOAT, not x"),
+        (["verify", "a", "b", "--json=maybe"], "--json: takes true or false, not maybe"),
+        (["verify", "a", "b", "--no-json=true"], "unrecognized arguments: --no-json=true"),
+        (["verify", "a", "b", "--no-far"], "unrecognized arguments: --no-far"),
+        (["verify", "a", "b", "--thres", "1"], "unrecognized arguments: --thres 1"),
+        (["download", "everything"], "name: takes {yunet,"),
+        (["train", "--config"], "--config: takes PATH"),
+        (["train", "--out", "x", "--data.kinds", "hand", "--preprocessing.mean", "3"], "[FLOAT,FLOAT,FLOAT]"),
+    ],
+)
+def test_a_wrong_call_is_told_what_is_taken(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    usage, error, end = capsys.readouterr().err.split("\n")
+    assert usage.startswith(f"usage: oaml {arguments[0]} ")
+    assert said in error
+    assert error.endswith(f"(oaml {arguments[0]} --help says more)")
+    assert end == ""
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text("data: [")
+    assert main(["train", "--config", str(tmp_path / "a.yaml"), "--out", "x"]) == 2
+    assert "a.yaml: is no YAML" in capsys.readouterr().err
+
+
+# --- renamed
+
+
+GONE = "the old name goes with the next release\n"
+
+
+@pytest.mark.parametrize("said", [["--head_steps", "3"], ["--head_steps=3"]])
+def test_an_old_flag_works_and_says_the_new_one(said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert adapted_with("--people", "faces", *said).occlusion_steps == 3
+    assert capsys.readouterr().err == f"oaml adapt: --head_steps is now --occlusion_steps; {GONE}"
+    assert adapted_with("--people", "faces", "--occlusion_steps", "3").occlusion_steps == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_an_old_key_of_a_file_works_and_says_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(RENAMED, "train", {"--data.shots": "--data.drawn_shots", "--pause": "--log_every"})
+    file = tmp_path / "a.yaml"
+    file.write_text("pause: 7\ndata: {drawn_people: 4, shots: 5, cover_probability: 1e-3}\n")
+    config = trained_with(monkeypatch, "--config", str(file), "--out", "x")[1]
+    assert (config.data.drawn_shots, config.log_every, config.data.cover_probability) == (5, 7, 0.001)
+    shown = capsys.readouterr().err
+    assert shown == "".join(
+        f"oaml train: {old} is now {new}; {GONE}"
+        for old, new in (("data.shots", "data.drawn_shots"), ("pause", "log_every"))
+    )
+    config = trained_with(monkeypatch, "--config", str(file), "--out", "x", "--data.drawn_shots", "9")[1]
+    assert config.data.drawn_shots == 9
+    capsys.readouterr()
+    file.write_text("data: {drawn_people: 4, shots: 5, drawn_shots: 6}\n")
+    assert main(["train", "--config", str(file), "--out", "x"]) == 2
+    assert "data.shots is the old name of data.drawn_shots" in capsys.readouterr().err
+
+
+def test_an_old_and_a_new_flag_together_are_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
+    for said in (
+        ["--head_steps", "3", "--occlusion_steps=4"],
+        ["--occlusion_steps", "4", "--head_steps", "3"],
+    ):
+        assert main(["adapt", *ADAPT, "--people", "faces", *said]) == 2
+        assert "--head_steps is the old name of --occlusion_steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_one_of_two_names_exists(name: str) -> None:
+    types = parser_of(name)[0].types
+    for old, new in RENAMED[name].items():
+        assert (old[2:] in types) != (new[2:] in types)
 
 
 # --- bad input
@@ -334,7 +473,28 @@ def test_a_missing_package_is_named(
 
     monkeypatch.setattr(train_val, "train", fails)
     assert main(["train", "--out", "x", "--data.drawn_people", "4"]) == 1
-    one_line(capsys, "tensorboard", "pip install")
+    one_line(capsys, "needs the package tensorboard", "pip install 'oaml[train]'")
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [("lancedb", "'oaml[gallery]'"), ("filelock", "'oaml[gallery]'"), ("kornia", "oaml")],
+)
+def test_a_missing_package_names_its_own_extra(
+    module: str, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(config: object) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr(train_val, "train", fails)
+    assert main(["train", "--out", "x", "--data.drawn_people", "4"]) == 1
+    one_line(capsys, f"needs the package {module}, which is not installed; pip install {remedy}\n")
+
+
+def test_commands_to_copy_are_quoted() -> None:
+    assert command("enroll", "FOLDER", "--gallery", "staff") == "oaml enroll FOLDER --gallery staff"
+    words = ["enroll", Path("it's here/my people"), "--gallery", "s3://b/$x"]
+    assert shlex.split(command(*words)) == ["oaml", *map(str, words)]
 
 
 def test_defects_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def adapt(
     flip: bool = True,
     use: Literal["all", "train"] = "all",
     covers: int = 6,
-    head_steps: int = 700,
+    occlusion_steps: int = 700,
     steps: int = 700,
     seed: int = 0,
     cache: Path | None = None,
@@ -107,7 +107,7 @@ def adapt(
         use: all keeps back only the people that thresholds and the final table need (1 of 10, by the hash of their name);
             train keeps back 2 of 10 more for a report of your own.
         covers: covers drawn on each of the two views of a training image (half as many for a person with one image).
-        head_steps: training steps of the occlusion head.
+        occlusion_steps: training steps of the occlusion head.
         steps: training steps of matchers and last stage.
         seed: of everything random.
         cache: folder for the cached features, 50 kB a face for a MobileFaceNet; kept, and used again when weights, images and
@@ -125,7 +125,7 @@ def adapt(
     from rich.console import Console
 
     out = Path(out)
-    _check(occluders, covers, head_steps, steps, seed, out)
+    _check(occluders, covers, occlusion_steps, steps, seed, out)
     console = Console(stderr=True)
     sources = [MaskedFolder(folder, resize) for folder in masks]
     _check_people(people, use)
@@ -143,7 +143,7 @@ def adapt(
         highlight=False,
     )
     cached.build()
-    train_head(model, cached, Stage(head_steps, 128, 2e-3), seed)
+    train_head(model, cached, Stage(occlusion_steps, 128, 2e-3), seed)
     train_matchers(model, cached, predict_visibility(model, cached), Stage(steps, 96, 1e-3), seed)
     console.print("fitting thresholds on the people held out", highlight=False)
     calibrate(model, HeldOut(model, held_out, occluders, seed, "a", everybody=True, groups=GROUPS))
@@ -152,7 +152,7 @@ def adapt(
         backbone=str(backbone),
         people=f"{len(trained.people)} people with {len(trained)} images of {people}",
         covers=f"drawn ({', '.join(occluders)}), style a in any material{real}",
-        adapted=f"{'last stage, ' if last_stage else ''}heads and matchers, {head_steps} + {steps} steps, seed {seed}",
+        adapted=f"{'last stage, ' if last_stage else ''}heads and matchers, {occlusion_steps} + {steps} steps, seed {seed}",
     )
     if licence:
         model.config.licence = licence
@@ -430,13 +430,13 @@ def _trains(person: str, use: Literal["all", "train"]) -> bool:
     return split == "train" or (use == "all" and split == "report")
 
 
-def _check(occluders: list[str], covers: int, head_steps: int, steps: int, seed: int, out: Path) -> None:
+def _check(occluders: list[str], covers: int, occlusion_steps: int, steps: int, seed: int, out: Path) -> None:
     if not occluders:
         raise OamlError(f"--occluders: names no kind; choose among {', '.join(KINDS)}")
     for kind in occluders:
         if kind not in KINDS:
             raise OamlError(f"--occluders: no cover is called {kind!r}; choose among {', '.join(KINDS)}")
-    for flag, value in (("covers", covers), ("head_steps", head_steps), ("steps", steps)):
+    for flag, value in (("covers", covers), ("occlusion_steps", occlusion_steps), ("steps", steps)):
         if value < 1:
             raise OamlError(f"--{flag}: {value} is not at least 1")
     if seed < 0:

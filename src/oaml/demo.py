@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from oaml.data import DataConfig
 from oaml.datasets.drawn import DrawnPeople
-from oaml.errors import OamlError
+from oaml.errors import OamlError, command, missing_package
 from oaml.files import write_file
 from oaml.head import HeadConfig
 from oaml.losses import LossWeights
@@ -100,18 +100,18 @@ def write_people(folder: Path) -> Path:
 def meet(out: Path, console: Console) -> None:
     """Verify, enrol and search with the starter model, saying the commands that do it."""
     visitor = write_people(out)
-    commands = [
+    calls = [
         ["verify", f"{out}/people/{ENROLLED[2]}/0.png", str(visitor), "--draw", f"{out}/verify.png"],
         ["enroll", f"{out}/people", "--gallery", f"{out}/gallery"],
         ["search", str(visitor), "--gallery", f"{out}/gallery", "--draw", f"{out}/search.png"],
     ]
     if find_spec("lancedb") is None:
-        console.print("a gallery needs pip install 'oaml[gallery]'; only verify is shown", markup=False)
-        commands = commands[:1]
-    for command in commands:
-        console.print(f"\n$ oaml {' '.join(command)}", markup=False, highlight=False, soft_wrap=True)
-        if main(command) != 0:
-            raise OamlError(f"{out}: oaml {command[0]} failed, as it says above")
+        console.print(f"a gallery {missing_package('lancedb')}; only verify is shown", markup=False)
+        calls = calls[:1]
+    for call in calls:
+        console.print(f"\n$ {command(*call)}", markup=False, highlight=False, soft_wrap=True)
+        if main(call) != 0:
+            raise OamlError(f"{out}: oaml {call[0]} failed, as it says above")
 
 
 def demo(*, out: Path = Path("out/demo"), steps: int = 360, seed: int = 0) -> None:

@@ -1,4 +1,9 @@
-"""The one error that bad input raises."""
+"""The one error that bad input raises, and what its messages have in common."""
+
+import shlex
+
+EXTRAS = {"tensorboard": "train", "lancedb": "gallery", "pyarrow": "gallery", "filelock": "gallery"}
+"""Package -> the extra that brings it; all others come without one."""
 
 
 class OamlError(Exception):
@@ -6,3 +11,14 @@ class OamlError(Exception):
 
     The command line prints it and exits with 1; everything else that escapes is a defect of the program.
     """
+
+
+def command(*words: object) -> str:
+    """A command line to copy, such as `oaml enroll people --gallery 'my staff'`, of its words after `oaml`."""
+    return shlex.join(["oaml", *map(str, words)])
+
+
+def missing_package(package: str) -> OamlError:
+    """What to say where a package is not installed, by the name that it is imported under."""
+    wanted = f"'oaml[{EXTRAS[package]}]'" if package in EXTRAS else "oaml"
+    return OamlError(f"needs the package {package}, which is not installed; pip install {wanted}")

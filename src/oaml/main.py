@@ -1,4 +1,4 @@
-"""The command line: one table of commands, their arguments read from typed signatures, heavy imports inside commands.
+"""The command line: one table of commands, heavy imports inside commands.
 
 Exit codes: 0 success, 1 bad input (one line says what is wrong and what to do), 2 a wrong call.
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import inspect
-import json
 import os
 import sys
-from dataclasses import dataclass, is_dataclass
-from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from oaml import __version__
-from oaml.errors import OamlError
+from oaml.errors import OamlError, missing_package
+
+if TYPE_CHECKING:
+    from oaml.arguments import Parser
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,13 @@ COMMANDS = {
         "oaml benchmark joint",
     ),
 }
+RENAMED = {
+    "train": {"--data.templates": "--data.mask_pictures"},
+    "adapt": {"--head_steps": "--occlusion_steps"},
+    "evaluate": {"--templates": "--mask_pictures"},
+    "occlude": {"--templates": "--mask_pictures"},
+}
+"""Command -> old flag -> new flag. The old one works for one release and says so; of `train` it is a key of the YAML file too."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -131,10 +138,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"oaml {name}: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing == "oaml" or not missing:
+        package = (error.name or "").partition(".")[0]
+        if package == "oaml" or not package:
             raise
-        print(f"oaml {name}: needs the package {missing}; pip install 'oaml[train]'", file=sys.stderr)
+        print(f"oaml {name}: {missing_package(package)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"oaml {name}: interrupted", file=sys.stderr)
@@ -174,7 +181,7 @@ def keep_freed_memory() -> None:
 
 
 def _run(name: str, arguments: list[str]) -> None:
-    parser, function, positional = parser_of(name)
+    parser, function = parser_of(name)
     parsed = parser.parse_args(arguments)
     if name == "train":
         try:
@@ -183,122 +190,26 @@ def _run(name: str, arguments: list[str]) -> None:
             config = importlib.import_module("oaml.train_val").TrainConfig(**values)
         except ValueError as error:  # a combination that only the whole configuration can judge
             parser.error(str(error))
-        else:
-            function(config)
+        function(config)
         return
     values = vars(parser.instantiate(parsed))
-    given = [values.pop(p) for p in positional]  # a call copies its keywords before it reads a generator
+    given = [
+        values.pop(argument) for argument in parser.positional
+    ]  # a call copies its keywords before it reads a generator
     function(*given, **values)
 
 
-def parser_of(name: str) -> tuple[Any, Any, list[str]]:
-    """The argument parser of a command, its function, and the names of the arguments written without a flag."""
-    from jsonargparse import ArgumentParser
+def parser_of(name: str) -> tuple[Parser, Any]:
+    """The argument parser of a command and its function."""
+    from oaml.arguments import Parser
 
     command = COMMANDS[name]
     module, _, attribute = command.function.partition(":")
     function = getattr(importlib.import_module(module), attribute)
-    switches = [] if name == "train" else _switches(function)
-    options = importlib.import_module(module).TrainConfig if name == "train" else function
-    lists = _lists(options)
-
-    class Parser(ArgumentParser):
-        def parse_args(self, args: Any = None, *rest: Any, **named: Any) -> Any:
-            said = sys.argv[1:] if args is None else args
-            try:
-                said = _as_lists(said, lists)
-            except ValueError as error:
-                self.error(str(error))
-            return super().parse_args(_with_values(said, switches), *rest, **named)
-
-    parser = Parser(prog=f"oaml {name}", description=f"{command.summary}. Example: {command.example}")
-    if name == "train":
-        parser.add_argument("--config", action="config", help="YAML file with any of the options below")
-        parser.add_class_arguments(options)
-        _name_lists(parser, lists)
-        return parser, function, []
-    positional = [parameter.name for parameter in _positional(function)]
-    for argument in positional:
-        parser.add_argument(argument, type=_type(function, argument))
-    parser.add_function_arguments(function, as_positional=False, skip=set(positional))
-    _name_lists(parser, lists)
-    return parser, function, positional
-
-
-def _switches(function: Any) -> list[str]:
-    """Flags of a command that are either true or false."""
-    return [f"--{p}" for p in inspect.signature(function).parameters if _type(function, p) is bool]
-
-
-def _lists(of: Any, prefix: str = "--") -> dict[str, Any]:
-    """Flags that take a list, those of nested settings included -> type of its items."""
-    found: dict[str, Any] = {}
-    for name, kind in get_type_hints(of).items():
-        if name == "return":
-            continue
-        if get_origin(kind) is list:
-            found[prefix + name] = get_args(kind)[0]
-        elif is_dataclass(kind):
-            found |= _lists(kind, f"{prefix}{name}.")
-    return found
-
-
-def _name_lists(parser: Any, lists: dict[str, Any]) -> None:
-    """Let the help show what `_as_lists` reads."""
-    for action in parser._actions:
-        for flag in lists.keys() & set(action.option_strings):
-            action.metavar = f"{flag.rpartition('.')[2].strip('-').upper()} ..."
-
-
-def _as_lists(arguments: list[str], lists: dict[str, Any]) -> list[str]:
-    """The same arguments with `--kinds niqab mask` said as `--kinds=["niqab", "mask"]`: all words up to the next flag.
-
-    One word that is a list already, as `[niqab, mask]`, stays as it is.
-
-    Raises:
-        ValueError: a list flag without a word.
-    """
-    said: list[str] = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        flag, _, first = argument.partition("=")
-        items = lists.get(flag.removesuffix("+"))  # with a plus the words are added to the default
-        if items is None:
-            said.append(argument)
-            continue
-        words = [first] if first else []
-        while rest and not rest[0].startswith("-"):
-            words.append(rest.pop(0))
-        if not words:
-            raise ValueError(f"{flag}: names nothing; give one or more, such as {flag} A B")
-        if len(words) > 1 or not words[0].startswith("["):
-            quoted = items in (str, Path)  # a number must not become text
-            words = ["[" + ", ".join(json.dumps(word) if quoted else word for word in words) + "]"]
-        said.append(f"{flag}={words[0]}")
-    return said
-
-
-def _with_values(arguments: list[str], switches: list[str]) -> list[str]:
-    """The same arguments with `--json` said as `--json=true`, so that a switch may stand alone, and before a file name."""
-    said = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        alone = argument in switches and following.lower() not in ("true", "false")
-        said.append(f"{argument}=true" if alone else argument)
-    return said
-
-
-def _positional(function: Any) -> list[inspect.Parameter]:
-    """The arguments written without a flag: those that a caller must give and may give by position."""
-    return [
-        p
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
-    ]
-
-
-def _type(function: Any, name: str) -> Any:
-    return get_type_hints(function)[name]
+    source = importlib.import_module(module).TrainConfig if name == "train" else function
+    return Parser.of(
+        f"oaml {name}", source, command.summary, command.example, RENAMED.get(name, {})
+    ), function
 
 
 if __name__ == "__main__":

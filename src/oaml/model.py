@@ -254,7 +254,7 @@ class Model(nn.Module, ModelHubMixin):
             if not needed.exists():
                 raise OamlError(
                     f"{needed}: no such {'folder' if needed == folder else 'file'}; a model is a folder with config.json and "
-                    "model.safetensors, as `oaml train` and `oaml import` write it"
+                    "model.safetensors, as `oaml train` and `oaml adapt` write it"
                 )
         model = cls(_read_config(folder / "config.json"))
         try:

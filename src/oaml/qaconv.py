@@ -33,7 +33,7 @@ class QAConvConfig:
     """The matcher of local cells."""
 
     method: Method = "normalized"
-    """How visibility enters: not at all, scaled into the correlations, or as the weights of a mean (the default)."""
+    """How visibility enters: not at all, scaled into the correlations, or as the weights of a mean."""
     adapter: int = 128
     """Channels of the 1x1 adapter in front of the comparison; 0 compares the backbone's own channels."""
     position_bias: bool = True

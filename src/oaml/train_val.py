@@ -132,9 +132,11 @@ class TrainConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Mixed precision; heads, losses and matching stay in float32."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto is a GPU where there is one."""
     devices: int = 1
     """Processes; above 1 they train data-parallel (DDP)."""
     seed: int = 0
+    """Of everything random."""
     validate_every: int = 1000
     """Steps between validations on covered faces of the calibration people; 0 does not validate."""
     validation_people: int = 200
@@ -486,7 +488,7 @@ def train(config: TrainConfig) -> Path:
         raise OamlError(f"{checkpoint}: nothing to resume from; train without --resume")
     if not config.resume and checkpoint.exists():
         raise OamlError(
-            f"{config.out}: holds a training already; pass --resume true to continue it, or choose another --out"
+            f"{config.out}: holds a training already; pass --resume to continue it, or choose another --out"
         )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.manual_seed(config.seed)
@@ -528,7 +530,7 @@ def train(config: TrainConfig) -> Path:
             trainer.fit(module, streams, ckpt_path=checkpoint if config.resume else None, weights_only=True)
         except OSError as error:
             raise OamlError(
-                f"{config.out}: training stopped: {error}; free space and continue with --resume true"
+                f"{config.out}: training stopped: {error}; free space and continue with --resume"
             ) from error
     if trainer.is_global_zero:
         module.save(config.out / "last")

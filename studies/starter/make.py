@@ -104,7 +104,7 @@ def main() -> None:
     if not (out / "adapted").exists():
         adapt(
             backbone=out / "student", people=faces, out=out / "adapted", use="train", licence=LICENCE,
-            head_steps=given.adapt_steps, steps=given.adapt_steps,
+            occlusion_steps=given.adapt_steps, steps=given.adapt_steps,
         )  # fmt: skip
     steps = f"{given.alone} + {given.together} steps of 64 faces and {given.adapt_steps} + {given.adapt_steps} of `oaml adapt`"
     shipped = ship(out / "adapted", out / "shipped")

@@ -65,7 +65,7 @@ def evaluate(
         occlude: kinds of cover, separated by commas, or all.
         side: which image of a pair is covered. In identification a is the gallery and b the probe.
         seed: of covers and intervals.
-        style: family of covers. The default, b, shares no texture and no outline with a, which is for
+        style: family of covers. b shares no texture and no outline with a, which is for
             training.
         templates: folder of mask pictures with alpha, for the kind mask.
         protocol: lfw adds the accuracy over 10 consecutive folds of the list.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from oaml.decision import Threshold
-from oaml.errors import OamlError
+from oaml.errors import OamlError, command
 from oaml.files import Image, name_of
 from oaml.gallery.answers import Candidate, Enrolled, Found, Person, judge
 from oaml.gallery.folder import Entry, digest, listed, plan
@@ -369,9 +369,9 @@ class Gallery:
             return
         folders = sorted({entry.folder for entry in self._entries() if entry.folder}) or ["FOLDER"]
         name = self._need_recogniser().name
-        named = "" if name == "starter" else f" --model {name}"
+        named = [] if name == "starter" else ["--model", name]
         again = f"{self.path.rstrip('/')}-{self._model[:8]}"
-        commands = " && ".join(f"oaml enroll {folder} --gallery {again}{named}" for folder in folders)
+        commands = " && ".join(command("enroll", folder, "--gallery", again, *named) for folder in folders)
         raise OamlError(
             f"{self.path}: was enrolled with another model ({facts['model_name']}, {facts['model']}), this one is "
             f"{self._model}; their numbers can't be compared, so enrol again with this one: {commands}"
@@ -381,7 +381,7 @@ class Gallery:
         if self._store.count(f"person = {quoted(name)}"):
             return
         like = difflib.get_close_matches(name, [person.name for person in self.people()], 3)
-        hint = f"did you mean {' or '.join(like)}?" if like else f"oaml gallery {self.path} lists all"
+        hint = f"did you mean {' or '.join(like)}?" if like else f"{command('gallery', self.path)} lists all"
         raise OamlError(f"{name}: nobody of that name is enrolled in {self.path}; {hint}")
 
     def _entries(self, where: str | None = None) -> Iterator[Entry]:

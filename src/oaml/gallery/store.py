@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from oaml.errors import OamlError
+from oaml.errors import OamlError, command, missing_package
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,9 +62,7 @@ class Store:
         try:
             import lancedb
         except ImportError as error:
-            raise OamlError(
-                "a gallery needs the package lancedb, which is not installed; pip install 'oaml[gallery]'"
-            ) from error
+            raise missing_package("lancedb") from error
         # lance keeps two cores free, and of two it uses one: then a first search, which reads an index, takes a half longer
         os.environ.setdefault("LANCE_CPU_THREADS", str(max(4, os.cpu_count() or 1)))
         self.place = str(place)
@@ -158,7 +156,7 @@ class Store:
         """
         if self._table is None:
             raise OamlError(
-                f"{self.place}: no such gallery; make one with oaml enroll FOLDER --gallery {self.place}"
+                f"{self.place}: no such gallery; make one with {command('enroll', 'FOLDER', '--gallery', self.place)}"
             )
         return self._table
 
