@@ -23,7 +23,7 @@ from oaml.detect import Detector, Face, _grouped, _mean, _turned_back, shared_ar
 from oaml.files import FACE_SIZE, list_images, read_image
 from oaml.inference import extract
 from oaml.model import Model
-from oaml.occluders import KINDS, cover_rng, load_templates, occlude
+from oaml.occluders import KINDS, Occluder, load_mask_pictures
 from oaml.photographs import trust
 from oaml.refine import refined
 
@@ -94,7 +94,7 @@ def main() -> None:
     given = parser.parse_args()
     file = given.detector or given.data / "weights" / "yunet_n_320_320.onnx"
     model = Model.load(given.model).eval()
-    templates = load_templates(given.data / "mask_templates")
+    occluder = Occluder(1, "b", load_mask_pictures(given.data / "mask_templates"))
     people = [p for p in sorted((given.data / "lfw").iterdir()) if split_name(p.name) == "report"]
     images = [list_images(p) for p in people]
     images = sorted(images, key=lambda of_one: len(of_one) < 2)[: given.count]  # pairs first
@@ -106,10 +106,8 @@ def main() -> None:
     covered: dict[str, list[np.ndarray]] = {"bare": crops}
     for kind in ORDER:
         if kind != "bare":
-            rngs = [cover_rng(1, kind, of_one[0].name) for of_one in images]
-            covered[kind] = [
-                occlude(c, kind, r, templates, style="b").image for c, r in zip(crops, rngs, strict=True)
-            ]
+            names = [of_one[0].name for of_one in images]
+            covered[kind] = [occluder(c, kind, n).image for c, n in zip(crops, names, strict=True)]
         scenes[kind] = [photograph(c, crops[i - 1], places[i]) for i, c in enumerate(covered[kind])]
     detectors = {size: Detector(file, min(THRESHOLDS), (size,)) for size in SIZES}
     looks = {

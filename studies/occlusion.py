@@ -27,7 +27,7 @@ from oaml.evaluation.heldout import ALL, BARE, HeldOut, scores, tars
 from oaml.files import write_file
 from oaml.main import keep_freed_memory
 from oaml.model import Model
-from oaml.occluders import KINDS, load_templates
+from oaml.occluders import KINDS, load_mask_pictures
 from oaml.qaconv import METHODS
 from oaml.template import Templates
 from oaml.visibility import CELLS, mask_to_cells
@@ -162,7 +162,7 @@ def main() -> None:
         given.cache or given.out / "cache", model, people, Plan.make(people, list(KINDS), 6, 0), []
     )
     cache.build()
-    faces = HeldOut(model, report, KINDS_SHOWN, 0, "b", load_templates(given.data / "mask_templates"))
+    faces = HeldOut(model, report, KINDS_SHOWN, 0, "b", load_mask_pictures(given.data / "mask_templates"))
 
     def keep(name: str, table: Results) -> None:
         results[name] = table

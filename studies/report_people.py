@@ -10,7 +10,7 @@ from oaml.datasets.people import PeopleFolder, split_name
 from oaml.evaluation.heldout import HeldOut
 from oaml.main import keep_freed_memory
 from oaml.model import Model
-from oaml.occluders import load_templates
+from oaml.occluders import load_mask_pictures
 
 
 def asked(description: str | None) -> tuple[Model, Path]:
@@ -41,5 +41,5 @@ def asked_for(
     """
     model, data = asked(description)
     people = PeopleFolder(data / "lfw", lambda name: split_name(name) == "report")
-    pictures = load_templates(data / "mask_templates")
+    pictures = load_mask_pictures(data / "mask_templates")
     return model, HeldOut(model, people, kinds, 0, "b", pictures, everybody=everybody)

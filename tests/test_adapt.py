@@ -137,7 +137,7 @@ def test_a_stale_cache_is_made_anew(tmp_path: Path, backbone: Path, people: Path
     changed.build(show=False)
     assert np.abs(np.array(changed.features) - before).max() > 0
     # another picture under the old name
-    path = first.people.names[0]
+    path = first.people.files[0]
     Image.fromarray(draw_face(99, 0, 0)).save(path)
     assert cached(tmp_path / "cache", backbone, own).key() not in (key, changed.key())
 

@@ -51,7 +51,7 @@ def saved(path: Path, pixels: np.ndarray) -> Path:
 
 
 def niqab_folder(root: Path, levels: list[int]) -> Path:
-    """Covered faces of one grey level each; the mask says the level too."""
+    """Occluded faces of one grey level each; the mask says the level too."""
     for level in levels:
         saved(root / "images" / f"{level}.png", np.full((112, 112, 3), level, np.uint8))
         saved(root / "masks" / f"{level}.png", np.full((112, 112), level, np.uint8))
@@ -284,13 +284,13 @@ def test_occlusion_stream_without_files(people: DrawnFolder) -> None:
     assert all(0 <= index < 12 for step in range(20) for index, _ in sampler.batch(step))
 
 
-def test_templates_cover_some_masks(people: DrawnFolder, tmp_path: Path) -> None:
+def test_mask_pictures_stand_beside_drawn_masks(people: DrawnFolder, tmp_path: Path) -> None:
     """A user's pictures of masks stand beside the drawn ones; only their colour is this green."""
-    template = np.zeros((60, 80, 4), np.uint8)
-    template[10:50, 10:70] = 0, 255, 0, 255
-    saved(tmp_path / "templates" / "green.png", template)
+    picture = np.zeros((60, 80, 4), np.uint8)
+    picture[10:50, 10:70] = 0, 255, 0, 255
+    saved(tmp_path / "pictures" / "green.png", picture)
     stream = RecognitionStream(
-        people, config(cover_probability=1.0, kinds=["mask"], templates=tmp_path / "templates")
+        people, config(cover_probability=1.0, kinds=["mask"], mask_pictures=tmp_path / "pictures")
     )
     green = 0
     for seed in range(16):

@@ -20,7 +20,7 @@ from oaml.inference import extract
 from oaml.losses import balanced_matching_loss, same_person
 from oaml.model import Model
 from oaml.net import FaceOutput
-from oaml.occluders import Covered, occlude
+from oaml.occluders import Occluded, occlude
 from oaml.qaconv import QAConv
 from oaml.template import COLUMNS
 from oaml.train_val import TrainConfig, train
@@ -92,7 +92,7 @@ def matcher_on_true_maps(model: Model, weights: bool, steps: int = 100) -> QACon
     rng = np.random.default_rng(0)
     people, shots = 100, 6
     covers = [
-        occlude(image, KINDS[int(rng.integers(4))], rng) if rng.random() < 0.7 else Covered(image, WHOLE)
+        occlude(image, KINDS[int(rng.integers(4))], rng) if rng.random() < 0.7 else Occluded(image, WHOLE)
         for image in DrawnPeople(people, shots).render()
     ]
     features = see(model, [cover.image for cover in covers]).features.clone()
@@ -116,7 +116,7 @@ def matcher_on_true_maps(model: Model, weights: bool, steps: int = 100) -> QACon
     return matcher.eval()
 
 
-def true_maps(covers: list[Covered]) -> torch.Tensor:
+def true_maps(covers: list[Occluded]) -> torch.Tensor:
     return mask_to_cells(torch.from_numpy(np.stack([cover.mask for cover in covers]))[:, None], (7, 7))
 
 
@@ -127,7 +127,7 @@ def alike_tar(model: Model, matcher: QAConv, weights: bool) -> float:
     results = []
     for kind in ("mask", "scarf"):
 
-        def worn(places: np.ndarray, other: int, kind: str = kind) -> list[Covered]:
+        def worn(places: np.ndarray, other: int, kind: str = kind) -> list[Occluded]:
             return [
                 occlude(images[i], kind, np.random.default_rng([7, (int(labels[i]) + other) % 2]), style="b")
                 for i in places

@@ -22,7 +22,7 @@ from oaml.evaluation.report import evaluate
 from oaml.files import list_images, read_image
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
-from oaml.occluders import occlude_folder
+from oaml.occluders.command import occlude_folder
 from oaml.qaconv import QAConvConfig
 from oaml.template import COLUMNS, Templates
 

@@ -1,4 +1,4 @@
-"""Covered faces with masks: layouts, names, depths and sizes."""
+"""Occluded faces with masks: layouts, names, depths and sizes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_both_layouts(tmp_path: Path, layout: str) -> None:
         saved(tmp_path / "masks" / f"{name}{ending}.png", np.full((112, 112), 100 * number, np.uint8))
     folder = MaskedFolder(tmp_path)
     assert len(folder) == 3
-    assert folder.names == [str(tmp_path / layout / f"{name}.jpg") for name in ("a", "b", "sub/a")]
+    assert folder.files == [str(tmp_path / layout / f"{name}.jpg") for name in ("a", "b", "sub/a")]
     for index, number in enumerate((1, 0, 2)):  # every image with its own mask
         image, mask = folder.pair(index)
         assert abs(int(image[0, 0, 0]) - 50 * number) <= 2

@@ -29,7 +29,8 @@ def test_a_folder_per_person(tmp_path: Path) -> None:
     people = PeopleFolder(tmp_path)
     assert people.people == ["ann", "bob", "cy"]
     assert people.labels.tolist() == [0, 1, 1, 2]
-    assert people.names == [str(tmp_path / n) for n in ("ann/x.jpg", "bob/1.png", "bob/2.png", "cy/a.bmp")]
+    assert people.names == ["ann/x.jpg", "bob/1.png", "bob/2.png", "cy/a.bmp"]
+    assert people.files == [str(tmp_path / name) for name in people.names]
     assert len(people) == 4
     assert [int(people.image(i)[0, 0, 0]) for i in range(4)] == [80, 40, 0, 120]
 
@@ -107,6 +108,6 @@ def test_drawn_person_is_the_same_in_a_split() -> None:
     assert some.people == ["drawn_0001", "drawn_0003"]
     assert some.labels.tolist() == [0, 0, 1, 1]
     assert np.array_equal(some.image(3), everybody.image(7))
-    assert some.names[3] == everybody.names[7]
+    assert some.names[3] == some.files[3] == everybody.names[7]
     with pytest.raises(OamlError, match="draw more"):
         DrawnFolder(2, 2, use=lambda name: False)

@@ -26,7 +26,7 @@ from oaml.evaluation.summary import Numbers
 from oaml.files import read_image
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
-from oaml.occluders import cover_rng, occlude
+from oaml.occluders import occlude, occluder_rng
 from oaml.qaconv import QAConvConfig
 from oaml.template import COLUMNS, TITLES
 
@@ -107,7 +107,7 @@ def report(out: Path) -> dict[str, Any]:
 
 def cover_of(work: Path, path: str, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     face = read_image(work / "faces" / path)
-    return occlude(face, kind, cover_rng(SEED, kind, name), style="b")
+    return occlude(face, kind, occluder_rng(SEED, kind, name), style="b")
 
 
 def test_covered_share_is_that_of_the_more_covered_face(
@@ -139,7 +139,7 @@ def test_controls_and_common_area_against_a_loop(work: Path, listed: Pairs, meas
             x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
             maps.append(model.extract(x).visibility[0, 0].numpy())
             # the cover on a black face is the cover alone
-            black = occlude(np.zeros_like(image), "niqab", cover_rng(SEED, "niqab", path), style="b").image
+            black = occlude(np.zeros_like(image), "niqab", occluder_rng(SEED, "niqab", path), style="b").image
             alone.append(cv2.resize(black, (28, 28), interpolation=cv2.INTER_AREA).astype(float))
         assert trials.visible[i] == pytest.approx((maps[0] * maps[1]).mean(), abs=1e-5)
         assert trials.maps_alike[i] == pytest.approx(-np.abs(maps[0] - maps[1]).mean(), abs=1e-5)

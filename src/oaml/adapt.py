@@ -435,7 +435,7 @@ def _check(occluders: list[str], covers: int, occlusion_steps: int, steps: int, 
         raise OamlError(f"--occluders: names no kind; choose among {', '.join(KINDS)}")
     for kind in occluders:
         if kind not in KINDS:
-            raise OamlError(f"--occluders: no cover is called {kind!r}; choose among {', '.join(KINDS)}")
+            raise OamlError(f"--occluders: no occluder is called {kind!r}; choose among {', '.join(KINDS)}")
     for flag, value in (("covers", covers), ("occlusion_steps", occlusion_steps), ("steps", steps)):
         if value < 1:
             raise OamlError(f"--{flag}: {value} is not at least 1")

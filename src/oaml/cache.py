@@ -1,4 +1,4 @@
-"""Features of the training images under many covers, computed once and kept in memory-mapped files.
+"""Features of the training images under many occluders, computed once and kept in memory-mapped files.
 
 A cache is a folder: `features.npy` float16 [N,14,14,C] (the map after stage 3), `visibility.npy` uint8 [N,14,14] (255 where the
 face shows) and `state.json` with the key of what it was made of and how many rows are done. Rows are written in order and a row's
@@ -27,7 +27,7 @@ from oaml.errors import OamlError
 from oaml.files import FACE_SIZE, write_file
 from oaml.inference import as_input
 from oaml.model import Model
-from oaml.occluders import cover_rng, occlude, retexture
+from oaml.occluders import Occluder, occluder_rng
 from oaml.progress import progress
 from oaml.visibility import GRIDS, mask_to_cells
 
@@ -68,7 +68,7 @@ class Plan:
             for view in (0, 1):
                 rows.append(Row(image, view, BARE, 0))
                 # every kind in turn, in an order of its own
-                order = cover_rng(seed, "order", f"{people.names[image]}/{view}").permutation(len(kinds))
+                order = occluder_rng(seed, "order", f"{people.names[image]}/{view}").permutation(len(kinds))
                 rows += [Row(image, view, int(order[i % len(kinds)]), i // len(kinds)) for i in range(number)]
         return cls(rows, kinds, seed)
 
@@ -92,7 +92,8 @@ class FeatureCache:
         self.count = len(plan.rows) + len(self.extra)
         step = max(1, len(people) // 150)
         self._latest: tuple[tuple[int, int], np.ndarray] | None = None
-        self.photographs = [people.image(i) for i in range(0, len(people), step)]
+        photographs = [people.image(i) for i in range(0, len(people), step)]
+        self.occluder = Occluder(plan.seed, retexture_share=0.5, photographs=photographs)
 
     def key(self) -> str:
         """What the rows depend on: weights, images, masks, plan, and the version of this file."""
@@ -172,7 +173,7 @@ class FeatureCache:
         )
 
     def face(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The picture of a row, uint8 RGB [112,112,3], and its visibility, float32 [112,112]."""
+        """The image of a row, uint8 RGB [112,112,3], and its visibility, float32 [112,112]."""
         if index >= len(self.plan.rows):
             source, i, view = self.extra[index - len(self.plan.rows)]
             image, mask = source.pair(i)
@@ -183,29 +184,27 @@ class FeatureCache:
         if row.kind == BARE:
             return image, np.ones((FACE_SIZE, FACE_SIZE), np.float32)
         kind = self.plan.kinds[row.kind]
-        rng = cover_rng(self.plan.seed, f"{kind} {row.number}", name)
-        covered = occlude(image, kind, rng, style="a")
-        if rng.random() < 0.5:
-            covered = retexture(image, covered, rng, self.photographs)
-        return (_relit(covered.image, rng) if rng.random() < 0.3 else covered.image), covered.mask
+        rng = occluder_rng(self.plan.seed, f"{kind} {row.number}", name)
+        occluded = self.occluder.draw(image, kind, rng)
+        return (_relit(occluded.image, rng) if rng.random() < 0.3 else occluded.image), occluded.mask
 
     def _view(self, index: int, view: int, name: str) -> np.ndarray:
-        """An image as all covers of this view see it; rows come view by view, so that the latest one is kept."""
+        """An image as all occluders of this view cover it; rows come view by view, so that the latest one is kept."""
         if self._latest is None or self._latest[0] != (index, view):
             image = self.people.image(index)
             if view:
-                rng = cover_rng(self.plan.seed, "view", name)
+                rng = occluder_rng(self.plan.seed, "view", name)
                 image = _relit(_moved(image[:, ::-1], rng), rng)
             self._latest = (index, view), image
         return self._latest[1]
 
     def name(self, index: int) -> str:
-        """What to call a row in a message: its file, and its cover."""
+        """What to call a row in a message: its file, and its occluder."""
         if index >= len(self.plan.rows):
             source, i, _ = self.extra[index - len(self.plan.rows)]
-            return source.names[i]
+            return source.files[i]
         row = self.plan.rows[index]
-        return f"{self.people.names[row.image]} ({'bare' if row.kind == BARE else self.plan.kinds[row.kind]})"
+        return f"{self.people.files[row.image]} ({'unoccluded' if row.kind == BARE else self.plan.kinds[row.kind]})"
 
     def rows(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """Features float32 [B,C,14,14] (channels last) and true visibility [B,1,14,14] of some rows."""

@@ -21,7 +21,7 @@ from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import DrawnFolder, People, PeopleFolder, Split, split_name
 from oaml.errors import OamlError
 from oaml.files import FACE_SIZE, list_images, read_image
-from oaml.occluders import KINDS, load_templates, occlude
+from oaml.occluders import KINDS, Occluded, load_mask_pictures, occlude
 
 Item = tuple[int, int]  # index into a dataset, seed of its random choices
 
@@ -54,18 +54,18 @@ class DataConfig:
     """Share of recognition images that are covered by a drawn occluder."""
     kinds: list[str] = field(default_factory=lambda: list(KINDS))
     """Drawn occluders in use."""
-    templates: Path | None = None
+    mask_pictures: Path | None = None
     """Folder of RGBA pictures of masks, used for the kind `mask` beside the drawn ones."""
     masks: list[Path] = field(default_factory=list)
-    """Folders of covered faces with masks (images/ + masks/, or kept_faces/ + masks/)."""
+    """Folders of occluded faces with masks (images/ + masks/, or kept_faces/ + masks/)."""
     clean: list[Path] = field(default_factory=list)
-    """Folders of bare faces, used with masks of ones; empty: the recognition images serve."""
+    """Folders of unoccluded faces, used with masks of ones; empty: the recognition images serve."""
     occlusion_batch: int = 16
     """Images of the occlusion stream in a step; 0 switches it off."""
     clean_share: float = 0.2
-    """Share of bare faces in the occlusion stream."""
+    """Share of unoccluded faces in the occlusion stream."""
     drawn_share: float = 0.0
-    """Share of the covered faces of the occlusion stream that are drawn on recognition images; 1 if there are no masks."""
+    """Share of the occluded faces of the occlusion stream that are drawn on recognition images; 1 if there are no masks."""
     workers: int = 2
     """Processes that read images."""
 
@@ -102,7 +102,7 @@ class RecognitionStream(Dataset[dict[str, Any]]):
     def __init__(self, people: People, config: DataConfig) -> None:
         self.people = people
         self.cover_probability, self.kinds = config.cover_probability, config.kinds
-        self.templates = load_templates(config.templates) if config.templates else []
+        self.mask_pictures = load_mask_pictures(config.mask_pictures) if config.mask_pictures else []
 
     def __len__(self) -> int:
         return len(self.people)
@@ -112,25 +112,25 @@ class RecognitionStream(Dataset[dict[str, Any]]):
         rng = np.random.default_rng(seed)
         image, mask = self.people.image(index), np.ones((FACE_SIZE, FACE_SIZE), np.float32)
         if rng.random() < self.cover_probability:
-            image, mask = _cover(image, self.kinds, rng, self.templates)
-        return sample(image, mask, self.people.names[index], label=int(self.people.labels[index]))
+            image, mask = _occlude(image, self.kinds, rng, self.mask_pictures)
+        return sample(image, mask, self.people.files[index], label=int(self.people.labels[index]))
 
 
 class OcclusionStream(Dataset[dict[str, Any]]):
-    """Covered faces with real masks, covered faces with drawn covers, bare faces with masks of ones: three groups,
+    """Occluded faces with real masks, faces with drawn occluders, unoccluded faces with masks of ones: three groups,
     one after the other, which MixSampler draws from by their shares."""
 
     def __init__(self, people: People, config: DataConfig) -> None:
         self.people, self.kinds = people, config.kinds
-        self.templates = load_templates(config.templates) if config.templates else []
+        self.mask_pictures = load_mask_pictures(config.mask_pictures) if config.mask_pictures else []
         self.masked = [MaskedFolder(folder, config.resize) for folder in config.masks]
         self.clean = [path for folder in config.clean for path in list_images(folder)]
         self.resize = config.resize
         sizes = [sum(map(len, self.masked)), len(people), len(self.clean) or len(people)]
         ends = np.cumsum([0, *sizes])
         self.groups = [range(ends[i], ends[i + 1]) for i in range(3)]
-        covered, drawn = 1 - config.clean_share, config.drawn_share if self.masked else 1.0
-        self.shares = [covered * (1 - drawn), covered * drawn, config.clean_share]
+        occluded, drawn = 1 - config.clean_share, config.drawn_share if self.masked else 1.0
+        self.shares = [occluded * (1 - drawn), occluded * drawn, config.clean_share]
 
     def __len__(self) -> int:
         return self.groups[-1].stop
@@ -140,28 +140,26 @@ class OcclusionStream(Dataset[dict[str, Any]]):
         if index < self.groups[0].stop:
             for folder in self.masked:
                 if index < len(folder):
-                    return sample(*folder.pair(index), folder.names[index])
+                    return sample(*folder.pair(index), folder.files[index])
                 index -= len(folder)
         if index < self.groups[1].stop:
             person = index - self.groups[1].start
             rng = np.random.default_rng(seed)
-            return sample(
-                *_cover(self.people.image(person), self.kinds, rng, self.templates), self.people.names[person]
-            )
+            occluded = _occlude(self.people.image(person), self.kinds, rng, self.mask_pictures)
+            return sample(*occluded, self.people.files[person])
         index -= self.groups[2].start
         ones = np.ones((FACE_SIZE, FACE_SIZE), np.float32)
         if self.clean:
             return sample(read_image(self.clean[index], resize=self.resize), ones, str(self.clean[index]))
-        return sample(self.people.image(index), ones, self.people.names[index])
+        return sample(self.people.image(index), ones, self.people.files[index])
 
 
-def _cover(
-    image: np.ndarray, kinds: Sequence[str], rng: np.random.Generator, templates: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+def _occlude(
+    image: np.ndarray, kinds: Sequence[str], rng: np.random.Generator, mask_pictures: Sequence[np.ndarray]
+) -> Occluded:
     kind = kinds[int(rng.integers(len(kinds)))]
     # a user's pictures of masks stand beside the drawn masks, half and half
-    covered = occlude(image, kind, rng, templates if kind == "mask" and rng.random() < 0.5 else ())
-    return covered.image, covered.mask
+    return occlude(image, kind, rng, mask_pictures if kind == "mask" and rng.random() < 0.5 else ())
 
 
 def sample(image: np.ndarray, mask: np.ndarray, path: str, **more: int) -> dict[str, Any]:

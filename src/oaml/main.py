@@ -90,7 +90,7 @@ COMMANDS = {
         "oaml download yunet",
     ),
     "occlude": Command(
-        "oaml.occluders:occlude_folder",
+        "oaml.occluders.command:occlude_folder",
         "cover faces with a drawn niqab, mask, sunglasses, scarf, hand or patch, with exact masks",
         "oaml occlude faces/ --kind niqab --out covered --seed 1",
     ),

@@ -307,7 +307,7 @@ class OcclusionFace(L.LightningModule):
 
 
 class Validation:
-    """Covered probes against bare gallery faces of people who are not trained on: the whole matrix, one gallery face a person."""
+    """Occluded probes against unoccluded faces of people who are not trained on: the whole matrix, one gallery face a person."""
 
     def __init__(self, people: People, config: TrainConfig) -> None:
         several = [np.flatnonzero(people.labels == label) for label in range(len(people.people))]
@@ -319,11 +319,11 @@ class Validation:
         kinds = config.data.kinds or ["mask"]
         self.items: list[dict[str, Any]] = []
         for i, images in enumerate(several):
-            bare, probe = people.image(int(images[0])), people.image(int(images[1]))
-            covered = occlude(probe, kinds[i % len(kinds)], np.random.default_rng([config.seed, i]))
+            unoccluded, probe = people.image(int(images[0])), people.image(int(images[1]))
+            occluded = occlude(probe, kinds[i % len(kinds)], np.random.default_rng([config.seed, i]))
             ones = np.ones((FACE_SIZE, FACE_SIZE), np.float32)
-            for image, mask in ((bare, ones), (covered.image, covered.mask)):
-                self.items.append(sample(image, mask, people.names[int(images[0])]))
+            for image, mask in ((unoccluded, ones), occluded):
+                self.items.append(sample(image, mask, people.files[int(images[0])]))
         self.outputs: list[tuple[Templates, Tensor]] = []
 
     def loader(self) -> DataLoader[dict[str, Any]]:

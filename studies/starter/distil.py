@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.files import write_file
 from oaml.net import MobileFaceNet, build_backbone
-from oaml.occluders import KINDS, occlude, retexture
+from oaml.occluders import KINDS, Occluder
 from oaml.progress import progress
 from oaml.visibility import mask_to_cells
 from oaml.weights import LoadedBackbone, load_backbone
@@ -105,6 +105,7 @@ class Pictures:
         people = PeopleFolder(folder, lambda name: split_name(name) == "train")
         self.images = [people.image(i) for i in range(len(people))]
         self.seed = seed
+        self.occluder = Occluder(retexture_share=0.5)
 
     def batch(self, step: int, covered: float, mixed: float) -> tuple[Tensor, Tensor, Tensor]:
         """Seen [B,3,112,112] in [0,1], the same without covers, masks [B,1,112,112]; the same ones for the same step."""
@@ -120,10 +121,7 @@ class Pictures:
                 image = (share * image + (1 - share) * other).astype(np.uint8)
             shown, mask = image, np.ones(image.shape[:2], np.float32)
             if rng.random() < covered:
-                cover = occlude(image, KINDS[rng.integers(len(KINDS))], rng, style="a")
-                if rng.random() < 0.5:
-                    cover = retexture(image, cover, rng, [])
-                shown, mask = cover.image, cover.mask
+                shown, mask = self.occluder.draw(image, KINDS[rng.integers(len(KINDS))], rng)
             seen.append(shown)
             bare.append(image)
             masks.append(mask)

@@ -25,7 +25,7 @@ from oaml.evaluation.metrics import kfold_accuracy
 from oaml.files import write_file, write_folder
 from oaml.main import keep_freed_memory
 from oaml.model import Model, ModelConfig
-from oaml.occluders import load_templates
+from oaml.occluders import load_mask_pictures
 from oaml.recognise import STARTER
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -141,7 +141,7 @@ def ship(adapted: Path, out: Path) -> Model:
 def measure(model: Model, teacher: Model, data: Path) -> dict[str, object]:
     """Everything that the card states, on the people kept for a report."""
     report = PeopleFolder(data / "lfw", lambda name: split_name(name) == "report")
-    pictures = load_templates(data / "mask_templates")
+    pictures = load_mask_pictures(data / "mask_templates")
     faces = HeldOut(model, report, SHOWN, 0, "b", pictures)
     found, same, errors = scores(model, faces)
     table = tars(found, same)

@@ -1,4 +1,4 @@
-"""Covered faces with ground-truth visibility masks: the published niqab layout and the generic one."""
+"""Occluded faces with ground-truth visibility masks: the published niqab layout and the generic one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class MaskedFolder:
             )
         self.paths = [images[name] for name in sorted(images)]
         self.mask_paths = [masks[name] for name in sorted(images)]
-        self.names = [str(path) for path in self.paths]
+        self.files = [str(path) for path in self.paths]
+        """What messages call the images."""
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -61,7 +61,10 @@ class PeopleFolder:
                 f"{root}: no people in it; expected {root}/PERSON/*.jpg (folders without images do not count)"
             )
         self.labels = np.array(labels)
-        self.names = [str(path) for path in self.paths]
+        self.names = [path.relative_to(root).as_posix() for path in self.paths]
+        """Paths below the root: what chance depends on, so that it does not matter where the folder lies."""
+        self.files = [str(path) for path in self.paths]
+        """What messages call the images."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,6 +86,7 @@ class DrawnFolder:
         chosen = [int(name.removeprefix("drawn_")) for name in self.people]
         self.labels = np.repeat(np.arange(len(chosen)), shots)
         self.names = [f"{name}/shot_{shot:03d}" for name in self.people for shot in range(shots)]
+        self.files = self.names
         self._chosen, self._shots, self._seed = chosen, shots, seed
         self._images: dict[int, np.ndarray] = {}
 

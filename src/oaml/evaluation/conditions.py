@@ -35,7 +35,7 @@ from oaml.template import COLUMNS, Templates
 
 if TYPE_CHECKING:
     from oaml.model import Model
-    from oaml.occluders import Covered
+    from oaml.occluders import Occluded as Covered
 
 BARE = "bare"
 PAIR_CLASSES = {
@@ -220,21 +220,15 @@ class Faces:
         return chosen, np.array([chosen.place[path] for path in paths])
 
 
-def coverer(seed: int, style: Literal["a", "b"], templates: Path | None) -> Cover:
-    """What draws the covers.
+def coverer(seed: int, style: Literal["a", "b"], mask_pictures: Path | None) -> Cover:
+    """What draws the occluders.
 
     Raises:
-        OamlError: `templates` is no folder of mask pictures.
+        OamlError: `mask_pictures` is no folder of mask pictures.
     """
-    from oaml.occluders import cover_rng, load_templates, occlude
+    from oaml.occluders import Occluder, load_mask_pictures
 
-    pictures = [] if templates is None else load_templates(templates)
-
-    def cover(image: np.ndarray, kind: str, name: str) -> Covered:
-        rng = cover_rng(seed, kind, Path(name).as_posix())
-        return occlude(image, kind, rng, pictures, style=style)
-
-    return cover
+    return Occluder(seed, style, [] if mask_pictures is None else load_mask_pictures(mask_pictures))
 
 
 def measure(

@@ -29,7 +29,7 @@ from oaml.evaluation.metrics import enough_negatives, tar_at_far
 from oaml.files import FACE_SIZE
 from oaml.inference import score_all
 from oaml.model import Model
-from oaml.occluders import Style, cover_rng, occlude, retexture
+from oaml.occluders import Occluder, Style, occluder_rng
 from oaml.template import COLUMNS, TITLES, Templates
 from oaml.visibility import mask_to_cells
 
@@ -52,10 +52,10 @@ class HeldOut:
     Args:
         model: its backbone up to stage 3 is used, and whether it looks at mirrored faces.
         people: nobody that was trained on.
-        kinds: of covers.
-        seed: of covers.
-        style: a for fitting, b for judging.
-        templates: pictures for the kind mask (`occluders.load_templates`).
+        kinds: of occluders.
+        seed: of occluders.
+        style: a, half of them in another material, for fitting; b for judging.
+        mask_pictures: pictures for the kind mask (`occluders.load_mask_pictures`).
         everybody: cover all images; otherwise all but the first one of each person, which is the gallery.
         groups: also dress everybody in the cover of one of so many groups of people: the condition `SHARED.format(kind)`.
     """
@@ -67,14 +67,13 @@ class HeldOut:
         kinds: Sequence[str],
         seed: int,
         style: Style,
-        templates: Sequence[np.ndarray] = (),
+        mask_pictures: Sequence[np.ndarray] = (),
         everybody: bool = False,
         groups: int = 0,
     ) -> None:
-        self.people, self.kinds, self.seed = people, list(kinds), seed
+        self.people, self.kinds = people, list(kinds)
         self.group = np.array([group_of(name, groups) for name in people.names]) if groups else None
-        self.style: Style = style
-        self.pictures = templates
+        self.occluder = Occluder(seed, style, mask_pictures, retexture_share=0.5 if style == "a" else 0.0)
         self.person = torch.from_numpy(people.labels)
         first = np.unique(people.labels, return_index=True)[1]
         self.gallery = torch.from_numpy(first)
@@ -89,7 +88,7 @@ class HeldOut:
                 self._maps[condition].append(stage3(model, [face[:, ::-1] for face in faces]))
 
     def _faces(self, condition: str) -> list[np.ndarray]:
-        """uint8 RGB [112,112,3]: all images bare, or the probes under a cover."""
+        """uint8 RGB [112,112,3]: all images unoccluded, or the probes under an occluder."""
         if condition == BARE:
             return [self.people.image(i) for i in range(len(self.people))]
         faces, masks = [], []
@@ -97,13 +96,10 @@ class HeldOut:
         kind = next(kind for kind in self.kinds if condition in (kind, SHARED.format(kind)))
         for i in self.probes.tolist():
             wearer = f"group {self.group[i]}" if shared and self.group is not None else self.people.names[i]
-            rng = cover_rng(self.seed, f"held out {kind}", wearer)
-            face = self.people.image(i)
-            covered = occlude(face, kind, rng, self.pictures if kind == "mask" else (), style=self.style)
-            if self.style == "a" and rng.random() < 0.5:
-                covered = retexture(face, covered, rng)
-            faces.append(covered.image)
-            masks.append(covered.mask)
+            rng = occluder_rng(self.occluder.seed, f"held out {kind}", wearer)
+            occluded = self.occluder.draw(self.people.image(i), kind, rng)
+            faces.append(occluded.image)
+            masks.append(occluded.mask)
         self.true[condition] = np.stack(masks)
         return faces
 
