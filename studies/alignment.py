@@ -19,13 +19,13 @@ import numpy as np
 
 from oaml.align import similarity, warp
 from oaml.datasets.people import split_name
-from oaml.detect import Detector, Face, _grouped, _mean, _turned_back, shared_area
+from oaml.detect import Detector, Face, group_looks, mean_face, shared_area, turned_back
 from oaml.files import FACE_SIZE, list_images, read_image
 from oaml.inference import extract
 from oaml.model import Model
 from oaml.occluders import KINDS, Occluder, load_mask_pictures
-from oaml.photographs import trust
 from oaml.refine import refined
+from oaml.subjects import trust
 
 WIDTH, HEIGHT = 320, 240
 CORNERS = np.array([(0, 0), (111, 0), (0, 111), (111, 111)], np.float64)
@@ -111,17 +111,17 @@ def main() -> None:
         scenes[kind] = [photograph(c, crops[i - 1], places[i]) for i, c in enumerate(covered[kind])]
     detectors = {size: Detector(file, min(THRESHOLDS), (size,)) for size in SIZES}
     looks = {
-        (kind, size): [detector._turned(scene, 0) for scene in scenes[kind]]
+        (kind, size): [detector.looks(scene, 0) for scene in scenes[kind]]
         for kind in ORDER
         for size, detector in detectors.items()
     }
 
     def seen(kind: str, sizes: tuple[int, ...], i: int) -> list[list[Face]]:
         """Looks grouped by face."""
-        return _grouped([face for size in sizes for face in looks[kind, size][i]])
+        return group_looks([face for size in sizes for face in looks[kind, size][i]])
 
     def is_right(group: list[Face], i: int) -> bool:
-        return shared_area(_mean(group).box, true_box(places[i])) > 0.3
+        return shared_area(mean_face(group).box, true_box(places[i])) > 0.3
 
     rows = []
     for sizes, threshold in product(SETS, THRESHOLDS):
@@ -146,7 +146,7 @@ def main() -> None:
             for quarters in range(3):
                 found = whole.find(np.ascontiguousarray(np.rot90(scene, quarters)))
                 lies = [
-                    similarity(_turned_back(face, WIDTH, HEIGHT, quarters).landmarks) for face in found[:1]
+                    similarity(turned_back(face, WIDTH, HEIGHT, quarters).landmarks) for face in found[:1]
                 ]
                 right[quarters, i] = any(
                     displacement(m, cv2.invertAffineTransform(place)) < MISPLACED for m in lies
@@ -171,8 +171,8 @@ def main() -> None:
             group = next((g for g in seen(kind, SIZES, i) if is_right(g, i)), None)
             if group is None or (kind != "bare" and i not in base):
                 continue
-            whole = _mean(group + again._again(scene, _mean(group))).landmarks
-            made = [similarity(x) for x in (group[0].landmarks, _mean(group).landmarks, whole)]
+            whole = mean_face(group + again.look_again(scene, mean_face(group))).landmarks
+            made = [similarity(x) for x in (group[0].landmarks, mean_face(group).landmarks, whole)]
             weights = trust(warp(scene, made[-1]), made[-1], whole, model)
             made += [similarity(whole, np.maximum(weights, floor)) for floor in FLOORS]
             made += [refined(scene, made[2]), refined(scene, made[3])]

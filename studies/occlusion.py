@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from mfr2 import real_masks
 
 from oaml.adapt import Stage, predict_visibility, start, train_head, train_matchers
-from oaml.cache import FeatureCache, Plan
+from oaml.cache import CachePlan, FeatureCache
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.evaluation.heldout import ALL, BARE, HeldOut, scores, tars
 from oaml.files import write_file
@@ -159,7 +159,7 @@ def main() -> None:
     report = PeopleFolder(given.data / "lfw", lambda name: split_name(name) == "report")
     model = start(weights, flip=True)
     cache = FeatureCache(
-        given.cache or given.out / "cache", model, people, Plan.make(people, list(KINDS), 6, 0), []
+        given.cache or given.out / "cache", model, people, CachePlan.make(people, list(KINDS), 6, 0), []
     )
     cache.build()
     faces = HeldOut(model, report, KINDS_SHOWN, 0, "b", load_mask_pictures(given.data / "mask_templates"))
@@ -189,7 +189,11 @@ def main() -> None:
             if arm == "without_sunglasses":  # the head too has never seen any
                 kinds = [kind for kind in KINDS if kind != "sunglasses"]
                 chosen = FeatureCache(
-                    given.out / "cache_without_sunglasses", model, people, Plan.make(people, kinds, 6, 0), []
+                    given.out / "cache_without_sunglasses",
+                    model,
+                    people,
+                    CachePlan.make(people, kinds, 6, 0),
+                    [],
                 )
                 chosen.build()
                 other = start(weights)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from oaml.adapt import Stage, start, train_head
-from oaml.cache import FeatureCache, Plan, as_maps, stage3
+from oaml.cache import CachePlan, FeatureCache, as_maps, stage3
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.files import list_images, read_image, write_file
 from oaml.main import keep_freed_memory
@@ -66,7 +66,7 @@ def main() -> None:
     weights = given.data / "weights" / "mobilefacenet_casia_bubbliiiing.pth"
     people = PeopleFolder(given.data / "lfw", lambda name: split_name(name) == "train")
     model = start(weights)
-    cache = WithReal(given.cache, model, people, Plan.make(people, list(KINDS), 6, 0), [])
+    cache = WithReal(given.cache, model, people, CachePlan.make(people, list(KINDS), 6, 0), [])
     cache.build()
 
     paths = list_images(given.data / "celebamask" / "images")

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from oaml import adapt, cache
-from oaml.cache import BARE, FeatureCache, Plan
+from oaml.cache import BARE, CachePlan, FeatureCache
 from oaml.datasets.drawn import draw_face
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import PeopleFolder, split_name
@@ -59,7 +59,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cached(folder: Path, backbone: Path, people: Path, masks: Path | None = None) -> FeatureCache:
     found = PeopleFolder(people, lambda name: split_name(name) == "train")
     sources = [] if masks is None else [MaskedFolder(masks)]
-    return FeatureCache(folder, adapt.start(backbone), found, Plan.make(found, KINDS, 2, 0), sources)
+    return FeatureCache(folder, adapt.start(backbone), found, CachePlan.make(found, KINDS, 2, 0), sources)
 
 
 # --- the cache

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from oaml import detect
-from oaml.align import TEMPLATE, similarity, warp
+from oaml.align import STANDARD_LANDMARKS, similarity, warp
 from oaml.datasets.drawn import draw_face
 from oaml.detect import LEAST_EYES, Detector, Face, find_detector
 from oaml.errors import OamlError
@@ -22,7 +22,7 @@ from oaml.files import read_photograph
 from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
-from oaml.photographs import LEAST_WEIGHT, align, find_subjects, trust
+from oaml.subjects import LEAST_WEIGHT, align, find_subjects, trust
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,17 +71,17 @@ def photograph(*faces: tuple[int, np.ndarray], width: int = 360, height: int = 2
 @pytest.mark.parametrize("turn", [0, 30, 180, -90])
 def test_similarity_finds_the_place(turn: float, weights: np.ndarray | None) -> None:
     place = placed(2.5, turn, 40, 70)
-    found = similarity(moved(place, TEMPLATE), weights)
+    matrix = similarity(moved(place, STANDARD_LANDMARKS), weights)
     points = np.array([(0.0, 0), (111, 0), (50, 90)])
-    np.testing.assert_allclose(moved(found, moved(place, points)), points, atol=1e-9)
+    np.testing.assert_allclose(moved(matrix, moved(place, points)), points, atol=1e-9)
 
 
 def test_similarity_is_the_least_squares_one() -> None:
     rng = np.random.default_rng(0)
-    points, weights = TEMPLATE * 1.7 + rng.normal(0, 4, (5, 2)), rng.uniform(0.1, 1, 5)
+    points, weights = STANDARD_LANDMARKS * 1.7 + rng.normal(0, 4, (5, 2)), rng.uniform(0.1, 1, 5)
 
     def error(matrix: np.ndarray) -> float:
-        return float((weights * ((moved(matrix, points) - TEMPLATE) ** 2).sum(1)).sum())
+        return float((weights * ((moved(matrix, points) - STANDARD_LANDMARKS) ** 2).sum(1)).sum())
 
     best = similarity(points, weights)
     for change in rng.normal(0, 1e-3, (50, 4)):
@@ -90,10 +90,12 @@ def test_similarity_is_the_least_squares_one() -> None:
 
 
 def test_a_landmark_without_weight_changes_nothing() -> None:
-    points = TEMPLATE.copy()
+    points = STANDARD_LANDMARKS.copy()
     points[4] += 30
     np.testing.assert_allclose(
-        moved(similarity(points, np.array([1, 1, 1, 1, 0])), TEMPLATE), TEMPLATE, atol=1e-9
+        moved(similarity(points, np.array([1, 1, 1, 1, 0])), STANDARD_LANDMARKS),
+        STANDARD_LANDMARKS,
+        atol=1e-9,
     )
 
 
@@ -101,7 +103,7 @@ def test_a_landmark_without_weight_changes_nothing() -> None:
 def test_warp_gives_the_face_back(scale: int) -> None:
     face = cv2.GaussianBlur(draw_face(1, 0), (0, 0), 2)
     large = cv2.resize(face, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    points = (TEMPLATE + 0.5) * scale - 0.5
+    points = (STANDARD_LANDMARKS + 0.5) * scale - 0.5
     back = warp(large, similarity(points))
     assert back.dtype == np.uint8
     assert back.shape == (112, 112, 3)
@@ -114,14 +116,14 @@ def test_warp_is_black_beyond_the_photograph() -> None:
     assert crop[5, 5].tolist() == [0] * 3
 
 
-def test_covered_landmarks_count_less(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_occluded_landmarks_count_less(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = Model.load(model).eval()
-    lower_half_covered = torch.ones(1, 1, 14, 14)
-    lower_half_covered[:, :, 8:] = 0
-    found = SimpleNamespace(visibility=lower_half_covered)
-    monkeypatch.setattr(loaded, "extract", lambda images: found)
-    landmarks = TEMPLATE.copy()
-    landmarks[3:] += (6, 9)  # guessed under the cover
+    lower_half_occluded = torch.ones(1, 1, 14, 14)
+    lower_half_occluded[:, :, 8:] = 0
+    templates = SimpleNamespace(visibility=lower_half_occluded)
+    monkeypatch.setattr(loaded, "extract", lambda images: templates)
+    landmarks = STANDARD_LANDMARKS.copy()
+    landmarks[3:] += (6, 9)  # guessed beneath the occluder
     matrix = similarity(landmarks)
     weights = trust(draw_face(1, 0), matrix, landmarks, loaded)
     assert weights[:2].tolist() == [1, 1]
@@ -186,7 +188,7 @@ def test_turned_back(quarters: int) -> None:
     scene[7, 11] = 255
     y, x = np.argwhere(np.rot90(scene, quarters)[..., 0])[0]
     seen = Face(np.array([x - 2.0, y - 1, 4, 2]), np.tile((float(x), y), (5, 1)), 0.5)
-    face = detect._turned_back(seen, 60, 40, quarters)
+    face = detect.turned_back(seen, 60, 40, quarters)
     assert face.landmarks.tolist() == [[11, 7]] * 5
     assert face.box.tolist() == ([9, 6, 4, 2] if quarters % 2 == 0 else [10, 5, 2, 4])
 
@@ -206,7 +208,7 @@ def test_a_face_is_found_where_it_is(scale: float, turn: float, yunet: Detector)
     (face,) = yunet.find(photograph((3, place)))
     assert face.score > 0.5
     # drawn faces are aligned but for a little
-    assert np.linalg.norm(face.landmarks - moved(place, TEMPLATE), axis=1).mean() < 7 * scale
+    assert np.linalg.norm(face.landmarks - moved(place, STANDARD_LANDMARKS), axis=1).mean() < 7 * scale
     assert face.eyes == pytest.approx(35.2 * scale, rel=0.25)
 
 
@@ -247,14 +249,14 @@ def test_which_way_up(
 ) -> None:
     def seen(_: Detector, __: np.ndarray, quarters: int) -> detect._Seen:
         def look(score: float) -> Face:
-            return Face(np.array([quarters, 0, 100, 100.0]), TEMPLATE, score)
+            return Face(np.array([quarters, 0, 100, 100.0]), STANDARD_LANDMARKS, score)
 
         looks = [look(again[quarters])] * 2 * len(detect.AGAIN)
         return detect._Seen([[look(first[quarters])]], looks) if first[quarters] else detect._Seen([], [])
 
     monkeypatch.setattr(Detector, "_seen", seen)
-    found = object.__new__(Detector).find(np.zeros((10, 10, 3), np.uint8))
-    assert [round(face.box[0]) for face in found] == ([] if chosen is None else [chosen])
+    faces = object.__new__(Detector).find(np.zeros((10, 10, 3), np.uint8))
+    assert [round(face.box[0]) for face in faces] == ([] if chosen is None else [chosen])
 
 
 @needs_yunet
@@ -278,15 +280,15 @@ def test_align_a_folder(tmp_path: Path, model: Path, capsys: pytest.CaptureFixtu
     }.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(scene).save(source / name)
-    given = ["align", str(source), "--detector", str(YUNET), "--out"]
-    assert main([*given, str(tmp_path / "out")]) == 0
+    arguments = ["align", str(source), "--detector", str(YUNET), "--out"]
+    assert main([*arguments, str(tmp_path / "out")]) == 0
     captured = capsys.readouterr()
     assert "3 faces of 3 photographs, 1 left out" in captured.out
     assert "4.png: no face found" in captured.err
     names = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
     assert names == ["ann/1.png", "bob/2.png", "bob/3.png"]
     np.testing.assert_array_equal(Image.open(tmp_path / "out/bob/3.png"), draw_face(2, 1))
-    assert main([*given, str(tmp_path / "all"), "--all", "--model", str(model)]) == 0
+    assert main([*arguments, str(tmp_path / "all"), "--all", "--model", str(model)]) == 0
     assert (tmp_path / "all/bob/2_2.png").is_file()
     assert {Image.open(path).size for path in (tmp_path / "all").rglob("*.png")} == {(112, 112)}
 
@@ -296,17 +298,17 @@ def test_verify_photographs(tmp_path: Path, model: Path, capsys: pytest.CaptureF
     a, b = tmp_path / "a.png", tmp_path / "b.png"
     Image.fromarray(photograph((1, placed(0.8, 0, 20, 30)), (2, placed(1.4, 0, 150, 40)))).save(a)
     Image.fromarray(draw_face(2, 0)).save(b)
-    given = ["verify", str(a), str(b), "--model", str(model), "--detector", str(YUNET)]
-    assert main([*given, "--json"]) == 0
+    arguments = ["verify", str(a), str(b), "--model", str(model), "--detector", str(YUNET)]
+    assert main([*arguments, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["faces_a"], facts["faces_b"], len(facts["others"])) == (2, 1, 1)
     assert facts["face_a"]["box"] != facts["others"][0]["face_a"]["box"]
     assert facts["cosine"] > 0.5
-    assert main([*given, "--draw", str(tmp_path / "why.png")]) == 0
+    assert main([*arguments, "--draw", str(tmp_path / "why.png")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "the largest of 2 faces" in said
     assert "all faces, the largest first" in said
-    assert main(given[:-2]) == 1
+    assert main(arguments[:-2]) == 1
     assert "oaml download yunet" in capsys.readouterr().err
 
 
@@ -317,11 +319,11 @@ def test_folders_that_can_not_be_aligned(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "source").mkdir()
     Image.fromarray(draw_face(1, 0)).save(tmp_path / "source" / "a.png")  # is aligned already
     Image.new("RGB", (300, 200)).save(tmp_path / "source" / "b.png")
-    given = ["align", str(tmp_path / "source"), "--out"]
-    assert main([*given, str(tmp_path / "out")]) == 1
+    arguments = ["align", str(tmp_path / "source"), "--out"]
+    assert main([*arguments, str(tmp_path / "out")]) == 1
     assert "oaml download yunet" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert main([*given, str(tmp_path / "source")]) == 1
+    assert main([*arguments, str(tmp_path / "source")]) == 1
     assert "not an empty folder" in capsys.readouterr().err
 
 

@@ -16,10 +16,11 @@ from matplotlib.colors import to_rgb
 from oaml.datasets.drawn import draw_face
 from oaml.drawing import GREEN, PINK
 from oaml.errors import OamlError
-from oaml.explain import LINES, Explanation, Match, draw_pair, explain_pair, strongest
+from oaml.explain import LINES, Explanation, Match, explain_pair, strongest
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.occluders import occlude
+from oaml.picture import draw_pair
 from oaml.qaconv import QAConvConfig
 
 SIDE = 448
@@ -80,21 +81,21 @@ def face_of(picture: np.ndarray, x: int, y: int) -> np.ndarray:
 )
 def test_the_parts_add_up(net: dict[str, Any], faces: tuple[np.ndarray, np.ndarray]) -> None:
     model = small(**net)
-    found = explain_pair(model, *faces)
+    explanation = explain_pair(model, *faces)
     a, b = (model.extract(torch.from_numpy(f).permute(2, 0, 1)[None].float() / 255) for f in faces)
     joint = model.joint.compare_pairs(a.contributions, b.contributions, a.visibility, b.visibility)
-    assert found.share.shape == found.both.shape == (7, 7)
-    assert found.share.sum() == pytest.approx(joint.cosine.item(), abs=1e-5)
-    assert found.cosine == pytest.approx(joint.cosine.item(), abs=1e-5)
-    assert found.both.mean() == pytest.approx(1 - joint.unseen.item(), abs=1e-6)
+    assert explanation.share.shape == explanation.both.shape == (7, 7)
+    assert explanation.share.sum() == pytest.approx(joint.cosine.item(), abs=1e-5)
+    assert explanation.cosine == pytest.approx(joint.cosine.item(), abs=1e-5)
+    assert explanation.both.mean() == pytest.approx(1 - joint.unseen.item(), abs=1e-6)
     fine = (14, 14) if "stage" not in net or net["stage"] == 3 else (7, 7)
-    assert found.visible_a.shape == found.visible_b.shape == fine
-    assert found.visible_a.mean() == pytest.approx(a.visible().item(), abs=1e-6)
-    assert found.grid == model.net.grid
+    assert explanation.visible_a.shape == explanation.visible_b.shape == fine
+    assert explanation.visible_a.mean() == pytest.approx(a.visible().item(), abs=1e-6)
+    assert explanation.grid == model.net.grid
 
     # the mean of correlations that QAConv scores, up to its 0.001 in the denominator
-    assert sum(match.weight for match in found.matches) == pytest.approx(1, abs=2e-3)
-    local = sum(match.strength for match in found.matches)
+    assert sum(match.weight for match in explanation.matches) == pytest.approx(1, abs=2e-3)
+    local = sum(match.strength for match in explanation.matches)
     qaconv = model.matcher.match_pairs(a.local, b.local, a.visibility, b.visibility, prepared=True).item()
     k0, k1, k2, k3 = model.matcher.confidence.tolist()
     c = torch.nn.functional.softplus(model.matcher.cell_weight)
@@ -118,14 +119,14 @@ def test_symmetric_in_the_two_faces(faces: tuple[np.ndarray, np.ndarray]) -> Non
 @pytest.mark.parametrize("stage", [3, 4])
 def test_matches(method: str, stage: int, faces: tuple[np.ndarray, np.ndarray]) -> None:
     model = small(method, stage=stage)
-    found = explain_pair(model, *faces).matches
+    all_matches = explain_pair(model, *faces).matches
     cells = model.net.grid[0]
-    assert len({(m.cell_a, m.cell_b) for m in found}) == len(found)
-    assert all(0 <= place < cells for m in found for place in (*m.cell_a, *m.cell_b))
-    assert {m.cell_a for m in found} == {m.cell_b for m in found} == set(np.ndindex(cells, cells))
-    strengths = [m.strength for m in found]
+    assert len({(m.cell_a, m.cell_b) for m in all_matches}) == len(all_matches)
+    assert all(0 <= place < cells for m in all_matches for place in (*m.cell_a, *m.cell_b))
+    assert {m.cell_a for m in all_matches} == {m.cell_b for m in all_matches} == set(np.ndindex(cells, cells))
+    strengths = [m.strength for m in all_matches]
     assert strengths == sorted(strengths, reverse=True)
-    assert cells**2 <= len(found) <= 2 * cells**2
+    assert cells**2 <= len(all_matches) <= 2 * cells**2
 
 
 def test_a_face_with_itself(faces: tuple[np.ndarray, np.ndarray]) -> None:
@@ -136,24 +137,24 @@ def test_a_face_with_itself(faces: tuple[np.ndarray, np.ndarray]) -> None:
         assert model.matcher.offset_bias is not None
         bias.add_(30)  # everything shows
         model.matcher.offset_bias.zero_()
-    found = explain_pair(model, faces[0], faces[0])
-    assert found.cosine == pytest.approx(1, abs=1e-5)
-    assert len(found.matches) == 49
-    assert all(match.cell_a == match.cell_b for match in found.matches)
-    assert sum(match.strength for match in found.matches) == pytest.approx(1, abs=2e-3)
+    explanation = explain_pair(model, faces[0], faces[0])
+    assert explanation.cosine == pytest.approx(1, abs=1e-5)
+    assert len(explanation.matches) == 49
+    assert all(match.cell_a == match.cell_b for match in explanation.matches)
+    assert sum(match.strength for match in explanation.matches) == pytest.approx(1, abs=2e-3)
 
 
 def test_cosine_that_a_threshold_takes(faces: tuple[np.ndarray, np.ndarray]) -> None:
     model = small()
-    found = explain_pair(model, *faces)
-    needed = found.needed(score=1.5, threshold=3.5)
+    explanation = explain_pair(model, *faces)
+    needed = explanation.needed(score=1.5, threshold=3.5)
     assert needed is not None
-    unseen = torch.tensor([1 - found.both.mean(), 1 - found.both.mean()]).float()
-    before, after = model.joint.logit(torch.tensor([found.cosine, needed]), unseen).tolist()
+    unseen = torch.tensor([1 - explanation.both.mean(), 1 - explanation.both.mean()]).float()
+    before, after = model.joint.logit(torch.tensor([explanation.cosine, needed]), unseen).tolist()
     assert after - before == pytest.approx(2, abs=1e-4)
-    assert found.needed(1.5, 1.5) == found.cosine
-    assert replace(found, slope=0.0).needed(1.5, 3.5) is None
-    assert replace(found, slope=-1.0).needed(1.5, 3.5) is None
+    assert explanation.needed(1.5, 1.5) == explanation.cosine
+    assert replace(explanation, slope=0.0).needed(1.5, 3.5) is None
+    assert replace(explanation, slope=-1.0).needed(1.5, 3.5) is None
 
 
 def test_strongest() -> None:
@@ -182,7 +183,7 @@ def test_a_face_that_shows_keeps_its_pixels(tmp_path: Path, faces: tuple[np.ndar
 
 
 @pytest.mark.parametrize("cells", [7, 14])
-def test_what_is_covered_is_pale_and_hatched(cells: int, tmp_path: Path) -> None:
+def test_what_is_occluded_is_pale_and_hatched(cells: int, tmp_path: Path) -> None:
     visible = np.ones((cells, cells))
     visible[cells // 2 + cells % 2 :] = 0
     both = np.ones((7, 7))
@@ -227,11 +228,11 @@ def test_weak_shares_stay_pale(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("grid", [(7, 7), (14, 14)])
 def test_lines_between_matched_cells(grid: tuple[int, int], tmp_path: Path) -> None:
-    bare = drawn(tmp_path / "a.png", plain(grid=grid))
+    unlined = drawn(tmp_path / "a.png", plain(grid=grid))
     last = grid[0] - 1
     matches = [Match((0, 0), (last, last), 0.3, 0.2), Match((last, 0), (last, last), 0.1, 0.05)]
     lined = drawn(tmp_path / "b.png", plain(grid=grid, matches=matches))
-    changed = np.abs(lined - bare).max(2) > 0.05
+    changed = np.abs(lined - unlined).max(2) > 0.05
     step = SIDE // grid[0]
     for x, y, expected in (
         (LEFT, UPPER, True),  # top left cell of A

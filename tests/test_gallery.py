@@ -15,20 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from oaml.align import TEMPLATE
+from conftest import TwoFaces, group, small_model
 from oaml.datasets.drawn import draw_face
 from oaml.decision import Threshold
-from oaml.detect import Face
 from oaml.errors import OamlError
 from oaml.gallery import Gallery, store
 from oaml.gallery.answers import Candidate, judge
-from oaml.gallery.folder import Entry, plan
+from oaml.gallery.folder import Entry, changes
 from oaml.gallery.rows import PATTERNS, Packing, column_names, probe_vectors
 from oaml.gallery.store import Store
 from oaml.main import main
-from oaml.model import Model, ModelConfig
-from oaml.net import NetConfig
-from oaml.qaconv import QAConvConfig
+from oaml.model import Model
 from oaml.quantised import QuantisedTemplates
 from oaml.recognise import Recogniser
 from oaml.template import Templates, pooled
@@ -37,39 +34,14 @@ lancedb_table = pytest.importorskip("lancedb.table")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Two:
-    """Finds two faces of one size in a picture of 300x150, and none in any other."""
-
-    def find(self, photograph: np.ndarray) -> list[Face]:
-        """See above."""
-        places = [(10, 0.9), (160, 0.8)] if photograph.shape[:2] == (150, 300) else []
-        return [
-            Face(np.array([x, 10.0, 112, 112]), TEMPLATE + np.array((x, 10)), score) for x, score in places
-        ]
-
-
-def group(*people: int) -> np.ndarray:
-    """A picture of two people."""
-    picture = np.full((150, 300, 3), 128, np.uint8)
-    for x, person in zip((10, 160), people, strict=True):
-        picture[10:122, x : x + 112] = draw_face(person, 0)
-    return picture
-
-
 def made(bias: float = 1.0, seed: int = 0, **config: Any) -> Model:
-    """A model with random weights; `bias` is added to the logits of visibility."""
-    torch.manual_seed(seed)
-    net = NetConfig("ir_mini", 16, occlusion_stage=3)
-    model = Model(ModelConfig(net, QAConvConfig(adapter=8), thresholds={"0.001": 9.5, "0.01": 5.0}, **config))
-    with torch.no_grad():
-        assert model.net.occlusion_head.conv2.bias is not None
-        model.net.occlusion_head.conv2.bias.add_(bias)
-    return model.eval()
+    """As `small_model`, with thresholds."""
+    return small_model(bias, seed, thresholds={"0.001": 9.5, "0.01": 5.0}, **config)
 
 
 @pytest.fixture(scope="module")
 def recogniser() -> Recogniser:
-    return Recogniser(made(training={"thresholds_fitted_on": "12 drawn pairs"}), Two(), "runs/m")  # type: ignore[arg-type]
+    return Recogniser(made(training={"thresholds_fitted_on": "12 drawn pairs"}), TwoFaces(), "runs/m")  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -122,42 +94,42 @@ def contents(gallery: Gallery) -> list[dict[str, Any]]:
 
 
 def test_an_enrolled_face_is_known(gallery: Gallery, photographs: Path) -> None:
-    (found,) = gallery.search(photographs / "P3" / "0.png", far=0.01)
-    assert (found.decision, found.person) == ("known person", "P3")
-    assert found.candidates[0].person == "P3"
-    assert found.candidates[0].faces == 2
-    assert [c.score for c in found.candidates] == sorted((c.score for c in found.candidates), reverse=True)
-    assert (found.threshold, found.far, found.threshold_from) == (5.0, 0.01, "model")
-    assert found.fitted_on == "12 drawn pairs"
-    assert (found.people, found.strangers_expected) == (6, pytest.approx(0.06))
+    (answer,) = gallery.search(photographs / "P3" / "0.png", far=0.01)
+    assert (answer.decision, answer.person) == ("known person", "P3")
+    assert answer.candidates[0].person == "P3"
+    assert answer.candidates[0].faces == 2
+    assert [c.score for c in answer.candidates] == sorted((c.score for c in answer.candidates), reverse=True)
+    assert (answer.threshold, answer.far, answer.threshold_from) == (5.0, 0.01, "model")
+    assert answer.fitted_on == "12 drawn pairs"
+    assert (answer.people, answer.strangers_expected) == (6, pytest.approx(0.06))
     assert len(gallery.search(photographs / "P3" / "0.png", top=2)[0].candidates) == 2
-    json.dumps(found.to_dict(), allow_nan=False)
+    json.dumps(answer.to_dict(), allow_nan=False)
 
 
 def test_every_face_of_a_photograph_has_an_answer(gallery: Gallery) -> None:
-    found = gallery.search(group(4, 1), threshold=-1e9)
-    assert [answer.person for answer in found] == ["P4", "P1"]
-    places = [answer.face.box[0] for answer in found if answer.face is not None]
+    answers = gallery.search(group(4, 1), threshold=-1e9)
+    assert [answer.person for answer in answers] == ["P4", "P1"]
+    places = [answer.face.box[0] for answer in answers if answer.face is not None]
     assert places == [10, 160]
-    assert all((a.threshold_from, a.far, a.strangers_expected) == ("user", None, None) for a in found)
-    json.dumps([answer.to_dict() for answer in found], allow_nan=False)
+    assert all((a.threshold_from, a.far, a.strangers_expected) == ("user", None, None) for a in answers)
+    json.dumps([answer.to_dict() for answer in answers], allow_nan=False)
 
 
 def test_one_face_is_a_gallery(recogniser: Recogniser, tmp_path: Path) -> None:
     gallery = Gallery(tmp_path / "g", recogniser)
     gallery.enroll("Ann", draw_face(1, 0))
-    (found,) = gallery.search(draw_face(1, 0))
-    assert [candidate.person for candidate in found.candidates] == ["Ann"]
+    (answer,) = gallery.search(draw_face(1, 0))
+    assert [candidate.person for candidate in answer.candidates] == ["Ann"]
 
 
 def test_a_stranger_is_unknown(gallery: Gallery, photographs: Path) -> None:
-    (found,) = gallery.search(draw_face(77, 0), threshold=1e9)
-    assert (found.decision, found.person) == ("unknown person", None)
-    assert "stays below the threshold" in found.reason
-    assert len(found.candidates) == 5
+    (answer,) = gallery.search(draw_face(77, 0), threshold=1e9)
+    assert (answer.decision, answer.person) == ("unknown person", None)
+    assert "stays below the threshold" in answer.reason
+    assert len(answer.candidates) == 5
 
 
-def test_a_covered_face_is_not_decided(
+def test_an_occluded_face_is_not_decided(
     gallery: Gallery, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extract = gallery.recogniser.templates  # type: ignore[union-attr]
@@ -167,10 +139,10 @@ def test_a_covered_face_is_not_decided(
         return Templates(**{**vars(faces), "visibility": torch.zeros_like(faces.visibility)})
 
     monkeypatch.setattr(gallery.recogniser, "templates", hidden)
-    (found,) = gallery.search(photographs / "P3" / "0.png", threshold=-1e9)
-    assert (found.decision, found.person) == ("too little visible to decide", None)
-    assert found.remedy is not None
-    assert "more of the face" in found.remedy
+    (answer,) = gallery.search(photographs / "P3" / "0.png", threshold=-1e9)
+    assert (answer.decision, answer.person) == ("too little visible to decide", None)
+    assert answer.remedy is not None
+    assert "more of the face" in answer.remedy
 
 
 def candidate(person: str, score: float, both: float) -> Candidate:
@@ -193,8 +165,8 @@ def test_judge(
     candidates: list[Candidate], threshold: float | None, verdict: str, person: str | None
 ) -> None:
     limit = None if threshold is None else Threshold(threshold, 0.001)
-    found = judge(candidates, limit, 10, 0.8, None, 5)
-    assert (found.decision, found.person) == (verdict, person)
+    answer = judge(candidates, limit, 10, 0.8, None, 5)
+    assert (answer.decision, answer.person) == (verdict, person)
 
 
 def test_search_ranks_as_comparing_with_everybody_does(
@@ -208,9 +180,9 @@ def test_search_ranks_as_comparing_with_everybody_does(
     one_each = [pooled(faces[torch.from_numpy(np.flatnonzero(owner == person))]) for person in people]
     scores = recogniser.model.compare_all(probe, Templates.join(one_each))["fused"][0]
     order = [people[i] for i in scores.argsort(descending=True).tolist()]
-    found = gallery.candidates(probe)
-    assert [c.person for c in found] == order
-    assert found[0].score == pytest.approx(scores.max().item(), abs=1e-5)
+    ranked = gallery.candidates(probe)
+    assert [c.person for c in ranked] == order
+    assert ranked[0].score == pytest.approx(scores.max().item(), abs=1e-5)
 
 
 def test_the_first_stage_finds_the_nearest_vectors_of_the_pattern(
@@ -226,8 +198,8 @@ def test_the_first_stage_finds_the_nearest_vectors_of_the_pattern(
         matrix = np.array(kept[column].to_pylist(), np.float32)
         for vector in vectors.numpy():
             wanted = ((matrix - vector) ** 2).sum(1).argsort()[:4]
-            found = gallery._store.nearest(column, vector, 4, ["image"])["image"].to_pylist()
-            assert found == [kept["image"][i].as_py() for i in wanted]
+            nearest_images = gallery._store.nearest(column, vector, 4, ["image"])["image"].to_pylist()
+            assert nearest_images == [kept["image"][i].as_py() for i in wanted]
 
 
 # --- enrolling
@@ -263,11 +235,11 @@ def test_enrolling_again_picks_up_only_what_changed(
     assert names(gallery)["Bob"] == 1
 
 
-def test_plan_moves_one_image_to_one_place() -> None:
+def test_changes_move_one_image_to_one_place() -> None:
     old = [Entry("A", "x", "f/A/1", "f"), Entry("B", "y", "g/B/1", "g")]
     new = [Entry("C", "x", "f/C/1", "f"), Entry("D", "x", "f/D/1", "f")]
-    found = plan(new, old, "f")
-    assert (found.moved, found.new, found.gone) == ([(old[0], new[0])], [new[1]], [])
+    todo = changes(new, old, "f")
+    assert (todo.moved, todo.new, todo.gone) == ([(old[0], new[0])], [new[1]], [])
 
 
 def test_an_interrupted_enrolment_is_continued(
@@ -487,8 +459,8 @@ def test_lance_alone_leaves_the_bytes_of_deleted_rows(large: Gallery) -> None:
 def test_nothing_of_a_deleted_person_stays(large: Gallery) -> None:
     place = Path(large.path)
     pieces, others = traces(large, "P1"), traces(large, "P2")
-    found = holding(place, pieces)
-    assert all("data" in folders for folders in found)
+    holders = holding(place, pieces)
+    assert all("data" in folders for folders in holders)
     column = column_names()[0]
     vectors, theirs = column_of(large, column), column_of(large, column, "P1")
     assert in_index(place, vectors, theirs)  # the search sees into indices as well
@@ -551,7 +523,7 @@ def test_a_list_of_things_to_do_that_is_half_written_counts_for_nothing(large: G
 def test_one_process_writes_at_a_time(
     large: Gallery, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "PATIENCE", 0.05)
+    monkeypatch.setattr(store, "WAIT_SECONDS", 0.05)
     before = contents(large)
     with Store(large.path).writing():
         for write in (
@@ -628,7 +600,7 @@ def test_a_removed_file_is_gone_too(recogniser: Recogniser, folder: Path, tmp_pa
 
 
 def random_faces(count: int, seed: int = 0) -> Templates:
-    """Faces whose contributions sum to their raw embedding, some cells hidden, some shown alike."""
+    """Faces whose contributions sum to their raw embedding, some cells hidden, some shown equally."""
     generator = torch.Generator().manual_seed(seed)
     contributions = torch.randn(count, 49, 16, generator=generator)
     raw = contributions.sum(1)
@@ -675,10 +647,10 @@ def test_pooling_several_people_at_once_is_pooling_each() -> None:
 
 def test_pooled_contributions_sum_to_the_pooled_embedding_of_bare_faces() -> None:
     faces = random_faces(3)
-    bare = Templates(**{**vars(faces), "visibility": torch.ones_like(faces.visibility)})
-    one = pooled(bare)
+    unoccluded = Templates(**{**vars(faces), "visibility": torch.ones_like(faces.visibility)})
+    one = pooled(unoccluded)
     torch.testing.assert_close(one.contributions.sum(1), one.embedding * one.norm[:, None])
-    torch.testing.assert_close(one.contributions, bare.contributions.mean(0, keepdim=True))
+    torch.testing.assert_close(one.contributions, unoccluded.contributions.mean(0, keepdim=True))
 
 
 def test_each_cell_is_of_the_faces_that_show_it() -> None:
@@ -702,8 +674,8 @@ def test_packing_gives_back_every_bit(count: int) -> None:
     packing = Packing.of(faces)
     packed = packing.pack(faces)
     assert packed.shape == (count, faces.bytes_per_face) == (count, packing.size)
-    found = Packing.from_list(json.loads(json.dumps(packing.to_list()))).unpack(packed)
-    assert all(torch.equal(values, getattr(faces, name)) for name, values in vars(found).items())
+    unpacked = Packing.from_list(json.loads(json.dumps(packing.to_list()))).unpack(packed)
+    assert all(torch.equal(values, getattr(faces, name)) for name, values in vars(unpacked).items())
 
 
 # --- the command line
@@ -738,10 +710,10 @@ def test_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = asked(capsys, "enroll", "db", "--gallery", "g", "--model", "m")
     assert (again["added"], again["kept"], len(again["people"])) == (0, 6, 3)
     search = ("search", "db/P1/0.png", "--gallery", "g", "--model", "m", "--far", "0.01")
-    found = asked(capsys, *search, "--top", "2", "--draw", "why.png")
-    assert found["faces"][0]["person"] == "P1"
-    assert len(found["faces"][0]["candidates"]) == 2
-    assert (found["picture"], found["no_picture"]) == ("why.png", None)
+    answer = asked(capsys, *search, "--top", "2", "--draw", "why.png")
+    assert answer["faces"][0]["person"] == "P1"
+    assert len(answer["faces"][0]["candidates"]) == 2
+    assert (answer["picture"], answer["no_picture"]) == ("why.png", None)
     assert Image.open("why.png").size[0] > 500
     assert main(list(search)) == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -749,9 +721,9 @@ def test_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert part in text
 
     shutil.move("db", "elsewhere")
-    found = asked(capsys, "search", "elsewhere/P1/0.png", *search[2:], "--draw", "other.png")
-    assert found["picture"] is None
-    assert "--thumbnails" in found["no_picture"]
+    answer = asked(capsys, "search", "elsewhere/P1/0.png", *search[2:], "--draw", "other.png")
+    assert answer["picture"] is None
+    assert "--thumbnails" in answer["no_picture"]
     assert not Path("other.png").exists()
 
     assert asked(capsys, "gallery", "g", "--rename", "P1", "Ann Lee")["renamed"] == ["P1", "Ann Lee"]
@@ -794,21 +766,21 @@ def test_without_lancedb_the_extra_is_named(tmp_path: Path) -> None:
     assert "pip install 'oaml[gallery]'" in result.stderr
 
 
-def test_a_film_has_one_answer_for_every_face_in_it(
+def test_a_video_has_one_answer_for_every_face_in_it(
     here: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("film").mkdir()
+    Path("video").mkdir()
     for number, source in enumerate(("P1/0", "P1/0", "P1/0", "P5/1", "P5/1")):
-        shutil.copy(photographs / f"{source}.png", f"film/{number}.png")
-    search = ("search", "film", "--gallery", "g", "--model", "m")
-    found = asked(capsys, *search, "--draw", "why.png")["faces"]
-    best = [face["candidates"][0] for face in found]
-    assert [face["person"] for face in found] == ["P1", None], best
-    assert [(f["track"]["first_frame"], f["track"]["last_frame"]) for f in found] == [(0, 2), (3, 4)]
+        shutil.copy(photographs / f"{source}.png", f"video/{number}.png")
+    search = ("search", "video", "--gallery", "g", "--model", "m")
+    tracked = asked(capsys, *search, "--draw", "why.png")["faces"]
+    best = [face["candidates"][0] for face in tracked]
+    assert [face["person"] for face in tracked] == ["P1", None], best
+    assert [(f["track"]["first_frame"], f["track"]["last_frame"]) for f in tracked] == [(0, 2), (3, 4)]
     assert Path("why.png").exists()
     assert [f["track"]["frames"] for f in asked(capsys, *search, "--every", "2")["faces"]] == [2, 1]
     assert main(list(search)) == 0
     assert "seen in 3 frames from 0 to 2" in " ".join(capsys.readouterr().out.split())
     Path("empty").mkdir()
     assert "no images" in refused(capsys, "search", "empty", *search[2:])
-    assert "no such gallery" in refused(capsys, "search", "film", "--gallery", "none", "--model", "m")
+    assert "no such gallery" in refused(capsys, "search", "video", "--gallery", "none", "--model", "m")

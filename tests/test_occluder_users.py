@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oaml.cache import FeatureCache, Plan
+from oaml.cache import CachePlan, FeatureCache
 from oaml.data import DataConfig, OcclusionStream, RecognitionStream
 from oaml.datasets.drawn import draw_face
 from oaml.datasets.people import DrawnFolder, PeopleFolder
@@ -46,7 +46,7 @@ def small() -> Model:
 
 
 def of_cache(people: PeopleFolder | DrawnFolder, folder: Path) -> FeatureCache:
-    return FeatureCache(folder, small(), people, Plan.make(people, list(KINDS), 7, 3), [])
+    return FeatureCache(folder, small(), people, CachePlan.make(people, list(KINDS), 7, 3), [])
 
 
 def of_held_out(held_out: HeldOut) -> Faces:

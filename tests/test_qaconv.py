@@ -294,7 +294,7 @@ def test_scaling_the_features_is_scaling_the_correlation() -> None:
         torch.testing.assert_close(of_features, weighted)
         scores = scaling._compute_similarity_batch(p, g, v_p, v_g)
         best = Winners(weighted.amax(2), torch.empty(0), weighted.amax(3), torch.empty(0))
-        torch.testing.assert_close(scores, none._score(best, torch.empty(0), torch.empty(0)))
+        torch.testing.assert_close(scores, none.logits(best, torch.empty(0), torch.empty(0)))
 
 
 def test_selection_weights_of_normalized() -> None:
@@ -342,7 +342,7 @@ def test_a_face_that_shows_nothing(method: Method, who: str) -> None:
         assert (scores < matcher.match(p.detach(), p.detach()).diagonal().min()).all()
     if method == "scaling":  # the constant that zeros give
         zeros = torch.zeros(1, 1, 12)
-        constant = matcher._score(Winners(zeros, zeros, zeros, zeros), zeros, zeros)
+        constant = matcher.logits(Winners(zeros, zeros, zeros, zeros), zeros, zeros)
         torch.testing.assert_close(scores, constant.expand(2, 2))
 
 

@@ -1,4 +1,4 @@
-"""The Python API: every kind of picture says the same, several faces give an answer each, `import oaml` is light."""
+"""The Python API: every kind of image says the same, several faces give an answer each, `import oaml` is light."""
 
 from __future__ import annotations
 
@@ -15,52 +15,21 @@ import torch
 from PIL import Image
 
 import oaml
-from oaml.align import TEMPLATE
+from conftest import TwoFaces, group, small_model
 from oaml.datasets.drawn import draw_face
-from oaml.detect import Face
 from oaml.errors import OamlError
-from oaml.model import Model, ModelConfig
-from oaml.net import NetConfig
-from oaml.qaconv import QAConvConfig
 from oaml.recognise import Recogniser
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Corners:
-    """Finds the faces of `group`: one in each corner, as large as it was pasted."""
-
-    def find(self, photograph: np.ndarray) -> list[Face]:
-        """Two faces in a picture of 300x150, none in any other."""
-        if photograph.shape[:2] != (150, 300):
-            return []
-        return [
-            Face(np.array([x, 10.0, 112, 112]), TEMPLATE + np.array((x, 10)), score)
-            for x, score in ((10, 0.9), (160, 0.8))
-        ]
-
-
-def group(*people: int) -> np.ndarray:
-    """A picture of two people."""
-    picture = np.full((150, 300, 3), 128, np.uint8)
-    for x, person in zip((10, 160), people, strict=True):
-        picture[10:122, x : x + 112] = draw_face(person, 0)
-    return picture
-
-
 @pytest.fixture(scope="module")
 def made() -> Recogniser:
-    torch.manual_seed(0)
-    config = ModelConfig(
-        NetConfig("ir_mini", 16, occlusion_stage=3),
-        QAConvConfig(adapter=8),
-        thresholds={"0.001": 7.0},
-        training={"thresholds_fitted_on": "12 pairs of drawn people"},
-    )
-    return Recogniser(Model(config).eval(), Corners())  # type: ignore[arg-type]
+    training = {"thresholds_fitted_on": "12 pairs of drawn people"}
+    return Recogniser(small_model(thresholds={"0.001": 7.0}, training=training), TwoFaces())  # type: ignore[arg-type]
 
 
-def test_every_kind_of_picture_says_the_same(made: Recogniser, tmp_path: Path) -> None:
+def test_every_kind_of_image_says_the_same(made: Recogniser, tmp_path: Path) -> None:
     face = Image.fromarray(draw_face(1, 0))
     face.save(tmp_path / "a.png")
     kinds = [
@@ -77,7 +46,7 @@ def test_every_kind_of_picture_says_the_same(made: Recogniser, tmp_path: Path) -
         assert torch.equal(together.embedding[row], first.embedding[0])
 
 
-def test_colours_are_rgb_and_pictures_are_not_changed(made: Recogniser) -> None:
+def test_colours_are_rgb_and_images_are_not_changed(made: Recogniser) -> None:
     rgb = draw_face(1, 0)
     before = rgb.copy()
     swapped = made.represent([rgb, np.ascontiguousarray(rgb[..., ::-1])])
@@ -100,7 +69,7 @@ def test_several_faces_get_an_answer_each(made: Recogniser) -> None:
     assert len(answers) == 2
     assert answers[0].to_dict() == made.verify(both, alone).to_dict()
     assert answers[1].score == pytest.approx(made.verify(crops[1], alone).score, abs=1e-4)
-    assert answers[1].score > answers[0].score  # it is the same picture
+    assert answers[1].score > answers[0].score  # it is the same image
     assert answers[0].face_a is not None
     assert answers[0].face_b is None
 
@@ -128,12 +97,12 @@ def test_scores_are_symmetric(made: Recogniser) -> None:
         (np.zeros((112, 112, 3), np.float32), "float32"),
         (np.zeros((112, 112, 4), np.uint8), "112, 4"),
         (np.zeros((0, 112, 3), np.uint8), "0, 112"),
-        (b"no picture", "the image"),
+        (b"no image", "the image"),
         ("nowhere.png", "nowhere.png: no such image"),
         (np.zeros((90, 90, 3), np.uint8), "no face found"),
     ],
 )
-def test_bad_pictures_are_named(image: object, named: str, made: Recogniser) -> None:
+def test_bad_images_are_named(image: object, named: str, made: Recogniser) -> None:
     for ask in (made.represent, made.align, lambda x: made.verify(draw_face(1, 0), x)):
         with pytest.raises(OamlError, match=named):
             ask(image)  # type: ignore[arg-type]

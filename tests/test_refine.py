@@ -23,9 +23,9 @@ CENTRE = 55.5 * (1 + 1j)
 
 def scene(face: np.ndarray) -> np.ndarray:
     """A face in the middle of grey."""
-    wide = np.full((240, 240, 3), 120, np.uint8)
-    wide[64:176, 64:176] = face
-    return wide
+    photograph = np.full((240, 240, 3), 120, np.uint8)
+    photograph[64:176, 64:176] = face
+    return photograph
 
 
 def off(scale: float, turn: float, x: float, y: float) -> np.ndarray:
@@ -71,23 +71,23 @@ def test_crops_from_different_places_come_together(kind: str) -> None:
         face = draw_face(person, 0)
         if kind != "bare":
             face = occlude(face, kind, np.random.default_rng(person), style="b").image
-        wide = scene(face)
+        photograph = scene(face)
         places = [off(1, 0, 0, 0), off(1.12, 7, 6, -5), off(0.9, -6, -5, 7)]
-        moved = [refined(wide, place) for place in places]
+        moved = [refined(photograph, place) for place in places]
         before += [apart(places[0], place) for place in places[1:]]
         after += [apart(moved[0], place) for place in moved[1:]]
     assert np.mean(after) < 0.5 * np.mean(before)
 
 
-def test_mirrored_faces_move_alike() -> None:
-    wide, matrix = scene(draw_face(2, 0)), off(1.1, 5, 3, -4)
+def test_mirrored_faces_move_the_same_way() -> None:
+    photograph, matrix = scene(draw_face(2, 0)), off(1.1, 5, 3, -4)
     flip = np.diag([-1.0, 1.0])
     other = np.column_stack(
         [flip @ matrix[:, :2] @ flip, flip @ (matrix[:, :2] @ (239, 0) + matrix[:, 2]) + (111, 0)]
     )
-    same = warp(wide[:, ::-1].copy(), other)[:, ::-1].astype(int) - warp(wide, matrix)
+    same = warp(photograph[:, ::-1].copy(), other)[:, ::-1].astype(int) - warp(photograph, matrix)
     assert np.abs(same).mean() < 0.1
-    moved, mirrored = refined(wide, matrix), refined(wide[:, ::-1].copy(), other)
+    moved, mirrored = refined(photograph, matrix), refined(photograph[:, ::-1].copy(), other)
     expected = np.column_stack(
         [flip @ moved[:, :2] @ flip, flip @ (moved[:, :2] @ (239, 0) + moved[:, 2]) + (111, 0)]
     )
@@ -98,7 +98,7 @@ def test_there_is_no_black_beyond_an_aligned_face() -> None:
     assert refined_crop(np.full((112, 112, 3), 200, np.uint8)).min() == 200
 
 
-def test_aligned_pictures_are_moved_where_asked(tmp_path: Path) -> None:
+def test_aligned_images_are_moved_where_asked(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     face = draw_face(1, 0)
     Image.fromarray(face).save(tmp_path / "in" / "a.png")

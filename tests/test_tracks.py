@@ -1,8 +1,9 @@
-"""Faces of a film: one track each, by place and looks, and what its frames show together."""
+"""Faces of a video: one track each, by place and looks, and what its frames show together."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -11,21 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-from oaml.align import TEMPLATE
+from conftest import small_model
+from oaml.align import STANDARD_LANDMARKS
 from oaml.datasets.drawn import draw_face
 from oaml.detect import Face
 from oaml.errors import OamlError
-from oaml.model import Model, ModelConfig
-from oaml.net import NetConfig
-from oaml.qaconv import QAConvConfig
+from oaml.model import Model
 from oaml.recognise import Recogniser
-from oaml.tracks import PATIENCE, Frame, Track, _assign, find_tracks, is_film, read_frames
+from oaml.tracks import FRAMES_AWAY, FacesOfFrame, Track, _assign, find_tracks
+from oaml.video import Frame, is_video, read_frames
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, HEIGHT = 480, 130
 
 
-class Told:
+class Prompted:
     """A detector that knows where the faces of the next frame are."""
 
     def __init__(self) -> None:
@@ -34,15 +35,15 @@ class Told:
     def find(self, photograph: np.ndarray) -> list[Face]:
         """Faces of 112 pixels, the left one first."""
         return [
-            Face(np.array([x, 5.0, 112, 112]), TEMPLATE + np.array((x, 5)), 0.9) for x in self.places.pop(0)
+            Face(np.array([x, 5.0, 112, 112]), STANDARD_LANDMARKS + np.array((x, 5)), 0.9)
+            for x in self.places.pop(0)
         ]
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
     """Random weights with a threshold between what a face has with itself and with another person."""
-    torch.manual_seed(0)
-    made = Model(ModelConfig(NetConfig("ir_mini", 16, occlusion_stage=3), QAConvConfig(adapter=8))).eval()
+    made = small_model()
     faces = Recogniser(made).represent([draw_face(p, 0) for p in (1, 2, 3)])
     fused = made.compare_all(faces, faces)["fused"]
     own, other = fused.diag().min(), (fused - 1e6 * torch.eye(3)).max()
@@ -51,17 +52,25 @@ def model() -> Model:
     return made
 
 
+def tracks_of(recogniser: Recogniser, frames: Iterable[Frame]) -> list[Track]:
+    """As `Recogniser.tracks`, of frames at hand."""
+    threshold = recogniser.threshold(1e-3)
+    assert threshold is not None
+    faces = ((number, recogniser.faces_of_frame(frame)) for number, frame in frames)
+    return find_tracks(recogniser.model, threshold.value, faces)
+
+
 def follow(model: Model, scenes: list[dict[int, np.ndarray]]) -> list[list[tuple[int, int]]]:
     """Tracks of frames that show faces at some places, as (frame, place)."""
-    told = Told()
+    detector = Prompted()
     frames: list[Frame] = []
     for number, scene in enumerate(scenes):
-        picture = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+        image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
         for x, face in scene.items():
-            picture[5:117, x : x + 112] = face
-        frames.append((number, picture))
-        told.places.append(list(scene))
-    tracks = find_tracks(Recogniser(model, told), frames)  # type: ignore[arg-type]
+            image[5:117, x : x + 112] = face
+        frames.append((number, image))
+        detector.places.append(list(scene))
+    tracks = tracks_of(Recogniser(model, detector), frames)  # type: ignore[arg-type]
     return [
         [(n, int(f.box[0])) for n, f in zip(t.frames, t.faces, strict=True) if f is not None] for t in tracks
     ]
@@ -93,16 +102,17 @@ def test_a_face_goes_on_where_it_looks_like_an_earlier_frame(model: Model) -> No
     limit = recogniser.threshold(1e-3)
     assert limit is not None
     assert float(model.compare(again, track.latest)["fused"]) < limit.value
-    assert _assign(recogniser, [track], [None], again, limit.value) == {0: 0}
+    face = draw_face(1, 0)
+    assert _assign(model, limit.value, [track], FacesOfFrame([None], [face], again)) == {0: 0}
     third = recogniser.templates([draw_face(3, 0)])
-    assert _assign(recogniser, [track], [None], third, limit.value) == {}
+    assert _assign(model, limit.value, [track], FacesOfFrame([None], [face], third)) == {}
 
 
 def test_who_comes_back_in_time_goes_on_with_the_track(model: Model) -> None:
     a, empty = {0: draw_face(1, 0)}, {}
     back = {300: draw_face(1, 0)}
-    assert len(follow(model, [a, *[empty] * (PATIENCE - 1), back])) == 1
-    assert len(follow(model, [a, *[empty] * PATIENCE, back])) == 2
+    assert len(follow(model, [a, *[empty] * (FRAMES_AWAY - 1), back])) == 1
+    assert len(follow(model, [a, *[empty] * FRAMES_AWAY, back])) == 2
 
 
 def test_no_two_faces_of_a_frame_share_a_track(model: Model) -> None:
@@ -114,7 +124,7 @@ def test_no_two_faces_of_a_frame_share_a_track(model: Model) -> None:
 def test_a_track_shows_what_its_frames_show_together(model: Model) -> None:
     face = draw_face(1, 0)
     recogniser = Recogniser(model)
-    (track,) = recogniser_tracks(recogniser, [face, face, face])
+    (track,) = tracks_of(recogniser, enumerate([face, face, face]))  # aligned faces need no detector
     alone = recogniser.represent(face)
     assert torch.allclose(track.template.embedding, alone.embedding, atol=1e-5)
     assert torch.allclose(track.template.contributions, alone.contributions, atol=1e-5)
@@ -123,35 +133,30 @@ def test_a_track_shows_what_its_frames_show_together(model: Model) -> None:
     assert (said["first_frame"], said["last_frame"], said["frames"]) == (0, 2, 3)
 
 
-def recogniser_tracks(recogniser: Recogniser, faces: list[np.ndarray]) -> list:
-    """Tracks of frames that are aligned faces, which need no detector."""
-    return find_tracks(recogniser, list(enumerate(faces)))
-
-
-def test_films_and_folders_give_the_same_frames(tmp_path: Path) -> None:
+def test_videos_and_folders_give_the_same_frames(tmp_path: Path) -> None:
     folder = tmp_path / "frames"
     folder.mkdir()
-    film = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (112, 112))
+    video = cv2.VideoWriter(str(tmp_path / "video.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (112, 112))
     for i in range(7):
         face = np.full((112, 112, 3), (200, 30 * i, 20), np.uint8)
         Image.fromarray(face).save(folder / f"{i}.png")
-        film.write(np.ascontiguousarray(face[..., ::-1]))
-    film.release()
-    assert is_film(folder)
-    assert is_film(tmp_path / "film.avi")
-    assert not is_film(folder / "0.png")
+        video.write(np.ascontiguousarray(face[..., ::-1]))
+    video.release()
+    assert is_video(folder)
+    assert is_video(tmp_path / "video.avi")
+    assert not is_video(folder / "0.png")
     for every in (1, 3):
-        from_film, from_folder = (list(read_frames(p, every)) for p in (tmp_path / "film.avi", folder))
-        assert [n for n, _ in from_film] == [n for n, _ in from_folder] == list(range(0, 7, every))
-        for (_, a), (_, b) in zip(from_film, from_folder, strict=True):
+        from_video, from_folder = (list(read_frames(p, every)) for p in (tmp_path / "video.avi", folder))
+        assert [n for n, _ in from_video] == [n for n, _ in from_folder] == list(range(0, 7, every))
+        for (_, a), (_, b) in zip(from_video, from_folder, strict=True):
             assert np.abs(a.astype(int) - b).max() < 12  # red stays red
 
 
-def test_bad_films_are_named(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(OamlError, match=r"nothing\.mp4: no such film"):
+def test_bad_videos_are_named(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(OamlError, match=r"nothing\.mp4: no such video"):
         list(read_frames(tmp_path / "nothing.mp4"))
-    (tmp_path / "bad.mp4").write_bytes(b"no film")
-    with pytest.raises(OamlError, match=r"bad\.mp4: is no film"):
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    with pytest.raises(OamlError, match=r"bad\.mp4: is no video"):
         list(read_frames(tmp_path / "bad.mp4"))
     with pytest.raises(OamlError, match="every: 0"):
         list(read_frames(tmp_path / "bad.mp4", 0))
@@ -161,6 +166,6 @@ def test_bad_films_are_named(model: Model, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(tmp_path / "empty" / "a.png")
     with pytest.raises(OamlError, match="oaml download yunet"):
         Recogniser(model).tracks(tmp_path / "empty")
-    bare = Model(ModelConfig(NetConfig("ir_mini", 16), QAConvConfig(adapter=8))).eval()
+    unfitted = small_model()
     with pytest.raises(OamlError, match="no thresholds"):
-        Recogniser(bare, name="bare").tracks(tmp_path / "empty")
+        Recogniser(unfitted, name="unfitted").tracks(tmp_path / "empty")

@@ -16,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import small_model
+from oaml import terminal
 from oaml import verify as module
 from oaml.datasets.drawn import draw_face
 from oaml.decision import LEAST_SHARED, decide, fitted_threshold
@@ -23,34 +25,21 @@ from oaml.errors import OamlError
 from oaml.evaluation.scoring import score
 from oaml.main import main, parser_of
 from oaml.model import Model, ModelConfig
-from oaml.net import NetConfig
-from oaml.qaconv import QAConvConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def made(folder: Path, bias: float = 1.0, **config: Any) -> Path:
-    """A model folder with random weights; `bias` is added to the logits of visibility."""
-    torch.manual_seed(0)
-    net = NetConfig("ir_mini", 16, occlusion_stage=3)
-    model = Model(ModelConfig(net, QAConvConfig(adapter=8), **config)).eval()
-    with torch.no_grad():
-        assert model.net.occlusion_head.conv2.bias is not None
-        model.net.occlusion_head.conv2.bias.add_(bias)
-    return model.save(folder)
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models and faces; nothing is written here by the tests."""
     root = tmp_path_factory.mktemp("verify")
-    made(
-        root / "model",
+    small_model(
+        1.0,
         thresholds={"0.01": 5.0, "0.001": 9.5},  # a and b, one person, score 6.7; a and a 12.3
         training={"thresholds_fitted_on": "12 pairs of drawn people"},
-    )
-    made(root / "bare")
-    made(root / "blind", bias=-30.0, thresholds={"0.001": -99.0})
+    ).save(root / "model")
+    small_model(1.0).save(root / "unfitted")
+    small_model(-30.0, thresholds={"0.001": -99.0}).save(root / "blind")
     for name, person, shot in (("a", 1, 0), ("b", 1, 1), ("c", 2, 0)):
         Image.fromarray(draw_face(person, shot)).save(root / f"{name}.png")
     return root
@@ -102,7 +91,7 @@ def test_the_numbers_are_those_of_score(here: Path, capsys: pytest.CaptureFixtur
     capsys.readouterr()
     with (here / "out.csv").open() as opened:
         row = list(csv.DictReader(opened))[1]
-    found = asked(capsys, "a.png", "b.png", "--model", "model")
+    answer = asked(capsys, "a.png", "b.png", "--model", "model")
     for column, name in (
         ("fused", "score"),
         ("cosine", "cosine"),
@@ -111,24 +100,24 @@ def test_the_numbers_are_those_of_score(here: Path, capsys: pytest.CaptureFixtur
         ("visible_a", "visible_a"),
         ("visible_b", "visible_b"),
     ):
-        assert f"{found[name]:.8f}" == row[column]
-    assert 0 < found["visible_both"] < min(found["visible_a"], found["visible_b"])
+        assert f"{answer[name]:.8f}" == row[column]
+    assert 0 < answer["visible_both"] < min(answer["visible_a"], answer["visible_b"])
 
 
 def test_facts_of_the_answer(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = asked(capsys, "a.png", "b.png", "--model", "model")
-    assert (found["a"], found["b"], found["model"]) == ("a.png", "b.png", "model")
-    assert (found["threshold"], found["far"], found["threshold_from"]) == (9.5, 0.001, "model")
-    assert found["fitted_on"] == "12 pairs of drawn people"
-    assert found["least_visible_both"] == LEAST_SHARED == 0.05
-    assert found["decision"] == "different people"
-    assert found["remedy"] is None
-    assert found["picture"] is None
+    answer = asked(capsys, "a.png", "b.png", "--model", "model")
+    assert (answer["a"], answer["b"], answer["model"]) == ("a.png", "b.png", "model")
+    assert (answer["threshold"], answer["far"], answer["threshold_from"]) == (9.5, 0.001, "model")
+    assert answer["fitted_on"] == "12 pairs of drawn people"
+    assert answer["least_visible_both"] == LEAST_SHARED == 0.05
+    assert answer["decision"] == "different people"
+    assert answer["remedy"] is None
+    assert answer["picture"] is None
     lenient = asked(capsys, "a.png", "b.png", "--model", "model", "--far", "0.01")
     assert (lenient["threshold"], lenient["far"], lenient["decision"]) == (5.0, 0.01, "same person")
     unchanged = ("decision", "reason", "threshold", "far")
     assert {k: v for k, v in lenient.items() if k not in unchanged} == {
-        k: v for k, v in found.items() if k not in unchanged
+        k: v for k, v in answer.items() if k not in unchanged
     }
 
 
@@ -141,9 +130,9 @@ def test_both_orders_agree(here: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_an_image_with_itself(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = asked(capsys, "a.png", "a.png", "--model", "model")
-    assert found["cosine"] == pytest.approx(1, abs=1e-6)
-    assert found["decision"] == "same person"
+    answer = asked(capsys, "a.png", "a.png", "--model", "model")
+    assert answer["cosine"] == pytest.approx(1, abs=1e-6)
+    assert answer["decision"] == "same person"
 
 
 def test_the_users_threshold_is_obeyed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,37 +146,38 @@ def test_the_users_threshold_is_obeyed(here: Path, capsys: pytest.CaptureFixture
         (-1e9, "same person"),
         (1e9, "different people"),
     ):
-        found = asked(capsys, "a.png", "b.png", "--model", "model", f"--threshold={threshold!r}")
-        assert found["decision"] == decision
-        assert found["threshold"] == threshold
-        assert (found["threshold_from"], found["far"], found["fitted_on"]) == ("user", None, None)
+        answer = asked(capsys, "a.png", "b.png", "--model", "model", f"--threshold={threshold!r}")
+        assert answer["decision"] == decision
+        assert answer["threshold"] == threshold
+        assert (answer["threshold_from"], answer["far"], answer["fitted_on"]) == ("user", None, None)
     # even where the model has none, or none for the rate
     assert (
-        asked(capsys, "a.png", "b.png", "--model", "bare", "--threshold", "0")["decision"] != "no threshold"
+        asked(capsys, "a.png", "b.png", "--model", "unfitted", "--threshold", "0")["decision"]
+        != "no threshold"
     )
     asked(capsys, "a.png", "b.png", "--model", "model", "--threshold", "0", "--far", "0.5")
 
 
 def test_a_model_without_thresholds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = asked(capsys, "a.png", "b.png", "--model", "bare")
-    assert found["decision"] == "no threshold"
-    assert (found["threshold"], found["threshold_from"], found["far"], found["fitted_on"]) == (None,) * 4
+    answer = asked(capsys, "a.png", "b.png", "--model", "unfitted")
+    assert answer["decision"] == "no threshold"
+    assert (answer["threshold"], answer["threshold_from"], answer["far"], answer["fitted_on"]) == (None,) * 4
     for part in ("oaml adapt", "--threshold"):
-        assert part in found["remedy"]
-    assert all(math.isfinite(found[name]) for name in ("score", "joint", "qaconv", "cosine"))
-    text = shown(capsys, "a.png", "b.png", "--model", "bare")
+        assert part in answer["remedy"]
+    assert all(math.isfinite(answer[name]) for name in ("score", "joint", "qaconv", "cosine"))
+    text = shown(capsys, "a.png", "b.png", "--model", "unfitted")
     assert "no threshold" in text
     assert "oaml adapt" in text
-    assert f"{found['score']:.3f}" in text
+    assert f"{answer['score']:.3f}" in text
 
 
 def test_too_little_in_common_is_never_decided(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more in ([], ["--threshold=-1000"]):
-        found = asked(capsys, "a.png", "b.png", "--model", "blind", *more)
-        assert found["decision"] == "too little visible to decide"
-        assert found["visible_both"] < LEAST_SHARED
-        assert "more of the face" in found["remedy"]
-        assert found["threshold"] is not None
+        answer = asked(capsys, "a.png", "b.png", "--model", "blind", *more)
+        assert answer["decision"] == "too little visible to decide"
+        assert answer["visible_both"] < LEAST_SHARED
+        assert "more of the face" in answer["remedy"]
+        assert answer["threshold"] is not None
     assert "too little visible" in shown(capsys, "a.png", "b.png", "--model", "blind", "--draw", "why.png")
 
 
@@ -207,7 +197,7 @@ def test_decide(value: float, both: float, threshold: float | None, decision: st
     assert decide(value, both, threshold)[0] == decision
 
 
-def test_numbers_that_round_alike_are_told_apart() -> None:
+def test_numbers_that_round_to_the_same_are_told_apart() -> None:
     assert decide(1.00002, 1, 1.00003)[1] == "score 1.00002 stays below the threshold 1.00003"
     assert decide(2, 1, 2)[1] == "score 2.000 reaches the threshold 2.000"
     assert decide(1.0, 1, math.nextafter(1.0, 2))[0] == "different people"
@@ -218,9 +208,9 @@ def test_numbers_that_round_alike_are_told_apart() -> None:
 
 @pytest.mark.parametrize("key", ["0.001", "1e-3", "0.0010"])
 def test_a_rate_is_a_number_and_no_spelling(key: str) -> None:
-    found = fitted_threshold(ModelConfig(thresholds={key: 0.0, "0.01": 1.0}), 0.001)
-    assert found is not None
-    assert (found.value, found.far, found.fitted_on) == (0.0, 0.001, None)
+    threshold = fitted_threshold(ModelConfig(thresholds={key: 0.0, "0.01": 1.0}), 0.001)
+    assert threshold is not None
+    assert (threshold.value, threshold.far, threshold.fitted_on) == (0.0, 0.001, None)
 
 
 def test_no_thresholds_at_all() -> None:
@@ -255,18 +245,18 @@ def test_a_threshold_that_nothing_can_reach(value: float) -> None:
 
 
 def test_what_a_person_reads(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = asked(capsys, "a.png", "b.png", "--model", "model")
+    answer = asked(capsys, "a.png", "b.png", "--model", "model")
     text = shown(capsys, "a.png", "b.png", "--model", "model")
     assert text.startswith("different people")
     for part in (
-        f"{found['score']:.3f}",
+        f"{answer['score']:.3f}",
         "9.500",
-        "1 in 1,000 pairs of different people",
+        "1 in 1,000 impostor pairs",
         "FAR 0.001",
         "12 pairs of drawn people",
-        f"{found['cosine']:.3f}",
-        f"{100 * found['visible_a']:.0f} %",
-        f"{100 * found['visible_both']:.0f} %",
+        f"{answer['cosine']:.3f}",
+        f"{100 * answer['visible_a']:.0f} %",
+        f"{100 * answer['visible_both']:.0f} %",
     ):
         assert part in text
     text = shown(capsys, "a.png", "b.png", "--model", "model", "--threshold", "0")
@@ -278,7 +268,7 @@ def test_what_a_person_reads(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     ("far", "words"), [(0.01, "1 in 100"), (1e-4, "1 in 10,000"), (0.003, "0.3 % of"), (0.5, "1 in 2")]
 )
 def test_a_rate_in_words(far: float, words: str) -> None:
-    assert module._odds(far) == words
+    assert terminal._odds(far) == words
 
 
 @pytest.mark.parametrize("name", ["[bold]a.png", "\u5f20.png", "$a$ b.png"])
@@ -300,35 +290,35 @@ def test_a_name_of_no_known_letters_is_escaped(here: Path, capsys: pytest.Captur
 
 
 def test_draw(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = asked(capsys, "a.png", "b.png", "--model", "model", "--draw", "deep/why.png")
-    assert found["picture"] == "deep/why.png"
+    answer = asked(capsys, "a.png", "b.png", "--model", "model", "--draw", "deep/why.png")
+    assert answer["picture"] == "deep/why.png"
     with Image.open("deep/why.png") as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 1000
     assert os.listdir("deep") == ["why.png"]
     without = asked(capsys, "a.png", "b.png", "--model", "model")
-    assert {**found, "picture": None} == without
+    assert {**answer, "picture": None} == without
 
 
 def test_the_picture_gets_decision_and_what_it_takes(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given: list[dict[str, Any]] = []
-    monkeypatch.setattr(module, "draw_pair", lambda *positional, **named: given.append(named))
-    found = asked(capsys, "a.png", "b.png", "--model", "model", "--draw", "why.png")
-    assert given[0]["names"] == ("a.png", "b.png")
-    title = given[0]["title"]
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(module, "draw_pair", lambda *positional, **named: calls.append(named))
+    answer = asked(capsys, "a.png", "b.png", "--model", "model", "--draw", "why.png")
+    assert calls[0]["names"] == ("a.png", "b.png")
+    title = calls[0]["title"]
     assert title.startswith("Different people: score ")
-    assert title.endswith(f"both show {100 * found['visible_both']:.0f} % of the face")
+    assert title.endswith(f"both show {100 * answer['visible_both']:.0f} % of the face")
     assert "threshold 9.500" in title
-    needed = [given[0]["needed"]]
-    for more in (["--threshold", str(found["score"])], ["--threshold=-1e9"]):
+    needed = [calls[0]["needed"]]
+    for more in (["--threshold", str(answer["score"])], ["--threshold=-1e9"]):
         asked(capsys, "a.png", "b.png", "--model", "model", "--draw", "why.png", *more)
-        needed.append(given[-1]["needed"])
+        needed.append(calls[-1]["needed"])
     assert needed[0] > needed[1] > needed[2]
-    for other in ("bare", "blind"):  # no decision: nothing to reach
+    for other in ("unfitted", "blind"):  # no decision: nothing to reach
         asked(capsys, "a.png", "b.png", "--model", other, "--draw", "why.png")
-        assert given[-1]["needed"] is None
+        assert calls[-1]["needed"] is None
 
 
 # --- bad input

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oaml.cache import BARE, FeatureCache, Plan
+from oaml.cache import BARE, CachePlan, FeatureCache
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import PeopleFolder, Split, split_name
 from oaml.errors import OamlError
@@ -134,7 +134,7 @@ def adapt(
     model = to_device(start(backbone, last_stage, flip), device)
     torch.manual_seed(seed)
 
-    plan = Plan.make(trained, list(occluders), covers, seed)
+    plan = CachePlan.make(trained, list(occluders), covers, seed)
     cached = FeatureCache(Path(cache or out.with_name(out.name + ".cache")), model, trained, plan, sources)
     console.print(
         f"{len(trained.people):,} people with {len(trained):,} images train, {len(held_out.people):,} people are held out; "

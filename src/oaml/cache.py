@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class CachePlan:
     """Which rows there are; depends on the people, the kinds and the number of covers alone."""
 
     rows: list[Row]
@@ -59,7 +59,7 @@ class Plan:
     seed: int
 
     @classmethod
-    def make(cls, people: People, kinds: list[str], covers: int, seed: int) -> Plan:
+    def make(cls, people: People, kinds: list[str], covers: int, seed: int) -> CachePlan:
         """Two views of every image, each bare and under `covers` covers; half as many for a person with one image."""
         counts = np.bincount(people.labels)
         rows = []
@@ -85,7 +85,7 @@ class FeatureCache:
     """
 
     def __init__(
-        self, folder: Path, model: Model, people: People, plan: Plan, masked: list[MaskedFolder]
+        self, folder: Path, model: Model, people: People, plan: CachePlan, masked: list[MaskedFolder]
     ) -> None:
         self.folder, self.model, self.people, self.plan = folder, model, people, plan
         self.extra = [(source, i, view) for source in masked for i in range(len(source)) for view in (0, 1)]

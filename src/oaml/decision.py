@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,7 +15,10 @@ from oaml.errors import OamlError
 if TYPE_CHECKING:
     from oaml.model import Model, ModelConfig
 
-Decision = Literal["same person", "different people", "too little visible to decide", "no threshold"]
+Decision = Literal[
+    "same person", "different people", "known person", "unknown person",
+    "too little visible to decide", "no threshold",
+]  # fmt: skip
 
 LEAST_SHARED = 0.05
 """Share of the face that both must show for a decision; a twentieth is about half an eye region, 2.5 of 49 cells.
@@ -33,7 +36,7 @@ class Threshold:
     value: float
     """A pair counts as the same person from this fused score on."""
     far: float | None = None
-    """Share of pairs of different people that reach it; None for a threshold of the user's own."""
+    """Share of impostor pairs (two people) that reach it; None for a threshold of the user's own."""
     fitted_on: str | None = None
     """What it was fitted on, in words; None where nobody states it."""
 
@@ -45,77 +48,95 @@ class Threshold:
         return Threshold(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What is said of two faces. Scores are larger for more alike faces; shares of a face are in [0,1]."""
+    """What `verify` and `search` say alike: a decision, and the threshold that it was made by."""
 
     decision: Decision
     reason: str
     """One clause that gives the numbers behind the decision."""
-    score: float
-    """The fused score, which decides."""
-    threshold: float | None
-    threshold_from: Literal["model", "user"] | None
-    far: float | None
-    fitted_on: str | None
-    joint: float
-    qaconv: float
-    cosine: float
-    """Of the whole embeddings, as if nothing were covered: the network's plain score, to compare."""
-    visible_a: float
-    visible_b: float
-    visible_both: float
-    """Share of the face that both show in the same places."""
+    limit: Threshold | None
     least_visible_both: float = LEAST_SHARED
-    """Below this nothing is decided."""
-    face_a: Face | None = None
-    face_b: Face | None = None
-    """Where the faces are in their photographs; None for a picture that is an aligned face."""
-    crops: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False, compare=False)
-    """The aligned faces that were compared, uint8 RGB [112,112,3]; not part of `to_dict`."""
+    """Below this share of the face that both show nothing is decided."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with `remedy`."""
-        faces = {
-            name: None if face is None else face.to_dict()
-            for name, face in (("face_a", self.face_a), ("face_b", self.face_b))
-        }
-        facts = {
-            **asdict(replace(self, face_a=None, face_b=None, crops=None)),
-            **faces,
-            "remedy": self.remedy,
-        }
-        facts.pop("crops")
-        return facts
+    @property
+    def threshold(self) -> float | None:
+        """The fused score from which on two faces are one person's; None where there is no threshold."""
+        return None if self.limit is None else self.limit.value
+
+    @property
+    def threshold_from(self) -> Literal["model", "user"] | None:
+        """Whose threshold it is."""
+        return None if self.limit is None else "user" if self.limit.far is None else "model"
+
+    @property
+    def far(self) -> float | None:
+        """See `Threshold`."""
+        return None if self.limit is None else self.limit.far
+
+    @property
+    def fitted_on(self) -> str | None:
+        """See `Threshold`."""
+        return None if self.limit is None else self.limit.fitted_on
 
     @property
     def remedy(self) -> str | None:
         """What to do about an answer that is no decision."""
-        return remedy(self.decision)
+        if self.decision == "no threshold":
+            return REMEDY
+        if self.decision == "too little visible to decide":
+            return "take a picture on which more of the face shows"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with `remedy`; aligned faces, which don't count in comparisons of answers, are left out."""
+        facts = {field.name: getattr(self, field.name) for field in fields(self) if field.compare}
+        del facts["limit"]
+        for name in ("threshold", "threshold_from", "far", "fitted_on", "remedy"):
+            facts[name] = getattr(self, name)
+        return {name: _plain(value) for name, value in facts.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyAnswer(Answer):
+    """What is said of two faces. Scores are larger for more similar faces; shares of a face are in [0,1]."""
+
+    score: float
+    """The fused score, which decides."""
+    joint: float
+    qaconv: float
+    cosine: float
+    """Of the whole embeddings, as if nothing were occluded: the network's plain score, to compare."""
+    visible_a: float
+    visible_b: float
+    visible_both: float
+    """Share of the face that both show in the same places."""
+    face_a: Face | None
+    face_b: Face | None
+    """Where the faces are in their photographs; None for an image that is an aligned face."""
+    crops: tuple[np.ndarray, np.ndarray] = field(repr=False, compare=False)
+    """The aligned faces that were compared, uint8 RGB [112,112,3]; not part of `to_dict`."""
 
     @property
     def sentence(self) -> str:
         """Decision, reason and what both show, for a title."""
-        said = f"{self.decision[0].upper()}{self.decision[1:]}: {self.reason}"
+        clause = f"{self.decision[0].upper()}{self.decision[1:]}: {self.reason}"
         if self.decision == "too little visible to decide":  # the reason says it already
-            return said
-        return f"{said}; both show {100 * self.visible_both:.0f} % of the face"
-
-
-def remedy(decision: str) -> str | None:
-    """What to do about an answer that is no decision; None for one that is."""
-    if decision == "no threshold":
-        return REMEDY
-    if decision == "too little visible to decide":
-        return "take a picture on which more of the face shows"
-    return None
+            return clause
+        return f"{clause}; both show {100 * self.visible_both:.0f} % of the face"
 
 
 def fitted_threshold(config: ModelConfig, far: float, source: str = "config.json") -> Threshold | None:
     """The threshold of the fused score that a model has for a false-accept rate; None for a model without any.
 
     Args:
-        far: share of pairs of different people that may pass, above 0 and below 1.
+        far: share of impostor pairs that may pass, above 0 and below 1.
         source: the model's name in errors.
 
     Raises:
@@ -166,7 +187,7 @@ def decide_pairs(
     pairs: Sequence[tuple[int, int]],
     threshold: Threshold | None,
     faces: Sequence[Face | None],
-) -> list[Answer]:
+) -> list[VerifyAnswer]:
     """Score pairs of aligned faces and decide each.
 
     Args:
@@ -186,28 +207,25 @@ def decide_pairs(
     from oaml.visibility import shared_visibility
 
     a, b = np.array(pairs).T
-    found = extract(model, crops, len(crops))
-    scores = score_pairs(model, found, a, found, b, plain=False, name=lambda _: "the two faces")
-    shown = found.visible().tolist()
-    shared = shared_visibility(found.visibility[a], found.visibility[b]).tolist()
+    templates = extract(model, crops, len(crops))
+    scores = score_pairs(model, templates, a, templates, b, plain=False, name=lambda _: "the two faces")
+    visible = templates.visible().tolist()
+    shared = shared_visibility(templates.visibility[a], templates.visibility[b]).tolist()
     answers = []
     for row, (i, j) in enumerate(pairs):
         one = {name: float(values[row]) for name, values in scores.items()}
         decision, reason = decide(one["fused"], shared[row], None if threshold is None else threshold.value)
         answers.append(
-            Answer(
+            VerifyAnswer(
                 decision=decision,
                 reason=reason,
+                limit=threshold,
                 score=one["fused"],
-                threshold=None if threshold is None else threshold.value,
-                threshold_from=None if threshold is None else "user" if threshold.far is None else "model",
-                far=None if threshold is None else threshold.far,
-                fitted_on=None if threshold is None else threshold.fitted_on,
                 joint=one["joint"],
                 qaconv=one["qaconv_visibility"],
                 cosine=one["cosine"],
-                visible_a=shown[i],
-                visible_b=shown[j],
+                visible_a=visible[i],
+                visible_b=visible[j],
                 visible_both=shared[row],
                 face_a=faces[i],
                 face_b=faces[j],

@@ -1,9 +1,9 @@
 """Faces in a photograph: YuNet (Wu et al., 2023) at several sizes, through OpenCV.
 
-The network finds covered faces too, but with less confidence, at other sizes than bare ones, and guesses their landmarks anew each
-time. So a photograph is shown to it in several sizes and mirrored, every face that it finds is looked at again, upright and in the
-sizes at which its landmarks are best, and all that is said of one face is averaged by confidence (as Solovyev et al., 2021, do with
-boxes). `studies/alignment.py` measured what that is worth.
+The network finds occluded faces too, but with less confidence, at other sizes than unoccluded ones, and guesses their landmarks
+anew each time. So a photograph is shown to it in several sizes and mirrored, every face that it finds is looked at again, upright
+and in the sizes at which its landmarks are best, and all that is said of one face is averaged by confidence (as Solovyev et al.,
+2021, do with boxes). `studies/alignment.py` measured what that is worth.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ MARGIN = 1.6
 """Side of what is looked at again, in sides of the aligned crop."""
 LARGEST = 2.0
 """A photograph is enlarged this many times at most: more shows nothing new."""
-OVERLAP = 0.3
+SAME_FACE_OVERLAP = 0.3
 """Boxes that share more than this (intersection over union) are one face."""
 SURE = 0.9
 """Mean confidence of looking again from which on the photograph is upright. Otherwise it is tried in all four directions: a face is
-found on its side and upside down too, with its landmarks in wrong places, and a covered one is at times surer so than upright."""
+found on its side and upside down too, with its landmarks in wrong places, and an occluded one is at times surer so than upright."""
 TURNED, FURTHER = 0.5, 0.02
 """What that mean must be for a photograph to be turned, and by how much more than upright."""
 LEAST_EYES = 12.0
@@ -49,7 +49,7 @@ class Face:
     box: np.ndarray
     """float64 [4]: left, top, width, height. It may reach beyond the photograph."""
     landmarks: np.ndarray
-    """float64 [5,2]: x and y of the eye on the left of an upright picture, the other eye, nose, mouth corners left and right."""
+    """float64 [5,2]: x and y of the eye on the left of an upright image, the other eye, nose, mouth corners left and right."""
     score: float
     """Confidence in [0,1]."""
 
@@ -102,7 +102,9 @@ class Detector:
             raise OamlError(f"{path}: no such detector; `oaml download yunet` gets one")
         self.sides = tuple(sides)
         try:
-            self._network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), least, OVERLAP, 5000)
+            self._network = cv2.FaceDetectorYN.create(
+                str(path), "", (320, 320), least, SAME_FACE_OVERLAP, 5000
+            )
         except cv2.error as error:
             raise OamlError(
                 f"{path}: is no YuNet network in ONNX format ({error.err}); `oaml download yunet` gets one"
@@ -126,40 +128,40 @@ class Detector:
                 turned = max(others, key=lambda other: other.trust)
                 seen = turned if turned.trust >= max(TURNED, seen.trust + FURTHER) else seen
         groups = [group for group in seen.groups if _surest(group) >= THRESHOLD] or seen.groups[:1]
-        again = [seen.again, *(self._again(photograph, _mean(group)) for group in groups[1:])]
-        faces = [_mean(group + looks) for group, looks in zip(groups, again, strict=False)]
+        again = [seen.again, *(self.look_again(photograph, mean_face(group)) for group in groups[1:])]
+        faces = [mean_face(group + looks) for group, looks in zip(groups, again, strict=False)]
         return sorted(faces, key=lambda face: -face.rank)
 
     def _seen(self, photograph: np.ndarray, quarters: int) -> _Seen:
         """What the photograph shows when it is turned to the left by quarters."""
-        groups = _grouped(self._turned(photograph, quarters))
-        return _Seen(groups, self._again(photograph, _mean(groups[0])) if groups else [])
+        groups = group_looks(self.looks(photograph, quarters))
+        return _Seen(groups, self.look_again(photograph, mean_face(groups[0])) if groups else [])
 
-    def _turned(self, photograph: np.ndarray, quarters: int) -> list[Face]:
+    def looks(self, photograph: np.ndarray, quarters: int) -> list[Face]:
         """What is seen in the photograph turned to the left by quarters, in pixels of the photograph as it is."""
         height, width = photograph.shape[:2]
-        found = self._in_sizes(np.ascontiguousarray(np.rot90(photograph, quarters)))
-        return [_turned_back(face, width, height, quarters) for face in found]
+        faces = self._in_sizes(np.ascontiguousarray(np.rot90(photograph, quarters)))
+        return [turned_back(face, width, height, quarters) for face in faces]
 
     def _in_sizes(self, photograph: np.ndarray) -> list[Face]:
         import cv2
 
         height, width = photograph.shape[:2]
         scales = [side / max(height, width) for side in self.sides if side <= LARGEST * max(height, width)]
-        found: list[Face] = []
+        faces: list[Face] = []
         for scale in scales or [LARGEST]:
             size = max(1, round(width * scale)), max(1, round(height * scale))
             smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
             shown = cv2.resize(photograph, size, interpolation=smooth)[..., ::-1]  # the network expects BGR
-            found += self._once(shown, width, height)
-            found += [_mirrored(face, width) for face in self._once(shown[:, ::-1], width, height)]
-        return found
+            faces += self._once(shown, width, height)
+            faces += [_mirrored(face, width) for face in self._once(shown[:, ::-1], width, height)]
+        return faces
 
-    def _again(self, photograph: np.ndarray, face: Face) -> list[Face]:
+    def look_again(self, photograph: np.ndarray, face: Face) -> list[Face]:
         """What is seen of one face, upright and in the sizes of `AGAIN`."""
         import cv2
 
-        found: list[Face] = []
+        again: list[Face] = []
         upright = similarity(face.landmarks)
         for size in AGAIN:
             scale, side = size / FACE_SIZE, round(size * MARGIN)
@@ -172,11 +174,11 @@ class Detector:
             for look in looks:
                 if np.abs(look.landmarks.mean(0) - side / 2).max() < size / 4:  # not a neighbour
                     landmarks = look.landmarks @ back[:, :2].T + back[:, 2]
-                    found.append(Face(face.box, landmarks, look.score))
-        return found
+                    again.append(Face(face.box, landmarks, look.score))
+        return again
 
     def _once(self, shown: np.ndarray, width: int, height: int) -> list[Face]:
-        """Faces of a BGR picture as it is, in pixels of a photograph of width x height."""
+        """Faces of a BGR image as it is, in pixels of a photograph of width x height."""
         self._network.setInputSize(shown.shape[1::-1])
         _, rows = self._network.detect(np.ascontiguousarray(shown))
         scale = shown.shape[1] / width, shown.shape[0] / height
@@ -184,31 +186,31 @@ class Detector:
 
 
 def _face(row: np.ndarray, x: float, y: float) -> Face:
-    """From a row of the network, whose picture has x and y times the size of the photograph."""
+    """From a row of the network, whose image has x and y times the size of the photograph."""
     scale = np.array([x, y])
-    corner = (row[:2] + 0.5) / scale - 0.5  # centres of pixels move when a picture is scaled
+    corner = (row[:2] + 0.5) / scale - 0.5  # centres of pixels move when an image is scaled
     landmarks = (row[4:14].reshape(5, 2) + 0.5) / scale - 0.5
     return Face(np.concatenate([corner, row[2:4] / scale]), landmarks, float(np.clip(row[14], 0, 1)))
 
 
 def _mirrored(face: Face, width: int) -> Face:
     """From the mirror image of a photograph to the photograph: left and right change places."""
-    left, top, wide, high = face.box
+    left, top, *size = face.box
     landmarks = face.landmarks[[1, 0, 2, 4, 3]] * (-1, 1) + (width - 1, 0)
-    return Face(np.array([width - 1 - left - wide, top, wide, high]), landmarks, face.score)
+    return Face(np.array([width - 1 - left - size[0], top, *size]), landmarks, face.score)
 
 
-def _grouped(faces: list[Face]) -> list[list[Face]]:
+def group_looks(faces: list[Face]) -> list[list[Face]]:
     """Looks at one face each: all that overlap the surest, then all of the rest that overlap the surest of the rest."""
     groups: list[list[Face]] = []
     rest = sorted(faces, key=lambda face: -face.score)
     while rest:
-        groups.append([face for face in rest if shared_area(rest[0].box, face.box) > OVERLAP])
-        rest = [face for face in rest if shared_area(rest[0].box, face.box) <= OVERLAP]
+        groups.append([face for face in rest if shared_area(rest[0].box, face.box) > SAME_FACE_OVERLAP])
+        rest = [face for face in rest if shared_area(rest[0].box, face.box) <= SAME_FACE_OVERLAP]
     return groups
 
 
-def _mean(looks: list[Face]) -> Face:
+def mean_face(looks: list[Face]) -> Face:
     """Their mean, weighted by confidence, with the confidence of the surest."""
     weights = np.array([look.score for look in looks])
     box = np.average([look.box for look in looks], 0, weights)
@@ -227,7 +229,7 @@ def shared_area(a: np.ndarray, b: np.ndarray) -> float:
     return common / max(float(np.prod(a[2:]) + np.prod(b[2:])) - common, 1e-9)
 
 
-def _turned_back(face: Face, width: int, height: int, quarters: int) -> Face:
+def turned_back(face: Face, width: int, height: int, quarters: int) -> Face:
     """From a photograph turned to the left by quarters to the photograph, which is width x height."""
     if quarters == 0:
         return face
@@ -245,15 +247,15 @@ def _turned_back(face: Face, width: int, height: int, quarters: int) -> Face:
     return Face(np.concatenate([low, high - low]), back(face.landmarks), face.score)
 
 
-def find_detector(given: Path | None = None) -> Path | None:
-    """The detector's file: the given one, or the downloaded one; None where there is neither.
+def find_detector(file: Path | None = None) -> Path | None:
+    """The detector's file: the one named, or the downloaded one; None where there is neither.
 
     Raises:
-        OamlError: the given one is no file.
+        OamlError: the one named is no file.
     """
-    if given is not None:
-        if not Path(given).is_file():
-            raise OamlError(f"{given}: no such detector; give a YuNet file, or leave --detector out")
-        return Path(given)
+    if file is not None:
+        if not Path(file).is_file():
+            raise OamlError(f"{file}: no such detector; give a YuNet file, or leave --detector out")
+        return Path(file)
     downloaded = place("yunet")
     return downloaded if downloaded.is_file() else None

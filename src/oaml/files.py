@@ -153,6 +153,11 @@ def name_of(image: Image) -> str:
     return getattr(image, "filename", "") or "the image"
 
 
+def printable(text: str) -> str:
+    """The text with bytes of no known character escaped, as a file name on Linux may hold them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def read_photograph(image: Image) -> np.ndarray:
     """Read a photograph of any size, turned upright as its EXIF entry says, as RGB uint8 [H,W,3].
 

@@ -176,8 +176,8 @@ class QAConv(nn.Module):
         with torch.autocast(prob.device.type, enabled=False):
             prob, gal = _full_precision(prob).flatten(2), _full_precision(gal).flatten(2)
             visible_p, visible_g = self._visible(prob, prob_occ), self._visible(gal, gal_occ)
-            won = winners(*self._judged(prob, gal, visible_p, visible_g), self._bias())
-            return self._score(won, visible_p[:, None], visible_g[None])
+            won = winners(*self._judged(prob, gal, visible_p, visible_g), self.bias())
+            return self.logits(won, visible_p[:, None], visible_g[None])
 
     def _judged(
         self, prob: Tensor, gal: Tensor, visible_p: Tensor, visible_g: Tensor
@@ -199,7 +199,7 @@ class QAConv(nn.Module):
             )
         return occ.flatten(1).to(maps.dtype)
 
-    def _score(self, won: Winners, visible_p: Tensor, visible_g: Tensor) -> Tensor:
+    def logits(self, won: Winners, visible_p: Tensor, visible_g: Tensor) -> Tensor:
         """Winners of [A,B] pairs with visibility broadcastable to [A,B,S] (probe) and [A,B,R] (gallery) -> [A,B]."""
         if self.method == "normalized":
             return self._normalized(won, visible_p, visible_g)
@@ -224,7 +224,7 @@ class QAConv(nn.Module):
         shared = ((c * visible_p) * visible_g).sum(-1) / c.sum()
         return c * visible_p * partner_of_s, c * visible_g * partner_of_r, shared
 
-    def _bias(self) -> Tensor | None:
+    def bias(self) -> Tensor | None:
         """[R,S] bonus by the offset of s from r, the same for an offset and its opposite (which keeps scores symmetric)."""
         if self.offset_bias is None:
             return None
@@ -262,12 +262,12 @@ class QAConv(nn.Module):
         probes = self._faces(probe, probe_visibility, block, prepared)
         galleries = self._faces(gallery, gallery_visibility, block, prepared)
         dtype = _rounded(precision)
-        bias = self._bias()
+        bias = self.bias()
 
         def one_block(pair: tuple[Faces, Faces]) -> Tensor:
             (p, v_p), (g, v_g) = pair
             judged = self._judged(p, g, v_p, v_g)
-            return self._score(winners(*judged, bias, dtype), v_p[:, None], v_g[None])
+            return self.logits(winners(*judged, bias, dtype), v_p[:, None], v_g[None])
 
         scores = spread(one_block, [(p, g) for p in probes for g in galleries], probe.device)
         if not scores:
@@ -294,12 +294,12 @@ class QAConv(nn.Module):
             )
         block = max(1, chunk_bytes // self._bytes_a_pair())
         dtype = _rounded(precision)
-        bias = self._bias()
+        bias = self.bias()
 
         def one_block(pair: tuple[Faces, Faces]) -> Tensor:
             (a, v_a), (b, v_b) = pair
             won = paired_winners(*self._judged(a, b, v_a, v_b), bias, dtype)
-            return self._score(won, v_a[:, None], v_b[:, None])[:, 0]
+            return self.logits(won, v_a[:, None], v_b[:, None])[:, 0]
 
         sides = (
             self._faces(features_a, visibility_a, block, prepared),
@@ -337,11 +337,11 @@ class QAConv(nn.Module):
             sides += self._faces(maps, occ, len(maps), prepared)
             places.append(rows.split(PAIRS))
         (p, v_p), (g, v_g) = sides
-        find = pair_winners(*self._judged(p, g, v_p, v_g), self._bias())
+        find = pair_winners(*self._judged(p, g, v_p, v_g), self.bias())
 
         def some(pairs: tuple[Tensor, Tensor]) -> Tensor:
             first, second = pairs
-            return self._score(find(first, second), v_p[first, None], v_g[second, None])[:, 0]
+            return self.logits(find(first, second), v_p[first, None], v_g[second, None])[:, 0]
 
         return torch.cat(spread(some, zip(*places, strict=True), probe.device))
 
@@ -380,7 +380,7 @@ class QAConv(nn.Module):
         occ_p = None if prob_occ is None else prob_occ[None]
         occ_g = None if gal_occ is None else gal_occ[None]
         visible_p, visible_g = self._visible(prob, occ_p), self._visible(gal, occ_g)
-        won = winners(*self._judged(prob.flatten(2), gal.flatten(2), visible_p, visible_g), self._bias())
+        won = winners(*self._judged(prob.flatten(2), gal.flatten(2), visible_p, visible_g), self.bias())
         if self.method == "normalized":
             weight_s, weight_r, _ = self._weights(won, visible_p[:, None], visible_g[None])
             total = weight_s.sum() + weight_r.sum() + 1e-3

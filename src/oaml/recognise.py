@@ -1,7 +1,7 @@
-"""The Python API: `oaml.load()` gives a model with its detector, which takes pictures as they come.
+"""The Python API: `oaml.load()` gives a model with its detector, which takes images as they come.
 
-Colour order, said once: arrays are RGB. A picture of 112x112 pixels is a face that is aligned already; in any other one faces are
-found and aligned, which needs a detector. Scores: higher is more alike.
+Colour order, said once: arrays are RGB. An image of 112x112 pixels is a face that is aligned already; in any other one faces are
+found and aligned, which needs a detector. Scores: higher is more similar.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from oaml.decision import Answer, Threshold, decide_pairs, fitted_threshold
+from oaml.decision import Threshold, VerifyAnswer, decide_pairs, fitted_threshold
 from oaml.detect import Detector, Face
 from oaml.errors import OamlError
 from oaml.files import Image, name_of, read_photograph
-from oaml.photographs import Subject, find_subjects, is_aligned, large_enough, load_detector
+from oaml.subjects import Subject, find_subjects, is_aligned, large_enough, load_detector
 
 if TYPE_CHECKING:
     from oaml.model import Model
     from oaml.template import Templates
-    from oaml.tracks import Track
+    from oaml.tracks import FacesOfFrame, Track
 
 STARTER = Path(__file__).parent / "starter"
 """The model folder that comes with the package."""
@@ -31,7 +31,7 @@ STARTER = Path(__file__).parent / "starter"
 def load(
     model: str | Path | None = None, detector: str | Path | None = None, device: str = "auto"
 ) -> Recogniser:
-    """A model and a detector, ready for pictures.
+    """A model and a detector, ready for images.
 
     Args:
         model: a model folder, as `oaml adapt --out` writes it; by default the starter model of the package.
@@ -61,10 +61,10 @@ class Recogniser:
         self.model, self.detector, self.name = model, detector, name
 
     def detect(self, image: Image) -> list[Face]:
-        """All faces of a picture with box, five landmarks and confidence, the largest and surest first; none is an empty list.
+        """All faces of an image with box, five landmarks and confidence, the largest and surest first; none is an empty list.
 
         Raises:
-            OamlError: an unreadable picture, or no detector.
+            OamlError: an unreadable image, or no detector.
         """
         if self.detector is None:
             raise OamlError(
@@ -74,35 +74,46 @@ class Recogniser:
         return self.detector.find(read_photograph(image))
 
     def subjects(self, image: Image) -> list[Subject]:
-        """The faces of a picture that are large enough to be compared, the largest and surest first; one at least.
+        """The faces of an image that are large enough to be compared, the largest and surest first; one at least.
 
         Raises:
-            OamlError: an unreadable picture, no face, too small a face, or no detector for a picture that is no aligned face.
+            OamlError: an unreadable image, no face, too small a face, or no detector for an image that is no aligned face.
         """
         return find_subjects(image, self.detector)
 
-    def usable(self, frame: np.ndarray) -> list[Subject]:
-        """As `subjects`, of a frame of a film: none is an empty list."""
-        if is_aligned(frame):
-            return [Subject(frame, None)]
-        return large_enough(frame, self.detect(frame))
+    def faces_of_frame(self, frame: np.ndarray) -> FacesOfFrame | None:
+        """As `subjects`, of one frame of a video, uint8 RGB [H,W,3]; None where there is no face."""
+        from oaml.tracks import FacesOfFrame
 
-    def tracks(self, film: str | Path, every: int = 1) -> list[Track]:
-        """The faces of a film or of a folder of frames, each followed through it; see `oaml.tracks`.
+        subjects = [Subject(frame, None)] if is_aligned(frame) else large_enough(frame, self.detect(frame))
+        if not subjects:
+            return None
+        crops = [self.crop(subject) for subject in subjects]
+        return FacesOfFrame([subject.face for subject in subjects], crops, self.templates(crops))
+
+    def tracks(self, video: str | Path, every: int = 1) -> list[Track]:
+        """The faces of a video or of a folder of frames, each followed through it; see `oaml.tracks`.
 
         Args:
-            film: a file, or a folder of pictures in the order of their names.
+            video: a file, or a folder of images in the order of their names.
             every: look at every n-th frame only.
 
         Raises:
-            OamlError: a film or frame that can't be read; no detector; a model without thresholds.
+            OamlError: a video or frame that can't be read; no detector; a model without thresholds.
         """
-        from oaml.tracks import find_tracks, read_frames
+        from oaml.tracks import SAME_TRACK_FAR, find_tracks
+        from oaml.video import read_frames
 
-        return find_tracks(self, read_frames(film, every))
+        threshold = self.threshold(SAME_TRACK_FAR)
+        if threshold is None:
+            raise OamlError(
+                f"{self.name}: has no thresholds, without which faces can't be followed; fit them with `oaml adapt`"
+            )
+        frames = ((number, self.faces_of_frame(frame)) for number, frame in read_frames(video, every))
+        return find_tracks(self.model, threshold.value, frames)
 
     def align(self, image: Image) -> list[np.ndarray]:
-        """The same faces as aligned crops, uint8 RGB [112,112,3]; landmarks that the model says are covered count less."""
+        """The same faces as aligned crops, uint8 RGB [112,112,3]; landmarks that the model says are occluded count less."""
         return [self.crop(subject) for subject in self.subjects(image)]
 
     def crop(self, subject: Subject) -> np.ndarray:
@@ -120,13 +131,13 @@ class Recogniser:
         return extract(self.model, crops, len(crops))
 
     def represent(self, images: Image | Sequence[Image]) -> Templates:
-        """Templates of the largest face of each picture.
+        """Templates of the largest face of each image.
 
         Args:
-            images: one picture or a list of them; none may be without a face.
+            images: one image or a list of them; none may be without a face.
 
         Raises:
-            OamlError: an empty list, or a picture that `subjects` refuses.
+            OamlError: an empty list, or an image that `subjects` refuses.
         """
         several: list[Image] = list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
         if not several:
@@ -140,30 +151,29 @@ class Recogniser:
         """
         return fitted_threshold(self.model.config, far, self.name) if own is None else Threshold.of_user(own)
 
-    def verify(self, a: Image, b: Image, far: float = 0.001, threshold: float | None = None) -> Answer:
-        """Are the largest faces of two pictures one person?
+    def verify(self, a: Image, b: Image, far: float = 0.001, threshold: float | None = None) -> VerifyAnswer:
+        """Are the largest faces of two images one person?
 
         Args:
-            a, b: pictures.
-            far: share of pairs of different people that may pass; one of those that the model has thresholds for.
+            a, b: images.
+            far: share of impostor pairs that may pass; one of those that the model has thresholds for.
             threshold: decide at this fused score instead, 0 included.
 
         Raises:
             OamlError: as `subjects`; a rate without a threshold, or a threshold that is no finite number.
         """
-        found = [self.subjects(image)[:1] for image in (a, b)]
-        return self.verify_subjects(found[0], found[1], far, threshold)[0]
+        return self.verify_subjects(self.subjects(a)[:1], self.subjects(b)[:1], far, threshold)[0]
 
     def verify_all(
         self, a: Image, b: Image, far: float = 0.001, threshold: float | None = None
-    ) -> list[Answer]:
-        """`verify` for every face of one picture with every face of the other, the largest with the largest first."""
+    ) -> list[VerifyAnswer]:
+        """`verify` for every face of one image with every face of the other, the largest with the largest first."""
         return self.verify_subjects(self.subjects(a), self.subjects(b), far, threshold)
 
     def verify_subjects(
         self, a: Sequence[Subject], b: Sequence[Subject], far: float = 0.001, threshold: float | None = None
-    ) -> list[Answer]:
-        """`verify_all` for faces that were found before."""
+    ) -> list[VerifyAnswer]:
+        """`verify_all` for faces that were looked for before."""
         limit = self.threshold(far, threshold)
         crops = [self.crop(subject) for subject in (*a, *b)]
         pairs = list(product(range(len(a)), range(len(a), len(a) + len(b))))

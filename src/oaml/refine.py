@@ -1,8 +1,8 @@
-"""Where a face lies beneath its cover: a small network looks at the crop that landmarks gave, and moves it.
+"""Where a face lies beneath its occluder: a small network looks at the crop that landmarks gave, and moves it.
 
-Landmarks of a covered face are guesses, and they err together, so no weights on them put the crop right. What a face does show says
-where it lies; so the correction is learned from pixels and taken in steps (Dollar et al., 2010, "Cascaded pose regression"; by a
-network Jaderberg et al., 2015, "Spatial transformer networks").
+Landmarks of an occluded face are guesses, and they err together, so no weights on them put the crop right. What a face does show
+says where it lies; so the correction is learned from pixels and taken in steps (Dollar et al., 2010, "Cascaded pose regression"; by
+a network Jaderberg et al., 2015, "Spatial transformer networks").
 `studies/refiner.py` trains the network and `studies/alignment.py` measures what it is worth. Its weights are part of the package.
 
 Shapes: N crops.
@@ -106,7 +106,7 @@ def refined(photograph: np.ndarray, matrix: np.ndarray) -> np.ndarray:
         matrix: float64 [2,3] from pixels of the photograph to pixels of the aligned face, as `oaml.align.similarity` gives it.
 
     Returns:
-        The same kind of matrix. A crop and its mirror image are asked and their answers averaged, so mirrored faces move alike.
+        The same kind of matrix. A crop and its mirror image are asked and their answers averaged: mirrored faces move the same way.
     """
     network = load_refiner()
     for _ in range(TIMES):
@@ -119,7 +119,7 @@ def refined(photograph: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def refined_crop(crop: np.ndarray) -> np.ndarray:
-    """A face that somebody aligned by landmarks beneath its cover, aligned better: uint8 RGB [112,112,3] both.
+    """A face that somebody aligned by landmarks beneath its occluder, aligned better: uint8 RGB [112,112,3] both.
 
     Its edge is drawn out where the better crop reaches beyond it: there was more of the photograph, and not black.
     """

@@ -1,42 +1,47 @@
-"""A film, or a folder of frames: one template for every face that moves through it.
+"""Faces followed through the frames of a video: one template for every face that moves through it.
 
 A face of one frame belongs to a track of the frames before when it lies where that track was last seen and looks like any of its
-frames: the place alone would join two people across a cut, the looks alone two people who look alike. A face that lies elsewhere,
+frames: the place alone would join two people across a cut, the looks alone two similar people. A face that lies elsewhere,
 or was gone for a while, has to look like the last frame or like all of them together. All that a track shows of a face is pooled by
-visibility, so that a cover that moves, or a head that turns, in the end shows more than any one frame.
+visibility, so that an occluder that moves, or a head that turns, in the end shows more than any one frame.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from oaml.decision import LEAST_SHARED
 from oaml.detect import Face, shared_area
-from oaml.errors import OamlError
-from oaml.files import FACE_SIZE, list_images, read_photograph
+from oaml.files import FACE_SIZE
 from oaml.template import Templates, pooled
 
 if TYPE_CHECKING:
-    from oaml.recognise import Recogniser
+    from oaml.model import Model
 
-FILMS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
-OVERLAP = 0.2
+SAME_TRACK_OVERLAP = 0.2
 """Least intersection over union of a face with the last place of its track."""
-PATIENCE = 10
+FRAMES_AWAY = 10
 """Frames that a face may be gone before its track ends."""
-KEPT = 24
+FACES_POOLED = 24
 """Faces of a track that are pooled, those that show most: enough for every turn of a head, and a bound on memory."""
-FAR = 1e-3
+SAME_TRACK_FAR = 1e-3
 """False-accept rate of the threshold that says whether a face looks like a track."""
 
-Frame = tuple[int, np.ndarray]
-"""Number, and uint8 RGB [H,W,3]."""
+
+class FacesOfFrame(NamedTuple):
+    """The faces of one frame that are large enough to be compared, one or more."""
+
+    places: list[Face | None]
+    """Where each is; None in a frame that is an aligned face."""
+    crops: list[np.ndarray]
+    """uint8 RGB [112,112,3] each."""
+    templates: Templates
+    """One of each, on the CPU."""
 
 
 @dataclass
@@ -68,11 +73,11 @@ class Track:
         self.frames.append(number)
         self.faces.append(face)
         self._latest = template
-        # a sharp face has a long embedding (AdaFace, section 3.2), a covered one shows little
+        # a sharp face has a long embedding (AdaFace, section 3.2), an occluded one shows little
         worth = float(template.visible()[0] * template.norm[0])
-        if not self._kept or worth > max(kept for kept, _ in self._kept):
+        if not self._kept or worth > max(known for known, _ in self._kept):
             self.crop = crop
-        self._kept = sorted([*self._kept, (worth, template)], key=lambda pair: -pair[0])[:KEPT]
+        self._kept = sorted([*self._kept, (worth, template)], key=lambda pair: -pair[0])[:FACES_POOLED]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: first and last frame, how many show the face, where it was first and last."""
@@ -87,89 +92,33 @@ class Track:
         }
 
 
-def is_film(path: str | Path) -> bool:
-    """Whether a path is a folder of frames or a film, by its name."""
-    return Path(path).is_dir() or Path(path).suffix.lower() in FILMS
-
-
-def read_frames(path: str | Path, every: int = 1) -> Iterator[Frame]:
-    """Every n-th frame of a film, or of a folder of pictures in the order of their names.
-
-    Raises:
-        OamlError: no such file or folder, none that can be read, or a film that breaks off before its end.
-    """
-    path = Path(path)
-    if every < 1:
-        raise OamlError(f"every: {every} is not at least 1")
-    if path.is_dir():
-        for number, file in list(enumerate(list_images(path)))[::every]:
-            yield number, read_photograph(file)
-        return
-    if not path.is_file():
-        raise OamlError(f"{path}: no such film")
-    import cv2
-
-    film = cv2.VideoCapture(str(path))
-    try:
-        number = 0
-        while film.grab():
-            if number % every == 0:
-                read, frame = film.retrieve()
-                if not read:
-                    break
-                yield number, np.ascontiguousarray(frame[..., ::-1])
-            number += 1
-        if number == 0:
-            raise OamlError(
-                f"{path}: is no film that OpenCV reads; convert it to MP4 or to a folder of frames"
-            )
-        promised = film.get(cv2.CAP_PROP_FRAME_COUNT)
-        if number < 0.9 * promised:
-            raise OamlError(
-                f"{path}: is damaged: {number} of {promised:.0f} frames could be read; copy it again"
-            )
-    finally:
-        film.release()
-
-
-def find_tracks(recogniser: Recogniser, frames: Iterable[Frame]) -> list[Track]:
-    """All faces of a film, one track each, in the order in which they appear.
+def find_tracks(
+    model: Model, threshold: float, frames: Iterable[tuple[int, FacesOfFrame | None]]
+) -> list[Track]:
+    """All faces of a video, one track each, in the order in which they appear.
 
     Args:
-        recogniser: its model must have thresholds.
-        frames: with ascending numbers, as `read_frames` gives them.
-
-    Raises:
-        OamlError: a frame that can't be read; no detector, or no threshold.
+        model: made the templates; in eval mode, on any device.
+        threshold: fused score from which on a face looks like a track.
+        frames: ascending numbers, and the faces of each frame that is looked at; None for a frame without any.
     """
-    threshold = recogniser.threshold(FAR)
-    if threshold is None:
-        raise OamlError(
-            f"{recogniser.name}: has no thresholds, without which faces can't be followed; fit them with `oaml adapt`"
-        )
     tracks: list[Track] = []
     last_seen: dict[int, int] = {}
-    for count, (number, frame) in enumerate(frames):
-        subjects = recogniser.usable(frame)
-        if not subjects:
+    for count, (number, faces) in enumerate(frames):
+        if faces is None:
             continue
-        crops = [recogniser.crop(subject) for subject in subjects]
-        found = recogniser.templates(crops)
-        live = [i for i in range(len(tracks)) if count - last_seen[i] <= PATIENCE]
-        places = [subject.face for subject in subjects]
-        chosen = _assign(recogniser, [tracks[i] for i in live], places, found, threshold.value)
-        for row, place in enumerate(places):
+        live = [i for i in range(len(tracks)) if count - last_seen[i] <= FRAMES_AWAY]
+        chosen = _assign(model, threshold, [tracks[i] for i in live], faces)
+        for row, place in enumerate(faces.places):
             index = live[chosen[row]] if row in chosen else len(tracks)
             if index == len(tracks):
                 tracks.append(Track())
-            tracks[index].add(number, place, crops[row], found[row : row + 1])
+            tracks[index].add(number, place, faces.crops[row], faces.templates[row : row + 1])
             last_seen[index] = count
     return tracks
 
 
-def _assign(
-    recogniser: Recogniser, tracks: list[Track], places: list[Face | None], found: Templates, threshold: float
-) -> dict[int, int]:
+def _assign(model: Model, threshold: float, tracks: list[Track], faces: FacesOfFrame) -> dict[int, int]:
     """Row of a face -> number of its track; faces of new tracks are left out. Nothing is given twice."""
     if not tracks:
         return {}
@@ -177,18 +126,18 @@ def _assign(
 
     from oaml.visibility import shared_visibility
 
-    model = recogniser.model
+    templates = faces.templates
     # those in their old place first, the surest first; then those that are elsewhere
     ranked = []
     for number, track in enumerate(tracks):
         known = Templates.join([track.latest, track.template, *(template for _, template in track._kept)])
-        scores = model.compare_all(found.to(model.device), known.to(model.device))["fused"].cpu()
-        both = torch.stack([shared_visibility(face[None], known.visibility) for face in found.visibility])
+        scores = model.compare_all(templates.to(model.device), known.to(model.device))["fused"].cpu()
+        both = torch.stack([shared_visibility(face[None], known.visibility) for face in templates.visibility])
         scores = torch.where(both < LEAST_SHARED, -math.inf, scores)  # where too little shows to say
-        for row, place in enumerate(places):
+        for row, place in enumerate(faces.places):
             overlap = _overlap(place, track.faces[-1])
             here, elsewhere = float(scores[row].max()), float(scores[row, :2].max())
-            if overlap >= OVERLAP and (here >= threshold or here == -math.inf):
+            if overlap >= SAME_TRACK_OVERLAP and (here >= threshold or here == -math.inf):
                 ranked.append((1 + overlap, row, number))
             elif elsewhere >= threshold:
                 ranked.append((math.tanh(elsewhere - threshold), row, number))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from oaml import native
 from oaml.benchmarks.joint import fastest
-from oaml.qaconv import Precision, QAConv
+from oaml.qaconv import Precision, QAConv, apply_occlusion_weight
 from oaml.winners import Winners
 
 Measured = TypeVar("Measured")
@@ -114,19 +114,17 @@ def matcher_and_faces(
 
 def plain_scores(matcher: QAConv, p: Tensor, g: Tensor, v_p: Tensor, v_g: Tensor) -> Tensor:
     """The baseline: all correlations in one tensor and two maxima over it, with the gradients that follow from that."""
-    v_p, v_g = v_p.flatten(1), v_g.flatten(1)
-    prob, gal, log_p, log_g = matcher._judged(p.flatten(2), g.flatten(2), v_p, v_g)
-    similarity = torch.einsum("pcs,gcr->pgrs", prob, gal)
-    bias = matcher._bias()
+    similarity = torch.einsum("pcs,gcr->pgrs", p.flatten(2), g.flatten(2))
+    bias = matcher.bias()
     if bias is not None:
         similarity = similarity + bias
-    selection = similarity.detach()
-    if log_p is not None and log_g is not None:
-        selection = selection + log_g[None, :, :, None] + log_p[:, None, None]
+    selection = apply_occlusion_weight(similarity.detach(), v_p, v_g, "normalized")
     of_s, of_r = selection.argmax(2), selection.argmax(3)
     value_s = similarity.gather(2, of_s[:, :, None]).squeeze(2)
     value_r = similarity.gather(3, of_r[..., None]).squeeze(3)
-    return matcher._score(Winners(value_s, of_s, value_r, of_r), v_p[:, None], v_g[None])
+    return matcher.logits(
+        Winners(value_s, of_s, value_r, of_r), v_p.flatten(1)[:, None], v_g.flatten(1)[None]
+    )
 
 
 def alone(function: Callable[..., Measured], *arguments: int) -> Measured:

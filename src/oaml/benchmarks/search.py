@@ -22,15 +22,15 @@ from torch import Tensor
 from oaml.errors import OamlError
 from oaml.files import FACE_SIZE
 from oaml.gallery.folder import Entry
-from oaml.gallery.gallery import CANDIDATES, Gallery
+from oaml.gallery.gallery import CANDIDATES, Gallery, create
 from oaml.gallery.rows import PATTERNS, Packing, probe_vectors, table
-from oaml.gallery.store import INDEXED_FROM
+from oaml.gallery.store import INDEXED_FROM, Store
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.quantised import QuantisedTemplates
 from oaml.recognise import Recogniser
 from oaml.template import Templates
-from oaml.template_file import load
+from oaml.template_file import load, model_id
 from oaml.visibility import GRID
 
 PARENTS, ALIKE = 4, 0.7
@@ -64,29 +64,30 @@ def run(
     recogniser = Recogniser(loaded, None, "benchmark")
     with tempfile.TemporaryDirectory(prefix="oaml-search-") as temporary:
         place = Path(keep or f"{temporary}/gallery")
-        written = {} if place.exists() else _write(Gallery(place, recogniser), people, faces)
-        return {**written, **_measure(Gallery(place, recogniser), people, faces)}
+        written = {} if place.exists() else _write(Store(place), loaded, people, faces)
+        return {**written, **_measure(Gallery(place, recogniser), Store(place), people, faces)}
 
 
-def _write(gallery: Gallery, people: _People, count: int) -> dict[str, object]:
+def _write(store: Store, model: Model, people: _People, count: int) -> dict[str, object]:
     seconds = 0.0
     for start in range(0, count, BLOCK):
         numbers = range(start, min(start + BLOCK, count))
         made = QuantisedTemplates.of(people.enrolled(numbers))
         entries = [Entry(f"person {i:08d}", f"{i:064x}", "", "") for i in numbers]
+        packing = Packing.of(made)
         begun = time.perf_counter()
         if start == 0:
-            gallery._create(Packing.of(made), gallery._model, "benchmark")
-        gallery._store.add(table(entries, made, [None] * len(entries), gallery._packing))
+            create(store, packing, model_id(model), "benchmark")
+        store.add(table(entries, made, [None] * len(entries), packing))
         seconds += time.perf_counter() - begun
     begun = time.perf_counter()
-    gallery._store.tidy()
+    store.tidy()
     tidied = time.perf_counter() - begun
     return {"written_faces_per_second": count / seconds, "tidied_seconds": tidied}
 
 
-def _measure(gallery: Gallery, people: _People, count: int) -> dict[str, object]:
-    held = gallery._store.count()
+def _measure(gallery: Gallery, store: Store, people: _People, count: int) -> dict[str, object]:
+    held = store.count()
     if held != count:
         raise OamlError(f"{gallery.path}: holds {held:,} faces instead of {count:,}; name a new folder")
     files = [path for path in Path(gallery.path).rglob("*") if path.is_file()]
@@ -104,7 +105,9 @@ def _measure(gallery: Gallery, people: _People, count: int) -> dict[str, object]
         spent.append(1e3 * (time.perf_counter() - begun))
         worked.append(1e3 * (time.process_time() - busy))
     judged = min(SEARCHES // 2, max(5, JUDGED // count // len(KINDS)))
-    found = {kind: _judge(gallery, probes[kind][:judged], asked[:judged]) for kind in KINDS}
+    found = {
+        kind: _judge(gallery, store, people.model, probes[kind][:judged], asked[:judged]) for kind in KINDS
+    }
     return {
         "faces": count,
         "index": count >= INDEXED_FROM,
@@ -120,9 +123,11 @@ def _measure(gallery: Gallery, people: _People, count: int) -> dict[str, object]
     }
 
 
-def _judge(gallery: Gallery, probes: Templates, truth: np.ndarray) -> dict[str, float]:
+def _judge(
+    gallery: Gallery, store: Store, model: Model, probes: Templates, truth: np.ndarray
+) -> dict[str, float]:
     """Shares of probes: what the first stage keeps, and who is named first by both stages and by comparing with everybody."""
-    store, model = gallery._store, gallery._need_recogniser().model
+    packing = Packing.from_list(store.facts["packing"])
     columns, vectors = probe_vectors(probes)
     count = len(probes)
     near = [
@@ -143,7 +148,7 @@ def _judge(gallery: Gallery, probes: Templates, truth: np.ndarray) -> dict[str, 
     best, who = torch.full((count,), -torch.inf), torch.zeros(count, dtype=torch.long)
     for batch in store.batches(["image", "template"], BLOCK):
         number = torch.tensor([int(x, 16) for x in batch["image"].to_pylist()])
-        faces = gallery._packing.unpack_column(batch["template"]).dequantised()
+        faces = packing.unpack_column(batch["template"]).dequantised()
         top, row = model.compare_all(probes, faces)["fused"].max(1)
         who = torch.where(top > best, number[row], who)
         best = torch.maximum(best, top)
@@ -164,6 +169,7 @@ class _People:
     """People by number, each as often as asked for."""
 
     def __init__(self, model: Model, file: Path | None) -> None:
+        self.model = model
         if file is not None:
             found = load(file)
             found.need_model(model)

@@ -3,53 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
-from oaml.decision import LEAST_SHARED, Threshold, decide, remedy, told_apart
+from oaml.decision import LEAST_SHARED, Answer, Decision, Threshold, decide, told_apart
 from oaml.detect import Face
-
-Verdict = Literal["known person", "unknown person", "too little visible to decide", "no threshold"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An enrolled person beside a face. Scores are larger for more alike faces; shares of a face are in [0,1]."""
+    """An enrolled person beside a face. Scores are larger for more similar faces; shares of a face are in [0,1]."""
 
     person: str
     score: float
     """The fused score, which decides."""
     cosine: float
-    """Of the whole embeddings, as if nothing were covered: the network's plain score, to compare."""
+    """Of the whole embeddings, as if nothing were occluded: the network's plain score, to compare."""
     visible_both: float
     """Share of the face that both show in the same places."""
     faces: int
     """Enrolled images of the person that were compared."""
     image: str
-    """SHA-256 of the enrolled image that is most alike."""
+    """SHA-256 of the most similar enrolled image."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Found:
+@dataclass(frozen=True, kw_only=True)
+class SearchAnswer(Answer):
     """Who one face of a photograph is."""
 
-    decision: Verdict
-    reason: str
-    """One clause that gives the numbers behind the decision."""
     person: str | None
     """The known person, and only then."""
     candidates: list[Candidate]
-    """The most alike people, best first."""
-    threshold: float | None
-    threshold_from: Literal["model", "user"] | None
-    far: float | None
-    fitted_on: str | None
+    """The most similar people, best first."""
     people: int
     """In the gallery."""
     strangers_expected: float | None
@@ -57,28 +48,14 @@ class Found:
     visible: float
     """Share of the face that shows."""
     face: Face | None
-    """Where it is in the photograph; None for a picture that is an aligned face."""
-    least_visible_both: float = LEAST_SHARED
-    """Below this nothing is decided."""
-    crop: np.ndarray | None = field(default=None, repr=False, compare=False)
+    """Where it is in the photograph; None for an image that is an aligned face."""
+    crop: np.ndarray | None = field(repr=False, compare=False)
     """The aligned face that was asked about, uint8 RGB [112,112,3]; not part of `to_dict`."""
-
-    @property
-    def remedy(self) -> str | None:
-        """What to do about an answer that is no decision."""
-        return remedy(self.decision)
 
     @property
     def sentence(self) -> str:
         """Decision and reason, for a title."""
         return f"{(self.person or self.decision[0].upper() + self.decision[1:])}: {self.reason}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with `remedy`."""
-        place = None if self.face is None else self.face.to_dict()
-        facts = {**asdict(replace(self, face=None, crop=None)), "face": place, "remedy": self.remedy}
-        facts.pop("crop")
-        return facts
 
 
 @dataclass(frozen=True)
@@ -119,7 +96,7 @@ def judge(
     face: Face | None,
     top: int,
     crop: np.ndarray | None = None,
-) -> Found:
+) -> SearchAnswer:
     """Decide who a face is.
 
     The best of the candidates that have enough in common with the face decides; where none has, nothing can be decided.
@@ -137,7 +114,7 @@ def judge(
     judged = [c for c in candidates if c.visible_both >= LEAST_SHARED]
     best = judged[0] if judged else None
     if best is not None and limit is not None and best.score >= limit:
-        verdict: Verdict = "known person"
+        verdict: Decision = "known person"
         reason = decide(best.score, best.visible_both, limit)[1]
     elif visible < LEAST_SHARED or (candidates and best is None):
         verdict = "too little visible to decide"
@@ -153,15 +130,12 @@ def judge(
         verdict = "unknown person"
         reason = f"{best.person} is the most alike, and the score {score} stays below the threshold {wanted}"
     far = None if threshold is None else threshold.far
-    return Found(
+    return SearchAnswer(
         decision=verdict,
         reason=reason,
+        limit=threshold,
         person=best.person if best is not None and verdict == "known person" else None,
         candidates=list(candidates[:top]),
-        threshold=limit,
-        threshold_from=None if threshold is None else "user" if far is None else "model",
-        far=far,
-        fitted_on=None if threshold is None else threshold.fitted_on,
         people=people,
         strangers_expected=None if far is None else people * far,
         visible=visible,

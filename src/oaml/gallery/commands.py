@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oaml.errors import OamlError
-from oaml.explain import printable
+from oaml.files import printable
 
 if TYPE_CHECKING:
     from oaml.gallery import Gallery
-    from oaml.gallery.answers import Found
+    from oaml.gallery.answers import SearchAnswer
     from oaml.tracks import Track
 
 
@@ -50,17 +50,17 @@ def enroll(
     from oaml.gallery import Gallery
     from oaml.recognise import load
 
-    found = Gallery(gallery, load(model, detector, device))
-    changed = found.enroll_folder(folder, thumbnails)
+    opened = Gallery(gallery, load(model, detector, device))
+    changed = opened.enroll_folder(folder, thumbnails)
     if json:
-        people = [person.to_dict() for person in found.people()]
+        people = [person.to_dict() for person in opened.people()]
         print(dumps({"gallery": gallery, **changed.to_dict(), "people": people}, indent=2))
         return
     for line in changed.left_out:
         print(f"left out: {line}", file=sys.stderr)
     print(
         f"{gallery}: {changed.added} images added, {changed.removed} removed, {changed.moved} moved, {changed.kept} kept, "
-        f"{len(changed.left_out)} left out; {len(found.people())} people"
+        f"{len(changed.left_out)} left out; {len(opened.people())} people"
     )
 
 
@@ -78,7 +78,7 @@ def search(
     detector: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Say who is on a photograph or in a film: for every face the most alike people of a gallery, and a decision.
+    """Say who is on a photograph or in a video: for every face the most similar people of a gallery, and a decision.
 
     The decision is that of `oaml verify` for the best of them, at the model's threshold for the false-accept rate `far`. A face
     that nobody enrolled is like enough is an unknown person; one that shows too little is not decided. The larger the gallery, the
@@ -88,14 +88,14 @@ def search(
         oaml search visitor.jpg --gallery staff --draw why.png
 
     Args:
-        image: a photograph, a face aligned to 112x112, a film, or a folder of frames in the order of their names.
+        image: a photograph, a face aligned to 112x112, a video, or a folder of frames in the order of their names.
         gallery: made by `oaml enroll`.
         model: the model folder that the gallery was enrolled with; by default the starter model.
         top: people to name for each face.
-        far: share of pairs of different people that may pass; one of those that the model has thresholds for.
+        far: share of impostor pairs that may pass; one of those that the model has thresholds for.
         threshold: decide at this fused score instead; any finite number.
-        every: look at every n-th frame of a film only.
-        draw: PNG to write of the largest face, or the first one of a film, beside the person most like it.
+        every: look at every n-th frame of a video only.
+        draw: PNG to write of the largest face, or the first one of a video, beside the most similar person.
         json: print one JSON object to stdout and nothing else.
         detector: a YuNet file; by default the one of `oaml download yunet`.
         device: cpu, cuda, or auto for a GPU where there is one.
@@ -104,17 +104,17 @@ def search(
         OamlError: no gallery or one of another model, a bad image, rate, threshold or name for the picture.
     """
     from oaml.gallery import Gallery
+    from oaml.picture import need_free_name
     from oaml.recognise import load
-    from oaml.tracks import is_film
-    from oaml.verify import need_free_name
+    from oaml.video import is_video
 
     if draw is not None:
         draw = Path(draw)
         need_free_name(draw, (Path(image),))
     opened = Gallery(gallery, load(model, detector, device))
     tracks: list[Track] = []
-    if is_film(image):
-        followed = opened.search_film(image, top, far, threshold, every)
+    if is_video(image):
+        followed = opened.search_video(image, top, far, threshold, every)
         tracks, answers = [track for track, _ in followed], [answer for _, answer in followed]
     else:
         answers = opened.search(Path(image), top, far, threshold)
@@ -201,9 +201,10 @@ def _options(*values: Any) -> list[tuple[str, Any]]:
     return list(zip(("--delete", "--rename", "--export", "--restore"), values, strict=True))
 
 
-def _draw(gallery: Gallery, name: str, answer: Found, draw: Path) -> str | None:
+def _draw(gallery: Gallery, name: str, answer: SearchAnswer, draw: Path) -> str | None:
     """Draw a face beside the best candidate; or say why not."""
-    from oaml.explain import draw_pair, explain_pair
+    from oaml.explain import explain_pair
+    from oaml.picture import draw_pair
 
     if not answer.candidates:
         return "nobody is enrolled"
@@ -221,12 +222,12 @@ def _draw(gallery: Gallery, name: str, answer: Found, draw: Path) -> str | None:
     return None
 
 
-def _print(answers: list[Found], tracks: list[Track]) -> None:
+def _print(answers: list[SearchAnswer], tracks: list[Track]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from oaml.verify import origin
+    from oaml.terminal import origin, print_decision
 
     console = Console(highlight=False)
     for number, answer in enumerate(answers, 1):
@@ -237,9 +238,7 @@ def _print(answers: list[Found], tracks: list[Track]) -> None:
             console.print(Text(f"face {number} of {len(answers)}, {seen}"))
         elif len(answers) > 1:
             console.print(Text(f"face {number} of {len(answers)}{place}"))
-        colour = {"known person": "green", "unknown person": "magenta"}.get(answer.decision, "yellow")
-        console.print(Text(printable(answer.person or answer.decision), style=f"bold {colour}"))
-        console.print(Text(printable(answer.reason + (f": {answer.remedy}" if answer.remedy else ""))))
+        print_decision(console, answer, answer.person or answer.decision)
         table = Table("person", box=None, padding=(0, 2))
         for column in ("score", "cosine", "both show", "images"):
             table.add_column(column, justify="right")
@@ -248,8 +247,8 @@ def _print(answers: list[Found], tracks: list[Track]) -> None:
             table.add_row(Text(printable(c.person)), *numbers)
         console.print(table)
     first = answers[0]
-    if first.threshold is not None:
-        console.print(Text(f"\nthreshold {first.threshold:.3f}: {origin(first.far, first.fitted_on)}"))
+    if first.limit is not None:
+        console.print(Text(f"\nthreshold {first.limit.value:.3f}: {origin(first.limit)}"))
     if first.strangers_expected is not None:
         console.print(
             Text(

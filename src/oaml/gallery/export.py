@@ -19,7 +19,7 @@ from oaml.template_file import Layout, PartialFile, TemplateFile, load
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = "oaml gallery 1"
+EXPORT_FORMAT = "oaml gallery 1"
 BATCH = 1000  # faces read or written at a time
 
 
@@ -51,7 +51,7 @@ def write(store: Store, packing: Packing, file: Path) -> Path:
         out.finish()
 
     write_file(file, write_templates)
-    text = json.dumps({"format": FORMAT, **header, "faces": faces}, indent=1)
+    text = json.dumps({"format": EXPORT_FORMAT, **header, "faces": faces}, indent=1)
     write_file(file.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return file
 
@@ -66,13 +66,15 @@ class Exported:
 
     def tables(self, known: set[tuple[str, str]]) -> Iterator[pa.Table]:
         """Rows for a gallery, without those known already by person and image."""
+        import torch
+
         new = [i for i, face in enumerate(self.faces) if (face["person"], face["image"]) not in known]
         for start in range(0, len(new), BATCH):
             rows = new[start : start + BATCH]
-            some = [self.faces[i] for i in rows]
-            entries = [Entry(*(face[name] for name in Entry._fields)) for face in some]
-            pictures = [None if f["thumbnail"] is None else b64decode(f["thumbnail"]) for f in some]
-            yield table(entries, self.templates.templates[_index(rows)], pictures, self.packing)
+            faces = [self.faces[i] for i in rows]
+            entries = [Entry(*(face[name] for name in Entry._fields)) for face in faces]
+            pictures = [None if f["thumbnail"] is None else b64decode(f["thumbnail"]) for f in faces]
+            yield table(entries, self.templates.templates[torch.tensor(rows)], pictures, self.packing)
 
 
 def read(file: Path) -> Exported:
@@ -86,7 +88,7 @@ def read(file: Path) -> Exported:
     try:
         said = json.loads(listed.read_text(encoding="utf-8"))
         faces = said["faces"]
-        same = said["format"] == FORMAT and templates.paths == [_path(face) for face in faces]
+        same = said["format"] == EXPORT_FORMAT and templates.paths == [_path(face) for face in faces]
         complete = all(set(face) == {*Entry._fields, "thumbnail"} for face in faces)
     except FileNotFoundError:
         raise OamlError(
@@ -102,12 +104,6 @@ def read(file: Path) -> Exported:
 def _path(face: dict[str, Any]) -> str:
     """What the file of templates calls a face."""
     return f"{face['person']}/{face['image']}"
-
-
-def _index(rows: list[int]) -> Any:
-    import torch
-
-    return torch.tensor(rows)
 
 
 def _need_suffix(file: Path) -> None:

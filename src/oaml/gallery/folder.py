@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class FolderChanges:
     """What an enrolment of a folder has to do."""
 
     new: list[Entry]
@@ -50,7 +50,7 @@ def listed(folder: Path) -> tuple[list[Entry], list[str]]:
     Raises:
         OamlError: no such folder, or no people in it.
     """
-    found: dict[tuple[str, str], Entry] = {}
+    entries: dict[tuple[str, str], Entry] = {}
     left_out = []
     for path in list_images(folder):
         inside = path.relative_to(folder).parts
@@ -58,13 +58,13 @@ def listed(folder: Path) -> tuple[list[Entry], list[str]]:
             left_out.append(f"{path}: lies in no person's folder; move it to {folder}/NAME/{path.name}")
             continue
         entry = Entry(inside[0], digest(path), str(path), str(folder))
-        found.setdefault(entry.key, entry)
-    if not found:
+        entries.setdefault(entry.key, entry)
+    if not entries:
         raise OamlError(f"{folder}: no people in it; expected {folder}/NAME/*.jpg, a folder for every person")
-    return list(found.values()), left_out
+    return list(entries.values()), left_out
 
 
-def plan(wanted: Iterable[Entry], enrolled: Iterable[Entry], folder: str) -> Plan:
+def changes(wanted: Iterable[Entry], enrolled: Iterable[Entry], folder: str) -> FolderChanges:
     """Compare what a folder holds with what is enrolled.
 
     Args:
@@ -73,12 +73,12 @@ def plan(wanted: Iterable[Entry], enrolled: Iterable[Entry], folder: str) -> Pla
         folder: only what came from it can be gone.
     """
     known = {entry.key: entry for entry in enrolled}
-    found = {entry.key: entry for entry in wanted}
-    gone = {key: entry for key, entry in known.items() if entry.folder == folder and key not in found}
+    present = {entry.key: entry for entry in wanted}
+    gone = {key: entry for key, entry in known.items() if entry.folder == folder and key not in present}
     by_content = {entry.image: key for key, entry in gone.items()}
     new: list[Entry] = []
     moved: list[tuple[Entry, Entry]] = []
-    for key, entry in found.items():
+    for key, entry in present.items():
         old = known.get(key)
         if old is None and entry.image in by_content:
             moved.append((gone.pop(by_content.pop(entry.image)), entry))
@@ -86,11 +86,11 @@ def plan(wanted: Iterable[Entry], enrolled: Iterable[Entry], folder: str) -> Pla
             new.append(entry)
         elif old.folder == folder and old.source != entry.source:
             moved.append((old, entry))
-    return Plan(new, moved, list(gone.values()), len(found) - len(new) - len(moved))
+    return FolderChanges(new, moved, list(gone.values()), len(present) - len(new) - len(moved))
 
 
 def digest(image: Image) -> str:
-    """SHA-256 of a picture's file, or of its pixels where it has none.
+    """SHA-256 of an image's file, or of its pixels where it has none.
 
     Raises:
         OamlError: no such file, or an unreadable one.

@@ -20,8 +20,8 @@ import numpy as np
 from oaml.decision import Threshold
 from oaml.errors import OamlError, command
 from oaml.files import Image, name_of
-from oaml.gallery.answers import Candidate, Enrolled, Found, Person, judge
-from oaml.gallery.folder import Entry, digest, listed, plan
+from oaml.gallery.answers import Candidate, Enrolled, Person, SearchAnswer, judge
+from oaml.gallery.folder import Entry, changes, digest, listed
 from oaml.gallery.store import Store, quoted
 from oaml.progress import progress
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from oaml.template import Templates
     from oaml.tracks import Track
 
-FORMAT = 1
+GALLERY_FORMAT = 1
 CANDIDATES = 100
 """Faces that the first stage hands to the second."""
 BATCH = 64
@@ -55,7 +55,7 @@ class Gallery:
     def __init__(self, path: str | Path, recogniser: Recogniser | None = None) -> None:
         self.path, self.recogniser = str(path), recogniser
         self._store = Store(path)
-        if self._store and self._store.facts.get("format") != FORMAT:
+        if self._store and self._store.facts.get("format") != GALLERY_FORMAT:
             raise OamlError(
                 f"{path}: is a gallery of another version of OAML; export it with that version and import it into a new one"
             )
@@ -70,7 +70,7 @@ class Gallery:
 
         Args:
             person: their name; new or known.
-            images: pictures with one person on each.
+            images: with one person on each.
             thumbnails: also keep the aligned face as a picture, to be drawn.
 
         Returns:
@@ -115,7 +115,7 @@ class Gallery:
         folder = Path(folder).resolve()
         wanted, left_out = listed(folder)
         with self._store.writing():
-            todo = plan(wanted, self._entries(), str(folder))
+            todo = changes(wanted, self._entries(), str(folder))
             for old, entry in todo.moved:
                 values = {"person": quoted(entry.person), "source": quoted(entry.source)}
                 self._store.change(_where(old.person, old.image), values)
@@ -142,7 +142,7 @@ class Gallery:
         return Enrolled(added, len(todo.gone), len(todo.moved), todo.kept, left_out)
 
     def _crop(self, image: Image) -> np.ndarray:
-        """The aligned face of the one person on a picture."""
+        """The aligned face of the one person on an image."""
         recogniser = self._need_recogniser()
         subjects = recogniser.subjects(image)
         largest, *others = (s.face.eyes if s.face is not None else 1.0 for s in subjects)
@@ -161,27 +161,21 @@ class Gallery:
         faces = QuantisedTemplates.of(recogniser.templates(crops))
         if not self._store:
             packing = Packing.of(faces)
-            self._create(packing, self._model, recogniser.name)
+            create(self._store, packing, self._model, recogniser.name)
         pictures = [_jpeg(crop) for crop in crops] if thumbnails else [None] * len(crops)
         self._store.add(table(entries, faces, pictures, self._packing))
-
-    def _create(self, packing: Packing, model: str, model_name: str) -> None:
-        from oaml.gallery.rows import schema
-
-        facts = {"format": FORMAT, "model": model, "model_name": model_name, "packing": packing.to_list()}
-        self._store.create(schema(packing), facts)
 
     # --- searching
 
     def search(
         self, image: Image, top: int = 5, far: float = 1e-3, threshold: float | None = None
-    ) -> list[Found]:
+    ) -> list[SearchAnswer]:
         """Who is on a photograph: an answer for every face, the largest first.
 
         Args:
             image: a photograph, or a face that is aligned.
             top: people to name for each face.
-            far: share of pairs of different people that may pass; one of those that the model has thresholds for.
+            far: share of impostor pairs that may pass; one of those that the model has thresholds for.
             threshold: decide at this fused score instead; any finite number.
 
         Raises:
@@ -198,27 +192,27 @@ class Gallery:
             for i, subject in enumerate(subjects)
         ]
 
-    def search_film(
+    def search_video(
         self,
-        film: str | Path,
+        video: str | Path,
         top: int = 5,
         far: float = 1e-3,
         threshold: float | None = None,
         every: int = 1,
-    ) -> list[tuple[Track, Found]]:
-        """Who is in a film or a folder of frames: every face that was followed through it, with an answer by all its frames.
+    ) -> list[tuple[Track, SearchAnswer]]:
+        """Who is in a video or a folder of frames: every face that was followed through it, with an answer by all its frames.
 
         Args:
-            film: see `Recogniser.tracks`, as for `every`.
+            video: see `Recogniser.tracks`, as for `every`.
             top, far, threshold: as for `search`.
 
         Raises:
-            OamlError: as `search`; a bad film, or one without a face.
+            OamlError: as `search`; a bad video, or one without a face.
         """
         limit = self._asked(top, far, threshold)
-        tracks = self._need_recogniser().tracks(film, every)
+        tracks = self._need_recogniser().tracks(video, every)
         if not tracks:
-            raise OamlError(f"{film}: no face found in any frame; use sharper or closer pictures")
+            raise OamlError(f"{video}: no face found in any frame; use sharper or closer images")
         people = self._people()
         return [(t, self._judge(t.template, t.faces[-1], t.crop, limit, people, top)) for t in tracks]
 
@@ -238,11 +232,11 @@ class Gallery:
         limit: Threshold | None,
         people: int,
         top: int,
-    ) -> Found:
+    ) -> SearchAnswer:
         return judge(self.candidates(probe), limit, people, float(probe.visible()[0]), face, top, crop)
 
     def candidates(self, probe: Templates, count: int = CANDIDATES) -> list[Candidate]:
-        """The people most like one face, best first; see `oaml.gallery.search.candidates`."""
+        """The people most similar to one face, best first; see `oaml.gallery.search.candidates`."""
         from oaml.gallery.search import candidates
 
         return candidates(self._store, self._packing, self._need_recogniser().model, probe, count)
@@ -325,22 +319,22 @@ class Gallery:
         """
         from oaml.gallery.export import read
 
-        found = read(Path(file))
+        exported = read(Path(file))
         with self._store.writing():
             if not self._store:
-                self._create(found.packing, found.templates.model, found.templates.model_name)
-            elif found.templates.model != self._store.facts["model"]:
+                create(self._store, exported.packing, exported.templates.model, exported.templates.model_name)
+            elif exported.templates.model != self._store.facts["model"]:
                 raise OamlError(
-                    f"{file}: holds faces of another model ({found.templates.model_name}, {found.templates.model}) than "
+                    f"{file}: holds faces of another model ({exported.templates.model_name}, {exported.templates.model}) than "
                     f"{self.path}; import it into a new gallery"
                 )
             known = {(entry.person, entry.image) for entry in self._entries()}
             added = 0
-            for rows in found.tables(known):
+            for rows in exported.tables(known):
                 self._store.add(rows)
                 added += len(rows)
             self._store.tidy()
-        return Enrolled(added=added, kept=len(found.templates.paths) - added)
+        return Enrolled(added=added, kept=len(exported.templates.paths) - added)
 
     # --- what all of it needs
 
@@ -396,6 +390,14 @@ class Gallery:
             names = self._store.rows(["person"])["person"]
             self._count = version, len(names.unique())
         return self._count[1]
+
+
+def create(store: Store, packing: Packing, model: str, model_name: str) -> None:
+    """Make an empty gallery for templates of one model, given by id and name."""
+    from oaml.gallery.rows import schema
+
+    facts = {"model": model, "model_name": model_name, "packing": packing.to_list()}
+    store.create(schema(packing), {"format": GALLERY_FORMAT, **facts})
 
 
 def _need_name(name: str) -> None:

@@ -15,7 +15,7 @@ from oaml.visibility import shared_visibility
 
 @torch.inference_mode()
 def candidates(store: Store, packing: Packing, model: Model, probe: Templates, count: int) -> list[Candidate]:
-    """The people most like one face, best first; those with too little in common to decide come last.
+    """The people most similar to one face, best first; those with too little in common to decide come last.
 
     Args:
         store: of a gallery.
@@ -27,24 +27,24 @@ def candidates(store: Store, packing: Packing, model: Model, probe: Templates, c
     """
     columns, vectors = probe_vectors(probe)
     near = store.nearest(columns[0], vectors[0].numpy(), count, ["person", "image"])
-    alike: dict[str, str] = {}
+    nearest_image: dict[str, str] = {}
     for person, image in zip(near["person"].to_pylist(), near["image"].to_pylist(), strict=True):
-        alike.setdefault(person, image)
-    if not alike:
+        nearest_image.setdefault(person, image)
+    if not nearest_image:
         return []
-    found = store.rows(["person", "template"], f"person in ({', '.join(map(quoted, alike))})")
-    if not len(found):  # all have been deleted or renamed meanwhile
+    rows = store.rows(["person", "template"], f"person in ({', '.join(map(quoted, nearest_image))})")
+    if not len(rows):  # all have been deleted or renamed meanwhile
         return candidates(store, packing, model, probe, count)
-    names = list(dict.fromkeys(found["person"].to_pylist()))
+    names = list(dict.fromkeys(rows["person"].to_pylist()))
     number = {name: i for i, name in enumerate(names)}
-    owner = torch.tensor([number[name] for name in found["person"].to_pylist()])
-    people = pooled(packing.unpack_column(found["template"]).dequantised(), owner)
+    owner = torch.tensor([number[name] for name in rows["person"].to_pylist()])
+    people = pooled(packing.unpack_column(rows["template"]).dequantised(), owner)
     probe, people = probe.to(model.device), people.to(model.device)
     scores = model.compare_all(probe, people)
     shown = shared_visibility(people.visibility, probe.visibility)
     columns_of = scores["fused"][0], scores["cosine"][0], shown, owner.bincount()
     ranked = [
-        Candidate(person, *values, image=alike[person])
+        Candidate(person, *values, image=nearest_image[person])
         for person, *values in zip(names, *(x.tolist() for x in columns_of), strict=True)
     ]
     return sorted(ranked, key=lambda c: (c.visible_both < LEAST_SHARED, -c.score))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FACES, UNFINISHED = "faces", "unfinished"
 LOCK = ".lock"
-PATIENCE = 10.0
+WAIT_SECONDS = 10.0
 """Seconds that a writer waits for another one."""
 INDEXED_FROM = 20_000
 """Faces from which on an index is worth having: below, a scan of all vectors takes milliseconds."""
@@ -98,7 +98,7 @@ class Store:
         """Hold off every other writer, of this process too, and first finish what one of them left unfinished.
 
         Args:
-            patience: seconds to wait for another one; by default `PATIENCE`.
+            patience: seconds to wait for another one; by default `WAIT_SECONDS`.
 
         Raises:
             Busy: another one still writes.
@@ -115,7 +115,7 @@ class Store:
             self._local.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._lock = FileLock(self._local / LOCK)
-            self._lock.acquire(timeout=PATIENCE if patience is None else patience)
+            self._lock.acquire(timeout=WAIT_SECONDS if patience is None else patience)
         except Timeout:
             raise Busy(
                 f"{self.place}: another process writes to it; run this again when that one has ended"

@@ -1,9 +1,9 @@
-"""A real film with covers painted on every frame: is the face followed as one track, and is its person known among others?
+"""A real video with occluders painted on every frame: is the face followed as one track, and is its person known among others?
 
-`python studies/films.py FILM --others ../shared/data/lfw --detector yunet.onnx [--model MODEL]`
+`python studies/videos.py VIDEO --others ../shared/data/lfw --detector yunet.onnx [--model MODEL]`
 
-The film shows one person. Its first frame is enrolled bare, with a face each of other people; then the film itself and the same
-film with a mask, a niqab or sunglasses on every frame are searched.
+The video shows one person. Its first frame is enrolled unoccluded, with a face each of other people; then the video itself and the
+same with a mask, a niqab or sunglasses on every frame are searched.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 import oaml
 from oaml.detect import Face
 from oaml.files import list_images
-from oaml.tracks import read_frames
+from oaml.video import read_frames
 
 OTHERS = 300
 SCALE = 2  # the footage at hand is small
 
 
 def painted(frame: np.ndarray, face: Face, kind: str) -> np.ndarray:
-    """A frame with a flat cover over a face, uint8 RGB."""
+    """A frame with a flat occluder over a face, uint8 RGB."""
     left, right, nose = np.asarray(face.landmarks)[:3]
     along = right - left  # an eye distance to the face's left
     up = np.array([along[1], -along[0]])
@@ -42,8 +42,8 @@ def painted(frame: np.ndarray, face: Face, kind: str) -> np.ndarray:
             (120, 170, 200),
         )
     elif kind == "niqab":
-        for low, high, wide in ((-2.2, -0.35, 1.3), (0.35, 1.3, 1.1)):
-            corners = ((-wide, low), (wide, low), (1.1, high), (-1.1, high))
+        for low, high, half in ((-2.2, -0.35, 1.3), (0.35, 1.3, 1.1)):
+            corners = ((-half, low), (half, low), (1.1, high), (-1.1, high))
             fill([eyes + x * along + y * up for x, y in corners], (25, 25, 30))
     elif kind == "sunglasses":
         size = float(np.hypot(*along))
@@ -57,40 +57,40 @@ def painted(frame: np.ndarray, face: Face, kind: str) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("film", type=Path)
+    parser.add_argument("video", type=Path)
     parser.add_argument("--others", type=Path, required=True, help="folder of people, a folder each")
     parser.add_argument("--detector", type=Path, default=None)
     parser.add_argument("--model", default=None)
     parser.add_argument("--every", type=int, default=4)
-    given = parser.parse_args()
-    model = oaml.load(given.model, given.detector)
+    arguments = parser.parse_args()
+    model = oaml.load(arguments.model, arguments.detector)
     frames = [
         (number, cv2.resize(frame, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC))
-        for number, frame in read_frames(given.film, given.every)
+        for number, frame in read_frames(arguments.video, arguments.every)
     ]
     places = [model.detect(frame)[0] for _, frame in frames]
     with tempfile.TemporaryDirectory() as folder:
         gallery = oaml.Gallery(f"{folder}/gallery", model)
-        gallery.enroll("the person of the film", frames[0][1])
-        for person in sorted(path for path in given.others.iterdir() if path.is_dir())[:OTHERS]:
+        gallery.enroll("the person of the video", frames[0][1])
+        for person in sorted(path for path in arguments.others.iterdir() if path.is_dir())[:OTHERS]:
             gallery.enroll(person.name, list_images(person)[0])
         print(f"{len(frames)} frames, {len(gallery.people()) - 1} others")
-        print("| film | tracks | frames of each | shows | answer | score of the person | of the next |")
+        print("| video | tracks | frames of each | shows | answer | score of the person | of the next |")
         print("| --- " * 7 + "|")
-        for kind in ("bare", "mask", "niqab", "sunglasses"):
-            film = Path(folder) / kind
-            film.mkdir()
+        for kind in ("unoccluded", "mask", "niqab", "sunglasses"):
+            video = Path(folder) / kind
+            video.mkdir()
             for (number, frame), place in zip(frames, places, strict=True):
-                cover = painted(frame, place, kind)
-                cv2.imwrite(str(film / f"{number:05d}.png"), np.ascontiguousarray(cover[..., ::-1]))
-            found = gallery.search_film(film, top=OTHERS)
-            lengths = " + ".join(str(len(track.frames)) for track, _ in found)
-            track, answer = found[0]
+                occluded = painted(frame, place, kind)
+                cv2.imwrite(str(video / f"{number:05d}.png"), np.ascontiguousarray(occluded[..., ::-1]))
+            answers = gallery.search_video(video, top=OTHERS)
+            lengths = " + ".join(str(len(track.frames)) for track, _ in answers)
+            track, answer = answers[0]
             scores = {candidate.person: candidate.score for candidate in answer.candidates}
-            own = scores.pop("the person of the film")
+            own = scores.pop("the person of the video")
             shows = float(track.template.visible()[0])
             print(
-                f"| {kind} | {len(found)} | {lengths} | {shows:.2f} | {answer.person or answer.decision} "
+                f"| {kind} | {len(answers)} | {lengths} | {shows:.2f} | {answer.person or answer.decision} "
                 f"| {own:.2f} | {max(scores.values()):.2f} |",
                 flush=True,
             )
