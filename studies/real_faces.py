@@ -74,7 +74,7 @@ def main() -> None:
     model = out / "model" / "last"
     run(
         "evaluate", model, "--images", data / "lfw", "--pairs", out / "lfw_pairs.csv", "--out", out / "lfw",
-        "--occlude", "niqab,mask,sunglasses,patch", "--style", "b", "--templates", data / "mask_templates",
+        "--occlude", "niqab,mask,sunglasses,patch", "--style", "b", "--mask_pictures", data / "mask_templates",
     )  # fmt: skip
     run(
         "evaluate",

@@ -287,13 +287,13 @@ def test_wrong_calls_are_refused_before_the_network_runs(
     file.touch()
     wrong: list[tuple[dict, str]] = [
         ({"pairs": None}, "nothing to measure"),
-        ({"occlude": "niqab,hat"}, "no cover is called 'hat'"),
-        ({"templates": tmp_path}, "templates are pictures of masks"),
+        ({"occlude": "niqab,hat"}, "no occluder is called 'hat'"),
+        ({"mask_pictures": tmp_path}, "mask pictures are for the kind mask"),
         ({"seed": -1}, "start at 0"),
         ({"bootstrap": -1}, "start at 0"),
         ({"batch_size": 0}, "not at least 1"),
         ({"out": file}, "is a file"),
-        ({"pairs": one_class}, "holds no pair of different people"),
+        ({"pairs": one_class}, "holds no impostor pair"),
         ({"pairs": None, "identification": work / "roles.csv", "protocol": "lfw"}, "give --pairs"),
         ({"device": "abacus"}, "choose cpu or auto"),
     ]
@@ -359,10 +359,10 @@ def test_a_report_is_complete(report: Path) -> None:
     )
     assert _finite(found)
     assert found["arguments"]["occlude"] == "niqab, patch"
-    assert found["model"]["training"] == {"people": "none"}
-    assert list(found["verification"]["conditions"]) == ["bare", "niqab", "patch", "all"]
-    assert list(found["identification"]["conditions"]) == ["bare", "niqab", "patch"]
-    assert found["maps"]["bare"]["error"] is None
+    assert found["config"]["training"] == {"people": "none"}
+    assert list(found["verification"]["conditions"]) == ["unoccluded", "niqab", "patch", "all"]
+    assert list(found["identification"]["rank1"]) == ["unoccluded", "niqab", "patch"]
+    assert found["maps"]["unoccluded"]["error"] is None
     assert 0 < found["maps"]["niqab"]["error"] < 1
     assert found["maps"]["niqab"]["true_visible"] < 0.7
     table = (report / "table.md").read_text(encoding="utf-8")
@@ -378,32 +378,33 @@ def test_a_report_is_complete(report: Path) -> None:
 
 
 def test_a_report_agrees_with_the_measures(work: Path, report: Path, tmp_path: Path) -> None:
-    """The covers of `oaml occlude`, scored by `oaml score`, measured by hand."""
+    """The occluders of `oaml occlude`, scored by `oaml score`, measured by hand."""
     found = json.loads((report / "report.json").read_text())["verification"]
     occlude_folder(work / "faces", kind="niqab", out=tmp_path / "niqab", seed=3, style="b")
-    (tmp_path / "bare").symlink_to(work / "faces")
+    (tmp_path / "unoccluded").symlink_to(work / "faces")
     header, *rows = _read_csv(work / "pairs.csv")
     same = labels(read_pairs(work / "pairs.csv", work / "faces"))
-    for condition, prefix in (("bare", "bare"), ("niqab", "niqab/images")):
+    for condition, prefix in (("unoccluded", "unoccluded"), ("niqab", "niqab/images")):
         file = _write_csv(
-            tmp_path / "pairs.csv", header, [(f"bare/{a}", f"{prefix}/{b}", s) for a, b, s in rows]
+            tmp_path / "pairs.csv", header, [(f"unoccluded/{a}", f"{prefix}/{b}", s) for a, b, s in rows]
         )
         scoring.score(str(work / "model"), images=tmp_path, pairs=file, out=tmp_path / "scores.csv")
         numbers = np.array(_read_csv(tmp_path / "scores.csv")[1:])[:, 3:].astype(float)
         for column, score in enumerate(("cosine", "qaconv_visibility", "joint", "fused")):
             values, reported = numbers[:, column], found["conditions"][condition][score]
-            assert reported["auc"] == pytest.approx(metrics.auc(values, same), abs=1e-4)
-            assert reported["eer"] == pytest.approx(metrics.eer(values, same), abs=1e-3)
-            assert reported["auc_interval"][0] <= reported["auc"] <= reported["auc_interval"][1]
-            # 252 different-person pairs measure no FAR of 1e-2
+            auc, (low, high) = reported["auc"].values()
+            assert auc == pytest.approx(metrics.auc(values, same), abs=1e-4)
+            assert reported["eer"]["value"] == pytest.approx(metrics.eer(values, same), abs=1e-3)
+            assert low <= auc <= high
+            # 252 impostor pairs measure no FAR of 1e-2
             assert reported["tar_at_far"] == {"0.01": None, "0.001": None, "0.0001": None}
-    assert found["same_pairs"] == same.sum() == PEOPLE * SHOTS * (SHOTS - 1) // 2
+    assert found["genuine_pairs"] == same.sum() == PEOPLE * SHOTS * (SHOTS - 1) // 2
     assert found["people"] == PEOPLE
-    bare = found["conditions"]["bare"]["cosine"]["kfold"]
-    assert bare["mean"] == pytest.approx(np.mean(bare["accuracy"]))
+    folds = found["conditions"]["unoccluded"]["cosine"]["kfold"]
+    assert folds["mean"] == pytest.approx(np.mean(folds["accuracy"]))
     everything = found["conditions"]["all"]["cosine"]
-    assert everything["same_pairs"] == 3 * found["same_pairs"]
-    assert "kfold" not in everything
+    assert everything["genuine_pairs"] == 3 * found["genuine_pairs"]
+    assert everything["kfold"] is None
 
 
 @pytest.fixture
@@ -413,12 +414,13 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         path.touch()
         return path
 
-    for name in ("draw_roc", "draw_histograms", "draw_map_sheet", "draw_pair_sheet", "draw_robustness"):
-        monkeypatch.setattr(f"oaml.drawing.{name}", empty)
+    monkeypatch.setattr("oaml.drawing.draw_map_sheet", empty)
+    for name in ("draw_roc", "draw_histograms", "draw_pair_sheet", "draw_robustness"):
+        monkeypatch.setattr(f"oaml.evaluation.plots.{name}", empty)
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_the_covered_side_is_the_one_asked_for(work: Path, tmp_path: Path) -> None:
+def test_the_occluded_side_is_the_one_asked_for(work: Path, tmp_path: Path) -> None:
     aucs = {}
     for side in ("a", "b", "both"):
         found = evaluate(
@@ -430,11 +432,12 @@ def test_the_covered_side_is_the_one_asked_for(work: Path, tmp_path: Path) -> No
             side=side,
             bootstrap=0,
         )
-        condition = found["verification"]["conditions"]
-        aucs[side] = condition["mask"]["cosine"]["auc"]
-        assert condition["mask"]["cosine"]["auc_interval"] is None
-        # whatever side is asked for, pairs with both covered are measured too
-        assert found["maps"]["mask"]["images"] == PEOPLE * SHOTS
+        assert found.verification is not None
+        auc = found.verification.conditions["mask"]["cosine"].auc
+        aucs[side] = auc.value
+        assert auc.interval is None
+        # whatever side is asked for, pairs with both occluded are measured too
+        assert found.maps["mask"].images == PEOPLE * SHOTS
     assert len(set(aucs.values())) == 3
 
 
@@ -449,5 +452,6 @@ def test_folders_that_are_no_people_are_noted(work: Path, tmp_path: Path) -> Non
         out=tmp_path / "report",
         bootstrap=5,
     )
-    assert "1 of 276 pairs disagree with the folders" in found["notes"][0]
-    assert list(found["verification"]["conditions"]) == ["bare"]
+    assert "1 of 276 pairs disagree with the folders" in found.notes[0]
+    assert found.verification is not None
+    assert list(found.verification.conditions) == ["unoccluded"]

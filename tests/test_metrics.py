@@ -124,7 +124,7 @@ def test_exchanging_the_classes_mirrors_the_curve(case: tuple[np.ndarray, np.nda
     assert metrics.eer(-scores, same) == pytest.approx(1 - metrics.eer(scores, same))
 
 
-def test_few_different_person_pairs_measure_no_small_far() -> None:
+def test_few_impostor_pairs_measure_no_small_far() -> None:
     assert metrics.enough_negatives(1000, 1e-2)
     assert not metrics.enough_negatives(999, 1e-2)
     rng = np.random.default_rng(0)
@@ -134,7 +134,7 @@ def test_few_different_person_pairs_measure_no_small_far() -> None:
     assert summary.tar[1e-2] is not None
     assert summary.tar[1e-3] is None
     assert summary.tar_interval[1e-3] is None
-    assert (summary.same_pairs, summary.different_pairs, summary.people) == (200, 1000, 40)
+    assert (summary.genuine_pairs, summary.impostor_pairs, summary.people) == (200, 1000, 40)
     repeated = metrics.summarise(
         rng.normal(size=1200) + same, same, people[0], people[1], resamples=0, repeats=2
     )
@@ -188,7 +188,7 @@ def test_resampling_equals_building_the_resampled_list() -> None:
 def test_rates_at_a_fixed_threshold_against_loops() -> None:
     scores, same, a, b = _population(14, 2)
     found = metrics.rates(scores, same, 1.0, a, b, resamples=30, seed=5)
-    assert (found.same_pairs, found.different_pairs) == (same.sum(), (~same).sum())
+    assert (found.genuine_pairs, found.impostor_pairs) == (same.sum(), (~same).sum())
     assert found.tar == pytest.approx(np.mean([s >= 1.0 for s in scores[same]]))
     assert found.far == pytest.approx(np.mean([s >= 1.0 for s in scores[~same]]))
     generator = np.random.default_rng(5)
@@ -290,8 +290,8 @@ def test_two_hundred_resamples_of_fourteen_thousand_pairs_are_quick() -> None:
     ("scores", "same", "message"),
     [
         ([1.0, np.nan], [True, False], "not finite"),
-        ([1.0, 2.0], [True, True], "different-person"),
-        ([1.0, 2.0], [False, False], "same-person"),
+        ([1.0, 2.0], [True, True], "no impostor pairs"),
+        ([1.0, 2.0], [False, False], "no genuine pairs"),
         ([1.0, 2.0, 3.0], [True, False], "expected"),
         ([], [], "expected"),
     ],

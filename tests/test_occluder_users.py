@@ -14,11 +14,10 @@ from oaml.cache import CachePlan, FeatureCache
 from oaml.data import DataConfig, OcclusionStream, RecognitionStream
 from oaml.datasets.drawn import draw_face
 from oaml.datasets.people import DrawnFolder, PeopleFolder
-from oaml.evaluation.conditions import coverer
 from oaml.evaluation.heldout import SHARED, HeldOut
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
-from oaml.occluders import KINDS, load_mask_pictures
+from oaml.occluders import KINDS, Occluder, load_mask_pictures
 from oaml.occluders.command import occlude_folder
 from oaml.train_val import TrainConfig, Validation
 
@@ -69,8 +68,8 @@ def held_out_for_judging(pictures: Path, _: Path) -> Faces:
 
 
 def evaluated(pictures: Path, _: Path) -> Faces:
-    cover = coverer(3, "b", pictures)
-    return (cover(GREY, kind, name) for kind in KINDS for name in ("Ann/1.jpg", "shared cover 3"))
+    occluder = Occluder(3, "b", load_mask_pictures(pictures))  # what `evaluate` measures with
+    return (occluder(GREY, kind, name) for kind in KINDS for name in ("Ann/1.jpg", "shared cover 3"))
 
 
 def samples(items: Iterable[dict]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

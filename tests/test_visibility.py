@@ -13,9 +13,11 @@ from PIL import Image
 from oaml.datasets.drawn import draw_face
 from oaml.evaluation import conditions
 from oaml.evaluation.protocols import read_pairs
+from oaml.evaluation.results import UNOCCLUDED
 from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
+from oaml.occluders import Occluder
 from oaml.visibility import cell_visibility, on_grid, shared_visibility, unseen_and_overlap
 
 
@@ -77,11 +79,9 @@ def test_verify_search_and_evaluate_state_one_share(
     searched = {candidate["person"]: candidate["visible_both"] for candidate in candidates}["2"]
 
     (tmp_path / "pairs.csv").write_text("path_a,path_b,same\n1/0.png,2/0.png,0\n")
-    faces = conditions.Faces(
-        Model.load(model), tmp_path / "people", False, 32, conditions.coverer(0, "b", None)
-    )
+    faces = conditions.MeasuredFaces(Model.load(model), tmp_path / "people", False, 32, Occluder(0, "b"))
     pairs = read_pairs(tmp_path / "pairs.csv", tmp_path / "people")
-    evaluated = conditions.measure(faces, pairs, None, [], "b", 0).asked[conditions.BARE].visible
+    evaluated = conditions.measure(faces, pairs, None, [], "b", 0).asked[UNOCCLUDED].visible_both
 
     assert verified == evaluated[0]
     assert 0.1 < verified < 0.9

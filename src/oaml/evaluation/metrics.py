@@ -1,8 +1,8 @@
 """Measures of verification and identification, as pure functions of scores.
 
-Notation: a pair has a score (larger = more alike) and is *same* (two images of one person) or not. It is
-accepted when `score >= threshold`. FAR is the share of different-person pairs accepted, TAR the share of
-same-person pairs accepted, FRR = 1 - TAR.
+Notation: a pair has a score (larger = more similar) and is *genuine* (two images of one person, `same` is
+True) or *impostor* (of two people). It is accepted when `score >= threshold`. FAR is the share of impostor
+pairs accepted, TAR the share of genuine pairs accepted, FRR = 1 - TAR.
 
 All functions raise ValueError for arrays of unequal length, scores that are not finite, and where a class of
 pairs that a measure needs is empty.
@@ -28,20 +28,20 @@ FARS: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
 """The false accept rates that a report states."""
 
 MIN_FALSE_ACCEPTS = 10
-"""A FAR is reported only where the different-person pairs let at least this many through at it.
+"""A FAR is reported only where the impostor pairs let at least this many through at it.
 
 With k false accepts the true rate at the threshold has a relative standard error of about 1/sqrt(k): a third
 at 10. With one, the threshold is a single pair's score, and "FAR 1e-4" would be a name and not a measurement.
 """
 
-COVERED_SHARES: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
-"""Edges of the bins of covered share: a bin holds its lower edge, the last also its upper one."""
+OCCLUDED_SHARES: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
+"""Edges of the bins of occluded share: a bin holds its lower edge, the last also its upper one."""
 
 VISIBLE_SHARES: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 """Edges of the bins of the area that two faces both show."""
 
-MIN_SAME_PAIRS = 30
-"""With fewer same-person pairs in a bin, one pair moves the TAR by more than .03: such a bin is marked."""
+MIN_GENUINE_PAIRS = 30
+"""With fewer genuine pairs in a bin, one pair moves the TAR by more than .03: such a bin is marked."""
 
 MIN_EXPECTED = 30
 """A FAR at a frozen threshold is stated only where at least this many false accepts are expected.
@@ -65,7 +65,7 @@ class TarAtFar(NamedTuple):
     """What is accepted at a stated FAR."""
 
     tar: float
-    """Share of same-person pairs accepted, 0 to 1."""
+    """Share of genuine pairs accepted, 0 to 1."""
     threshold: float
     """Smallest observed score whose FAR does not exceed the stated one; inf where there is none."""
 
@@ -89,8 +89,8 @@ class Folds(NamedTuple):
 class Rates(NamedTuple):
     """What a threshold that was fixed beforehand accepts; None for a class without pairs."""
 
-    same_pairs: int
-    different_pairs: int
+    genuine_pairs: int
+    impostor_pairs: int
     tar: float | None
     far: float | None
     tar_interval: Interval | None
@@ -101,13 +101,13 @@ class Rates(NamedTuple):
 class Summary(NamedTuple):
     """All verification measures of one score on one set of pairs, with 95 % intervals by person."""
 
-    same_pairs: int
-    different_pairs: int
+    genuine_pairs: int
+    impostor_pairs: int
     people: int
     auc: float
     eer: float
     tar: dict[float, TarAtFar | None]
-    """Stated FAR -> operating point, None where there are too few different-person pairs."""
+    """Stated FAR -> operating point, None where there are too few impostor pairs."""
     auc_interval: Interval | None
     eer_interval: Interval | None
     tar_interval: dict[float, Interval | None]
@@ -117,7 +117,7 @@ def roc(scores: np.ndarray, same: np.ndarray) -> Roc:
     """Receiver operating characteristic; pairs with equal scores are accepted together.
 
     Args:
-        scores: [N], larger = more alike.
+        scores: [N], larger = more similar.
         same: bool [N].
     """
     ranked = _Ranked(scores, same)
@@ -126,13 +126,13 @@ def roc(scores: np.ndarray, same: np.ndarray) -> Roc:
 
 
 def tar_at_far(scores: np.ndarray, same: np.ndarray, far: float) -> TarAtFar:
-    """TAR at the smallest observed score whose share of accepted different-person pairs is at most `far`.
+    """TAR at the smallest observed score whose share of accepted impostor pairs is at most `far`.
 
     Conservative: no interpolation between operating points, and a group of equal scores that would exceed
     `far` is rejected as a whole.
 
     Args:
-        scores: [N], larger = more alike.
+        scores: [N], larger = more similar.
         same: bool [N].
         far: 0 to 1.
     """
@@ -144,12 +144,12 @@ def tar_at_far(scores: np.ndarray, same: np.ndarray, far: float) -> TarAtFar:
 
 
 def enough_negatives(negatives: int, far: float) -> bool:
-    """Whether so many different-person pairs can measure `far`: negatives * far >= MIN_FALSE_ACCEPTS."""
+    """Whether so many impostor pairs can measure `far`: negatives * far >= MIN_FALSE_ACCEPTS."""
     return negatives * far >= MIN_FALSE_ACCEPTS - 1e-9
 
 
 def auc(scores: np.ndarray, same: np.ndarray) -> float:
-    """Probability that a same-person pair scores above a different-person pair, ties counted half. 0 to 1."""
+    """Probability that a genuine pair scores above an impostor pair, ties counted half. 0 to 1."""
     return _auc(*_Ranked(scores, same).curve())
 
 
@@ -164,7 +164,7 @@ def rank1_hits(scores: np.ndarray, probe_labels: np.ndarray, gallery_labels: np.
     A tie is a miss, so that a score that says the same for everybody finds nobody.
 
     Args:
-        scores: [P,G], larger = more alike.
+        scores: [P,G], larger = more similar.
         probe_labels: [P], who each probe is.
         gallery_labels: [G], who each gallery image is.
 
@@ -206,7 +206,7 @@ def kfold_accuracy(
     `N % folds` folds have one pair more. Of several best thresholds the smallest is taken.
 
     Args:
-        distances: [N], smaller = more alike; squared L2 of unit embeddings for the default thresholds.
+        distances: [N], smaller = more similar; squared L2 of unit embeddings for the default thresholds.
         same: bool [N].
         folds: number of folds, 2 to N.
         thresholds: ascending candidates. By default 0 to 4 (exclusive) by 0.01.
@@ -221,7 +221,7 @@ def kfold_accuracy(
         train[test] = False
         below_same = np.searchsorted(np.sort(distances[train & same]), candidates, side="left")
         below_different = np.searchsorted(np.sort(distances[train & ~same]), candidates, side="left")
-        # right decisions but for a constant, the number of different-person pairs
+        # right decisions but for a constant, the number of impostor pairs
         chosen[fold] = candidates[np.argmax(below_same - below_different)]
         accuracy[fold] = ((distances[test] < chosen[fold]) == same[test]).mean()
     return Folds(accuracy, chosen)
@@ -242,25 +242,25 @@ def summarise(
 
     Pairs share people, so they are no independent sample, and resampling pairs would give intervals that are
     far too narrow. Instead as many people as there are are drawn with replacement. With m[i] copies of person
-    i drawn, a pair of two people counts m[i] * m[j] times, since every copy of one meets every copy of the
-    other. A pair within one person counts m[i] times: each copy brings its own pairs, while images of two
+    i drawn, an impostor pair counts m[i] * m[j] times, since every copy of one meets every copy of the
+    other. A genuine pair counts m[i] times: each copy brings its own pairs, while images of two
     copies of one person are not compared, as that would invent pairs that the list doesn't have. Every
     resample finds its own threshold for a FAR. Resamples without any pair of one class are left out.
 
     Args:
-        scores: [N], larger = more alike.
+        scores: [N], larger = more similar.
         same: bool [N].
         person_a, person_b: [N], who is in each image (any values that can be sorted).
         fars: stated false accept rates.
         resamples: 0 leaves the intervals out (None).
         seed: of the resampling.
-        repeats: how often the list holds each pair (under several covers, say). Repetitions add no
+        repeats: how often the list holds each pair (under several occluders, say). Repetitions add no
             information about a small FAR, so they don't count for `enough_negatives`.
     """
     ranked = _Ranked(scores, same)
     far, tar = ranked.curve()
     names, codes = np.unique(np.concatenate([person_a, person_b]), return_inverse=True)
-    stated = [value for value in fars if enough_negatives(ranked.different_pairs // repeats, value)]
+    stated = [value for value in fars if enough_negatives(ranked.impostor_pairs // repeats, value)]
     points: dict[float, TarAtFar | None] = dict.fromkeys(fars)
     for value in stated:
         index = _last_at_most(far, value)
@@ -283,8 +283,8 @@ def summarise(
             drawn.append([_auc(*curve), _eer(*curve), *tars])
     intervals = _intervals(np.array(drawn)) if drawn else [None] * (2 + len(stated))
     return Summary(
-        ranked.same_pairs,
-        ranked.different_pairs,
+        ranked.genuine_pairs,
+        ranked.impostor_pairs,
         len(names),
         _auc(far, tar),
         _eer(far, tar),
@@ -308,7 +308,7 @@ def rates(
     """TAR and FAR at a threshold that stays as it is, with intervals by person as in `summarise`.
 
     Args:
-        scores: [N], larger = more alike; N may be 0.
+        scores: [N], larger = more similar; N may be 0.
         same: bool [N]; one class may be empty.
         threshold: a pair is accepted when its score is at least this.
         person_a, person_b: [N], who is in each image.
@@ -353,12 +353,12 @@ def rates(
 
 
 def enough_expected(trials: int, far: float) -> bool:
-    """Whether so many different-person trials can check a stated FAR: trials * far >= MIN_EXPECTED."""
+    """Whether so many impostor trials can check a stated FAR: trials * far >= MIN_EXPECTED."""
     return trials * far >= MIN_EXPECTED - 1e-9
 
 
-def share_bins(shares: np.ndarray, edges: tuple[float, ...] = COVERED_SHARES) -> np.ndarray:
-    """Bin of each share, int [N] from 0 to len(edges) - 2; see `COVERED_SHARES`.
+def share_bins(shares: np.ndarray, edges: tuple[float, ...] = OCCLUDED_SHARES) -> np.ndarray:
+    """Bin of each share, int [N] from 0 to len(edges) - 2; see `OCCLUDED_SHARES`.
 
     Args:
         shares: [N] in [edges[0], edges[-1]].
@@ -414,9 +414,9 @@ class _Ranked:
 
     def __init__(self, scores: np.ndarray, same: np.ndarray) -> None:
         scores, same = _pairs(scores, same)
-        self.same_pairs, self.different_pairs = int(same.sum()), int((~same).sum())
-        if not self.same_pairs or not self.different_pairs:
-            missing = "same-person" if not self.same_pairs else "different-person"
+        self.genuine_pairs, self.impostor_pairs = int(same.sum()), int((~same).sum())
+        if not self.genuine_pairs or not self.impostor_pairs:
+            missing = "genuine" if not self.genuine_pairs else "impostor"
             raise ValueError(f"same: no {missing} pairs")
         self.order = np.argsort(-scores, kind="stable")
         ordered = scores[self.order].astype(np.float64)

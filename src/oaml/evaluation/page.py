@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from oaml.evaluation.conditions import PAIR_CLASSES
+from oaml.evaluation.results import PAIR_CLASSES, UNOCCLUDED, Report
 from oaml.evaluation.tables import Table, all_tables, short_far, short_number
 
 _STYLE = """
@@ -33,20 +34,22 @@ body{max-width:none;padding:0;font-size:10pt}table{font-size:7pt}th,td{padding:.
 figure,tr{break-inside:avoid}h2{break-after:avoid}}
 """
 
+SIDES = {"a": "first image", "b": "second image", "both": "both images"}
+"""Sides of a pair, with their names for people."""
 _ALT = {
     "roc.png": "ROC curves of all scores, one panel a condition",
-    "robustness.png": "share of pairs of one person accepted against covered share, one panel a kind of cover",
-    "scores.png": "histograms of the scores of one person and of two, a row a condition, a column a score",
+    "robustness.png": "share of genuine pairs accepted against occluded share, one panel a kind of occluder",
+    "scores.png": "histograms of the scores of genuine and impostor pairs, a row a condition, a column a score",
     "pairs.png": "faces of the best and worst pairs beside their predicted visibility maps",
     "maps.png": "faces beside their drawn and predicted visibility maps",
 }
 
 
-def html(report: dict[str, Any], pictures: Mapping[str, Path]) -> str:
+def html(report: Report, pictures: Mapping[str, Path]) -> str:
     """The whole report as one page without any outside resource.
 
     Args:
-        report: the content of report.json.
+        report: all numbers.
         pictures: name -> PNG; those not given are left out.
     """
     by_key = {table.key: _table(table) for table in all_tables(report)}
@@ -67,7 +70,7 @@ def html(report: dict[str, Any], pictures: Mapping[str, Path]) -> str:
             body.append(f"<details><summary>The numbers</summary>{''.join(folded)}</details>")
         body.append("</section>")
     links = " ".join(f'<a href="#s{i}">{escape(section.title)}</a>' for i, section in enumerate(sections))
-    name = escape(report["model"]["name"])
+    name = escape(report.model)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -86,143 +89,134 @@ class _Section(NamedTuple):
     """Keys of tables that are shown on demand."""
 
 
-def _sections(report: dict[str, Any]) -> list[_Section]:
+def _sections(report: Report) -> list[_Section]:
     """What the page shows, in order; a section without a table, picture or text is left out."""
-    notes = "".join(f"<li>{escape(note)}</li>" for note in report["notes"])
-    model = dict(report["model"])
-    facts = [("trained on", model.pop("training")), ("thresholds", model.pop("thresholds"))]
-    facts += [("licence", model.pop("licence")), *model.items()]
-    settings = Table(
-        "", "oaml evaluate", ["argument", "value"], [[k, str(v)] for k, v in report["arguments"].items()]
-    )
-    described = Table(
-        "",
-        f"config.json of the model; oaml {report['oaml']}",
-        ["key", "value"],
-        [[k, _text(v)] for k, v in facts],
-    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
+    config = asdict(report.config)
+    first = {"trained on": config.pop("training"), "thresholds": config.pop("thresholds")}
+    first["licence"] = config.pop("licence")
+    settings = [[name, str(value)] for name, value in report.arguments.items()]
+    described = [[name, _text(value)] for name, value in (first | config).items()]
     return [
         _Section("What was measured", [_list(_measured(report))]),
-        _Section("Scores by cover", ["scores", "roc.png"], ("verification",)),
+        _Section("Scores by occluder", ["scores", "roc.png"], ("verification",)),
         _Section("Identification", ["identification"]),
         _Section("One threshold, frozen", ["frozen"]),
         _Section("Pair classes", ["classes"], ("classes, all",)),
-        _Section("How much may be covered", ["robustness.png", *_list_if(_robust(report))], ("robustness",)),
+        _Section("How much may be occluded", ["robustness.png", *_list_if(_robust(report))], ("robustness",)),
         _Section("Distributions", ["scores.png"]),
         _Section("Best and worst pairs", ["pairs.png"], ("examples",)),
         _Section("Visibility maps", ["maps", "maps.png"]),
         _Section("Shortcuts", ["shortcuts", *_list_if(_tails(report)), "tail"]),
         _Section("Notes", [f"<ul>{notes}</ul>"] if notes else []),
-        _Section("Arguments and model", [_table(settings), _table(described)]),
+        _Section(
+            "Arguments and model",
+            [
+                _table(Table("", "oaml evaluate", ["argument", "value"], settings)),
+                _table(
+                    Table("", f"config.json of the model; oaml {report.oaml}", ["key", "value"], described)
+                ),
+            ],
+        ),
     ]
 
 
-def headline(report: dict[str, Any]) -> str:
-    """What the fused score does, bare and under the hardest cover, beside the plain cosine."""
-    if "verification" not in report:
-        found = report["identification"]["conditions"]
+def headline(report: Report) -> str:
+    """What the fused score does, unoccluded and under the hardest occluder, beside the plain cosine."""
+    if report.verification is None:
         each = [
-            f"{by['fused']['rank1']:.0%} {c} (cosine {by['cosine']['rank1']:.0%})" for c, by in found.items()
+            f"{by['fused'].value:.0%} {condition} (cosine {by['cosine'].value:.0%})"
+            for condition, by in (report.identification.rank1 if report.identification else {}).items()
         ]
         return f"Probes found first in the gallery by the fused score: {', '.join(each)}."
-    found = report["verification"]["conditions"]
-    point = found["bare"]["fused"]["tar_at_far"]["0.01"]
+    conditions = report.verification.conditions
+    stated = conditions[UNOCCLUDED]["fused"].tar_at_far[1e-2] is not None
 
     def both(condition: str) -> str:
-        fused, cosine = (found[condition][score] for score in ("fused", "cosine"))
-        if point is None:
-            return f"{short_number(fused['auc'])} (plain cosine {short_number(cosine['auc'])})"
-        return "{:.0%} (plain cosine {:.0%})".format(
-            *(s["tar_at_far"]["0.01"]["tar"] for s in (fused, cosine))
-        )
+        fused, cosine = (conditions[condition][score] for score in ("fused", "cosine"))
+        points = [measures.tar_at_far[1e-2] for measures in (fused, cosine)]
+        if None in points:
+            return f"{short_number(fused.auc.value)} (plain cosine {short_number(cosine.auc.value)})"
+        return "{:.0%} (plain cosine {:.0%})".format(*(point.tar.value for point in points if point))
 
-    what = (
-        "AUC of the fused score"
-        if point is None
-        else "Pairs of one person that the fused score accepts at FAR 1e-2"
+    what = "Genuine pairs that the fused score accepts at FAR 1e-2" if stated else "AUC of the fused score"
+    hardest = min(report.occluders.kinds, key=lambda kind: conditions[kind]["fused"].auc.value, default=None)
+    text = f"{what}: {both(UNOCCLUDED)} unoccluded" + (
+        f", {both(hardest)} under the hardest occluder, {hardest}." if hardest else "."
     )
-    hardest = min(report["kinds"], key=lambda kind: found[kind]["fused"]["auc"], default=None)
-    text = f"{what}: {both('bare')} bare" + (
-        f", {both(hardest)} under the hardest cover, {hardest}." if hardest else "."
-    )
-    rows = report["frozen_threshold"]["scores"]["fused"]["rows"]
     times = [
-        f"{row['ratio']:.1f} ({PAIR_CLASSES[row['class']]})"
-        for row in rows
-        if row["covered"] is None and row["ratio"] is not None
+        f"{row.ratio:.1f} ({PAIR_CLASSES[row.pair_class]})"
+        for row in (report.frozen_threshold.scores["fused"].rows if report.frozen_threshold else ())
+        if row.bin is None and row.ratio is not None
     ]
     if times:
-        text += f" Strangers that one frozen threshold of FAR 1e-3 lets in, as a multiple of 1e-3: {', '.join(times)}."
+        text += f" Impostor pairs that one frozen threshold of FAR 1e-3 accepts, as a multiple of 1e-3: {', '.join(times)}."
     return text
 
 
-def _measured(report: dict[str, Any]) -> list[str]:
-    given = report["arguments"]
-    side = {"a": "first image", "b": "second image", "both": "both images"}[given["side"]]
+def _measured(report: Report) -> list[str]:
+    drawn, pairs, classes = report.occluders, report.verification, report.pair_classes
     lines = []
-    if "verification" in report:
-        found = report["verification"]
+    if pairs is not None:
         lines.append(
-            f"{found['same_pairs']:,} pairs of one person and {found['different_pairs']:,} of two, from {found['people']:,} "
-            f"people (folders) and {report['maps']['bare']['images']:,} images."
+            f"{pairs.genuine_pairs:,} genuine pairs (of one person) and {pairs.impostor_pairs:,} impostor pairs (of two), from "
+            f"{pairs.people:,} people (folders) and {report.maps[UNOCCLUDED].images:,} images."
         )
-    if report["kinds"]:
+    if drawn.kinds:
         lines.append(
-            f"Each bare, and with drawn covers: {', '.join(report['kinds'])} (style {given['style']}, seed {given['seed']}), "
-            f"on the {side} of a pair unless a table says otherwise. Drawn covers are no photographs of covered people."
+            f"Each unoccluded, and with drawn occluders: {', '.join(drawn.kinds)} (style {drawn.style}, seed {drawn.seed}), on the "
+            f"{SIDES[drawn.side]} of a pair unless a table says otherwise. Drawn occluders are no photographs of occluded people."
         )
-    if "pair_classes" in report:
-        found = report["pair_classes"]
-        groups, limit = found["shared_covers"], found["different_pairs_at_most"]
+    if classes is not None:
         lines.append(
-            "Pairs are also measured with one and with both images covered, each with its own cover and with the same: "
+            "Pairs are also measured with one and with both images occluded, each by its own occluder and by the same: "
             + (
-                "everybody wears one cover of each kind"
-                if groups == 1
-                else f"people are put into {groups} groups by their names, "
-                "a group wears one cover of each kind, and pairs within a group count"
+                "everybody wears one occluder of each kind"
+                if classes.shared_occluders == 1
+                else f"people are put into {classes.shared_occluders} groups by their names, "
+                "a group wears one occluder of each kind, and pairs within a group count"
             )
-            + f". For these conditions at most {limit:,} pairs of two people are taken, at random; all pairs of one person stay."
+            + f". For these conditions at most {classes.impostor_pairs_at_most:,} impostor pairs are taken, at random; all genuine "
+            "pairs stay."
         )
     lines += [
-        "Score: higher = more alike. FAR: share of the pairs of two people that are accepted. TAR: share of the pairs of one "
-        "person that are accepted. Brackets: what 95 of 100 other draws of people would give.",
-        "cosine knows nothing of covers; QAConv compares single cells; QAConv + visibility weighs them by what is visible; the "
-        "joint embedding compares what both faces show; fused is all together, the score to decide by.",
+        "Score: higher = more similar. FAR: share of the impostor pairs that are accepted. TAR: share of the genuine pairs that "
+        "are accepted. Brackets: what 95 of 100 other draws of people would give.",
+        "cosine knows nothing of occluders; QAConv compares single cells; QAConv + visibility weighs them by what is visible; the "
+        "joint embedding (masked by visibility) compares what both faces show; fused is all together, the score to decide by.",
     ]
     return lines
 
 
-def _robust(report: dict[str, Any]) -> list[str]:
-    found = report.get("robustness")
-    if not found:
+def _robust(report: Report) -> list[str]:
+    section = report.robustness
+    if section is None:
         return []
-    far = short_far(found["far"])
-    if found["bare"] is None:
-        needed = found["different_pairs_needed"]
-        return [f"Insufficient data: a threshold at FAR {far} needs {needed:,} pairs of two people."]
+    if section.unoccluded is None:
+        far, needed = short_far(section.far), section.impostor_pairs_needed
+        return [f"Insufficient data: a threshold at FAR {far} needs {needed:,} impostor pairs."]
     return [
-        f"Every score keeps the threshold that accepts {found['far']:.0%} of the bare pairs of two people of this list.",
-        f"Hollow and faint: fewer than {found['same_pairs_needed']} pairs of one person in the bin; without any it is left out.",
-        "A threshold that accepts more of one person may accept more strangers too: read this beside the frozen threshold's FAR.",
+        f"Every score keeps the threshold that accepts {section.far:.0%} of the unoccluded impostor pairs of this list.",
+        f"Hollow and faint: fewer than {section.genuine_pairs_needed} genuine pairs in the bin; without any it is left out.",
+        "A threshold that accepts more genuine pairs may accept more impostor pairs too: read this beside the frozen threshold's "
+        "FAR.",
     ]
 
 
-def _tails(report: dict[str, Any]) -> list[str]:
-    if "shortcuts" not in report:
+def _tails(report: Report) -> list[str]:
+    if report.shortcuts is None:
         return []
     words = {
-        True: "rises as the area shrinks: little in common looks alike, and a fixed threshold accepts more strangers there",
+        True: "rises as the area shrinks: little in common looks similar, and a fixed threshold accepts more impostor pairs there",
         False: "does not rise as the area shrinks",
         None: "can't be compared between areas: insufficient data",
     }
     return [
-        "Covers are drawn without regard to people, so their pixels must say no more than chance; a predicted map may also tell "
+        "Occluders are drawn without regard to people, so their pixels must say no more than chance; a predicted map may also tell "
         "a little of the face. Of many intervals, 1 in 20 misses.",
         *(
-            f"{name.capitalize()}: the highest fused score in 1,000 pairs of two people "
-            f"{words[tail['rises_as_the_area_shrinks']]}."
-            for name, tail in report["shortcuts"]["tail"]["areas"].items()
+            f"{name.capitalize()}: the highest fused score in 1,000 impostor pairs {words[tail.rises_as_the_area_shrinks]}."
+            for name, tail in report.shortcuts.tails.items()
         ),
     ]
 

@@ -24,7 +24,7 @@ class Pairs:
     """As written in the file: relative to the folder of images."""
     path_b: list[str]
     same: list[bool | None]
-    """Whether both images show one person; None where the file doesn't say."""
+    """True for a genuine pair, False for an impostor pair; None where the file doesn't say."""
 
     def __len__(self) -> int:
         return len(self.path_a)
@@ -63,7 +63,7 @@ def read_pairs(file: str | Path, images: str | Path, *, need_same: bool = True) 
             used.setdefault(path, line)
         if same not in ("1", "0") and (need_same or same):
             raise OamlError(
-                f"{file}, line {line}: same is {same!r}; write 1 for one person and 0 for two different ones"
+                f"{file}, line {line}: same is {same!r}; write 1 for one person (a genuine pair) and 0 for two (an impostor pair)"
             )
         pairs.path_a.append(a)
         pairs.path_b.append(b)
@@ -87,7 +87,7 @@ def read_identification(file: str | Path, images: str | Path) -> Identification:
     """
     file = Path(file)
     columns = ("path", "person", "role")
-    found = Identification([], [], [], [])
+    listed = Identification([], [], [], [])
     used: dict[str, int] = {}
     probe_lines: list[int] = []
     for line, row in _rows(file, columns, columns):
@@ -100,25 +100,25 @@ def read_identification(file: str | Path, images: str | Path) -> Identification:
             )
         used[path] = line
         if role == "gallery":
-            found.gallery.append(path)
-            found.gallery_person.append(person)
+            listed.gallery.append(path)
+            listed.gallery_person.append(person)
         elif role == "probe":
-            found.probes.append(path)
-            found.probe_person.append(person)
+            listed.probes.append(path)
+            listed.probe_person.append(person)
             probe_lines.append(line)
         else:
             raise OamlError(f"{file}, line {line}: role is {role!r}; write gallery or probe")
-    for role, paths in (("gallery", found.gallery), ("probe", found.probes)):
+    for role, paths in (("gallery", listed.gallery), ("probe", listed.probes)):
         if not paths:
             raise OamlError(f"{file}: holds no image with role {role}; it needs some of both roles")
-    known = set(found.gallery_person)
-    for line, person in zip(probe_lines, found.probe_person, strict=True):
+    known = set(listed.gallery_person)
+    for line, person in zip(probe_lines, listed.probe_person, strict=True):
         if person not in known:
             raise OamlError(
                 f"{file}, line {line}: {person} has no image with role gallery; add one or remove the probe"
             )
     _need_images(file, images, used)
-    return found
+    return listed
 
 
 def person_of(path: str) -> str:

@@ -1,28 +1,25 @@
-"""`oaml evaluate`: all scores side by side on the same images, bare and covered; a page, tables, numbers, pictures."""
+"""`oaml evaluate`: all scores side by side on the same images, unoccluded and occluded; a page, tables, numbers, pictures."""
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import asdict
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from oaml import __version__
 from oaml.errors import OamlError
 from oaml.evaluation import conditions, metrics, page
-from oaml.evaluation.conditions import BARE, DIFFERENT_LIMIT, PAIR_CLASSES, Faces, Measured
+from oaml.evaluation.conditions import IMPOSTOR_LIMIT, Measured, MeasuredFaces
 from oaml.evaluation.protocols import Pairs, labels, person_of, read_identification, read_pairs
-from oaml.evaluation.summary import CURVE_FAR, Numbers, identification_numbers, with_all
+from oaml.evaluation.results import PAIR_CLASSES, UNOCCLUDED, DrawnOccluders, Report, Side
+from oaml.evaluation.summary import CURVE_FAR, PairStatistics, identification_result, with_all
 from oaml.evaluation.tables import SHORT, all_tables, condition_name, markdown, show
 from oaml.files import write_file
 from oaml.inference import BATCH_SIZE, load_model
 from oaml.template import COLUMNS, TITLES
-
-if TYPE_CHECKING:
-    from oaml.drawing import SharePoint
 
 
 def evaluate(
@@ -33,25 +30,25 @@ def evaluate(
     pairs: Path | None = None,
     identification: Path | None = None,
     occlude: str | None = None,
-    side: Literal["a", "b", "both"] = "b",
+    side: Side = "b",
     seed: int = 0,
     style: Literal["a", "b"] = "b",
-    templates: Path | None = None,
+    mask_pictures: Path | None = None,
     protocol: Literal["pairs", "lfw"] = "pairs",
     resize: bool = False,
     batch_size: int = BATCH_SIZE,
     bootstrap: int = 200,
     device: str = "auto",
-) -> dict[str, Any]:
-    """Measure a model on people it was not trained on, bare and under drawn covers.
+) -> Report:
+    """Measure a model on people it was not trained on, unoccluded and under drawn occluders.
 
-    Writes OUT/report.html (everything, in one file), OUT/report.json (all numbers), OUT/table.md, OUT/maps.png and, with
-    pairs, OUT/roc.png, OUT/scores.png, OUT/pairs.png and OUT/robustness.png; prints the main tables. The same images are
-    measured bare and under every kind asked for. A cover depends on the seed, the kind and the image's path alone, as in
-    `oaml occlude`. Whatever side is asked for, pairs are also measured with one and with both images covered, each with
-    its own cover and with the same one (see `oaml.evaluation.conditions`); of long lists a fixed random part. An interval
-    in brackets covers 95 % of what other people would give (see `oaml.evaluation.metrics.summarise`); a person is a folder
-    of images.
+    Writes OUT/report.html (everything, in one file), OUT/report.json (all numbers, see `docs/report.md`), OUT/table.md,
+    OUT/maps.png and, with pairs, OUT/roc.png, OUT/scores.png, OUT/pairs.png and OUT/robustness.png; prints the main tables.
+    The same images are measured unoccluded and under every kind asked for. An occluder depends on the seed, the kind and the
+    image's path alone, as in `oaml occlude`. Whatever side is asked for, pairs are also measured with one and with both
+    images occluded, each by its own occluder and by the same one (see `oaml.evaluation.conditions`); of long lists a fixed
+    random part. An interval in brackets covers 95 % of what other people would give (see
+    `oaml.evaluation.metrics.summarise`); a person is a folder of images.
 
     Example:
         oaml evaluate runs/first/best --images faces --pairs pairs.csv --out report --occlude niqab,mask
@@ -62,12 +59,12 @@ def evaluate(
         out: folder for the results; files of these names are replaced, a picture that lacks data is removed.
         pairs: CSV with the columns path_a, path_b and same (1 or 0).
         identification: CSV with the columns path, person and role (gallery or probe), for rank-1.
-        occlude: kinds of cover, separated by commas, or all.
-        side: which image of a pair is covered. In identification a is the gallery and b the probe.
-        seed: of covers and intervals.
-        style: family of covers. b shares no texture and no outline with a, which is for
+        occlude: kinds of occluder, separated by commas, or all.
+        side: which image of a pair is occluded. In identification a is the gallery and b the probe.
+        seed: of occluders and intervals.
+        style: family of occluders. b shares no texture and no outline with a, which is for
             training.
-        templates: folder of mask pictures with alpha, for the kind mask.
+        mask_pictures: folder of mask pictures with alpha, for the kind mask.
         protocol: lfw adds the accuracy over 10 consecutive folds of the list.
         resize: scale images of another size instead of refusing them.
         batch_size: faces read at a time; on a GPU also faces a pass.
@@ -75,45 +72,49 @@ def evaluate(
         device: cpu, cuda, or auto for a GPU where there is one.
 
     Returns:
-        The content of report.json.
+        All numbers, as report.json holds them.
 
     Raises:
         OamlError: a wrong option, list, image or model. Nothing is written then.
     """
     arguments = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
+    from oaml.occluders import Occluder, load_mask_pictures
+
     images, out = Path(images), Path(out)
     kinds = _kinds(occlude)
-    _check(out, pairs, identification, protocol, templates, kinds, seed, bootstrap)
+    _check(out, pairs, identification, protocol, mask_pictures, kinds, seed, bootstrap)
     listed = None if pairs is None else read_pairs(pairs, images)
     known = None if identification is None else read_identification(identification, images)
     if listed is not None:
         _check_pairs(Path(pairs or ""), listed, protocol)
-    cover = conditions.coverer(seed, style, templates)
+    pictures = [] if mask_pictures is None else load_mask_pictures(mask_pictures)
     loaded = load_model(model, device, batch_size)
-    faces = Faces(loaded, images, resize, batch_size, cover)
+    faces = MeasuredFaces(loaded, images, resize, batch_size, Occluder(seed, style, pictures))
     measured = conditions.measure(faces, listed, known, kinds, side, seed)
 
-    report: dict[str, Any] = {
-        "oaml": __version__,
-        "model": {"name": str(model), **asdict(loaded.config)},
-        "arguments": arguments,
-        "kinds": kinds,
-        "notes": [],
-        "maps": faces.maps,
-    }
+    report = Report(
+        oaml=__version__,
+        model=str(model),
+        config=loaded.config,
+        arguments=arguments,
+        occluders=DrawnOccluders(kinds, side, style, seed),
+        maps=faces.maps,
+    )
     if listed is not None:
-        numbers = Numbers(listed, measured, bootstrap, seed)
-        report["verification"] = numbers.verification(protocol)
-        report["frozen_threshold"] = numbers.frozen(loaded.config.thresholds)
-        if kinds:
-            report["pair_classes"] = numbers.pair_classes(report["verification"])
-            report["robustness"] = numbers.robustness()
-            report["shortcuts"] = numbers.shortcuts()
-        report["examples"] = numbers.examples(report["verification"])
-        report["notes"] += _notes(listed, measured)
+        statistics = PairStatistics(listed, measured, bootstrap, seed)
+        verification = statistics.verification(protocol)
+        report = replace(
+            report,
+            notes=_notes(listed, measured),
+            verification=verification,
+            frozen_threshold=statistics.frozen(loaded.config.thresholds),
+            pair_classes=statistics.pair_classes(verification) if kinds else None,
+            robustness=statistics.robustness() if kinds else None,
+            shortcuts=statistics.shortcuts() if kinds else None,
+            examples=statistics.examples(verification),
+        )
     if known is not None:
-        report["identification"] = identification_numbers(measured, known, bootstrap, seed)
-    report = _plain(report)
+        report = replace(report, identification=identification_result(measured, known, bootstrap, seed))
     _write(report, out, measured, listed)
     return report
 
@@ -129,7 +130,7 @@ def _kinds(occlude: str | None) -> list[str]:
     kinds = list(KINDS) if occlude == "all" else list(dict.fromkeys(k.strip() for k in occlude.split(",")))
     for kind in kinds:
         if kind not in KINDS:
-            raise OamlError(f"no cover is called {kind!r}; choose among {', '.join(KINDS)}, or all")
+            raise OamlError(f"no occluder is called {kind!r}; choose among {', '.join(KINDS)}, or all")
     return kinds
 
 
@@ -138,7 +139,7 @@ def _check(
     pairs: Path | None,
     identification: Path | None,
     protocol: str,
-    templates: Path | None,
+    mask_pictures: Path | None,
     kinds: list[str],
     seed: int,
     bootstrap: int,
@@ -147,8 +148,10 @@ def _check(
         raise OamlError("nothing to measure: give --pairs or --identification, or both")
     if protocol == "lfw" and pairs is None:
         raise OamlError("protocol lfw is about pairs; give --pairs")
-    if templates is not None and "mask" not in kinds:
-        raise OamlError("templates are pictures of masks; add mask to --occlude or leave them out")
+    if mask_pictures is not None and "mask" not in kinds:
+        raise OamlError(
+            "mask pictures are for the kind mask; add mask to --occlude or leave --mask_pictures out"
+        )
     if seed < 0 or bootstrap < 0:
         raise OamlError(f"seed and bootstrap start at 0, these are {seed} and {bootstrap}")
     if out.exists() and not out.is_dir():
@@ -158,8 +161,8 @@ def _check(
 def _check_pairs(file: Path, pairs: Pairs, protocol: str) -> None:
     same = labels(pairs)
     if same.all() or not same.any():
-        lacking = "different people (same = 0)" if same.all() else "one person (same = 1)"
-        raise OamlError(f"{file}: holds no pair of {lacking}; measuring needs pairs of both classes")
+        lacking = "impostor pair (same = 0)" if same.all() else "genuine pair (same = 1)"
+        raise OamlError(f"{file}: holds no {lacking}; measuring needs pairs of both classes")
     if protocol == "lfw" and len(pairs) < 10:
         raise OamlError(f"{file}: holds {len(pairs)} pairs; protocol lfw needs at least 10, one a fold")
 
@@ -175,29 +178,17 @@ def _notes(pairs: Pairs, measured: Measured) -> list[str]:
         )
     for name, by_kind in measured.classes.items():
         counts = {int((~labels(pairs)[t.rows]).sum()) for t in by_kind.values()}
-        if counts == {DIFFERENT_LIMIT} and (~labels(pairs)).sum() > DIFFERENT_LIMIT:
+        if counts == {IMPOSTOR_LIMIT} and (~labels(pairs)).sum() > IMPOSTOR_LIMIT:
             notes.append(
-                f"{PAIR_CLASSES[name]}: a random {DIFFERENT_LIMIT:,} of the pairs of two people (seeded), "
-                "all pairs of one person"
+                f"{PAIR_CLASSES[name]}: a random {IMPOSTOR_LIMIT:,} of the impostor pairs (seeded), all genuine pairs"
             )
     return notes
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: a number that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 # --- results ---
 
 
-def _write(report: dict[str, Any], out: Path, measured: Measured, pairs: Pairs | None) -> None:
+def _write(report: Report, out: Path, measured: Measured, pairs: Pairs | None) -> None:
     from rich.console import Console
 
     console = Console()
@@ -205,14 +196,14 @@ def _write(report: dict[str, Any], out: Path, measured: Measured, pairs: Pairs |
         console = Console(width=120)  # a file has no width, and 80 would cut numbers
     tables = all_tables(report)
     show(console, [table for table in tables if table.key in SHORT])
-    for note in report["notes"]:
+    for note in report.notes:
         console.print(f"note: {note}", style="yellow", markup=False)
-    text = [f"# {report['model']['name']}\n", *map(markdown, tables)]
-    text += [f"Note: {note}\n" for note in report["notes"]]
+    text = [f"# {report.model}\n", *map(markdown, tables)]
+    text += [f"Note: {note}\n" for note in report.notes]
 
     pictures = _draw(report, out, measured, pairs)
     _write_text(out / "table.md", "\n".join(text))
-    _write_text(out / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    _write_text(out / "report.json", report.json())
     written = _write_text(out / "report.html", page.html(report, pictures))
     console.print(f"the page: {written}", markup=False, highlight=False, soft_wrap=True)
 
@@ -221,9 +212,9 @@ def _write_text(path: Path, text: str) -> Path:
     return write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _draw(report: dict[str, Any], out: Path, measured: Measured, pairs: Pairs | None) -> dict[str, Path]:
+def _draw(report: Report, out: Path, measured: Measured, pairs: Pairs | None) -> dict[str, Path]:
     """Write all pictures that there is something for; one of an earlier run that isn't drawn again is removed."""
-    from oaml import drawing
+    from oaml.evaluation import plots
 
     names = ("roc.png", "scores.png", "robustness.png", "pairs.png", "maps.png")
     drawn = {"maps.png": _draw_maps(out / "maps.png", measured.faces)}
@@ -239,31 +230,25 @@ def _draw(report: dict[str, Any], out: Path, measured: Measured, pairs: Pairs | 
             }
             for condition, chosen in with_all(measured.asked).items()
         }
-        covered = {"a": "first image", "b": "second image", "both": "both images"}[
-            report["arguments"]["side"]
-        ]
-        counts = f"{same.sum():,} pairs of one person, {(~same).sum():,} of two"
-        counts += f"; {covered} covered" * (len(measured.asked) > 1)
+        counts = f"{same.sum():,} genuine and {(~same).sum():,} impostor pairs"
+        counts += f"; {page.SIDES[report.occluders.side]} occluded" * (len(measured.asked) > 1)
         curves = {c: {s: metrics.roc(*pair) for s, pair in by.items()} for c, by in by_condition.items()}
-        drawn["roc.png"] = drawing.draw_roc(
-            out / "roc.png", curves, title=f"Who is accepted, by score\n{counts}"
-        )
+        title = f"Who is accepted, by score\n{counts}"
+        drawn["roc.png"] = plots.draw_roc(out / "roc.png", curves, title=title)
         lines = _lines(report)
-        drawn["scores.png"] = drawing.draw_histograms(
+        drawn["scores.png"] = plots.draw_histograms(
             out / "scores.png",
             by_condition,
             title=f"Scores of pairs: {counts}" + "\ndashed: one threshold for all conditions" * bool(lines),
             thresholds=lines,
         )
         drawn["pairs.png"] = _draw_pairs(out / "pairs.png", report, measured)
-        panels = _panels(report)
-        if panels:
-            drawn["robustness.png"] = drawing.draw_robustness(
+        if report.robustness is not None and report.robustness.unoccluded is not None:
+            drawn["robustness.png"] = plots.draw_robustness(
                 out / "robustness.png",
-                panels,
-                title=f"Who is accepted by how much is covered, at the bare threshold of FAR 1e-2\n{counts}; "
-                f"hollow: fewer than {metrics.MIN_SAME_PAIRS} pairs",
-                edges=metrics.COVERED_SHARES,
+                report.robustness,
+                title="Who is accepted by how much is occluded, at the unoccluded threshold of FAR 1e-2\n"
+                f"{counts}; hollow: fewer than {metrics.MIN_GENUINE_PAIRS} pairs",
             )
     for name in names:
         if name not in drawn:
@@ -271,62 +256,45 @@ def _draw(report: dict[str, Any], out: Path, measured: Measured, pairs: Pairs | 
     return {name: drawn[name] for name in names if name in drawn}
 
 
-def _lines(report: dict[str, Any]) -> dict[str, tuple[float, str]]:
-    """The threshold of each score that the histograms show: the model's own, or that of the bare pairs."""
+def _lines(report: Report) -> dict[str, tuple[float, str]]:
+    """The threshold of each score that the histograms show: the model's own, or that of the unoccluded pairs."""
     lines = {}
-    for score, numbers in report["verification"]["conditions"][BARE].items():
-        point = numbers["tar_at_far"][f"{CURVE_FAR:g}"]
-        if point and point["threshold"] is not None:
-            lines[TITLES[score]] = (point["threshold"], "FAR 1e-2, bare")
-    own = report["frozen_threshold"]["scores"]["fused"]
-    if own["source"] == "model":
-        lines[TITLES["fused"]] = (own["threshold"], "FAR 1e-3, model's own")
+    if report.verification is not None:
+        for score, measures in report.verification.conditions[UNOCCLUDED].items():
+            point = measures.tar_at_far[CURVE_FAR]
+            if point is not None and isfinite(point.threshold):
+                lines[TITLES[score]] = (point.threshold, "FAR 1e-2, unoccluded")
+    own = report.frozen_threshold and report.frozen_threshold.scores["fused"]
+    if own and own.source == "model" and own.threshold is not None:
+        lines[TITLES["fused"]] = (own.threshold, "FAR 1e-3, model's own")
     return lines
 
 
-def _panels(report: dict[str, Any]) -> dict[str, dict[str, list[SharePoint]]]:
-    """The robustness curves as they are drawn; each starts at the bare pairs."""
-    found = report.get("robustness")
-    if not found or found["bare"] is None:
-        return {}
-    from oaml.drawing import SharePoint
-
-    return {
-        "all kinds" if kind == "all" else kind: {
-            title: [
-                SharePoint(p["share"], p["scores"][s]["tar"], p["scores"][s]["interval"], p["sufficient"])
-                for p in (found["bare"], *points)
-            ]
-            for s, title in TITLES.items()
-        }
-        for kind, points in found["kinds"].items()
-    }
-
-
-def _draw_pairs(path: Path, report: dict[str, Any], measured: Measured) -> Path:
-    from oaml.drawing import PairRow, draw_pair_sheet
+def _draw_pairs(path: Path, report: Report, measured: Measured) -> Path:
+    from oaml.evaluation.plots import PairRow, draw_pair_sheet
 
     def face(path: str, condition: str) -> np.ndarray:
-        bare, covered = measured.faces.read(path, condition)
-        return bare if covered is None else covered.image
+        image, occluded = measured.faces.read(path, condition)
+        return image if occluded is None else occluded.image
 
     blocks = {
-        condition if condition == BARE else f"{condition} (the hardest cover)": {
+        condition if condition == UNOCCLUDED else f"{condition} (the hardest occluder)": {
             group: [
                 PairRow(
                     face(pair.path_a, pair.condition_a),
-                    pair.map_a,
+                    example.map_a,
                     face(pair.path_b, pair.condition_b),
-                    pair.map_b,
+                    example.map_b,
                     f"fused {pair.score:.2f}\n{_brief(pair.path_a)}\n{_brief(pair.path_b)}",
                 )
-                for pair in found
+                for example in examples
+                for pair in [example.pair]
             ]
-            for group, found in measured.asked[condition].examples.items()
+            for group, examples in measured.asked[condition].examples.items()
         }
-        for condition in report["examples"]
+        for condition in report.examples
     }
-    title = "Best and worst pairs: either face and its predicted map (bright = visible, dark = covered)"
+    title = "Best and worst pairs: either face and its predicted map (bright = visible, dark = occluded)"
     return draw_pair_sheet(path, blocks, title=title)
 
 
@@ -336,7 +304,7 @@ def _brief(path: str, length: int = 34) -> str:
     return shown if len(shown) <= length else "..." + shown[3 - length :]
 
 
-def _draw_maps(path: Path, faces: Faces) -> Path:
+def _draw_maps(path: Path, faces: MeasuredFaces) -> Path:
     from oaml.drawing import draw_map_sheet
 
     each = max(2, 8 // len(faces.examples))
@@ -344,9 +312,9 @@ def _draw_maps(path: Path, faces: Faces) -> Path:
     for number, (condition, examples) in enumerate(faces.examples.items()):
         # other faces for every condition: more people are seen
         for name in list(np.roll(list(examples), -number * each))[:each]:
-            image, covered = faces.read(name, condition)
+            image, occluded = faces.read(name, condition)
             predicted = examples[name]
-            true = None if covered is None else conditions.on_cells(covered.mask, predicted.shape)
-            rows.append((image if covered is None else covered.image, true, predicted))
+            true = None if occluded is None else conditions.on_cells(occluded.mask, predicted.shape)
+            rows.append((image if occluded is None else occluded.image, true, predicted))
             names.append(condition)
     return draw_map_sheet(path, rows, title="What the network takes for visible", names=names)

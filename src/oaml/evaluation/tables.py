@@ -1,11 +1,21 @@
-"""The tables of a report, made from the content of report.json, for the terminal and for Markdown."""
+"""The tables of a report, for the terminal, for Markdown and for the page."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from math import isfinite
+from typing import TYPE_CHECKING, NamedTuple
 
-from oaml.evaluation.conditions import PAIR_CLASSES
+from oaml.evaluation.results import (
+    ALL_CONDITIONS,
+    NONE_OCCLUDED,
+    PAIR_CLASSES,
+    UNOCCLUDED,
+    Edges,
+    Estimate,
+    Measures,
+    Report,
+)
 from oaml.template import TITLES
 
 if TYPE_CHECKING:
@@ -26,7 +36,7 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-def all_tables(report: dict[str, Any]) -> list[Table]:
+def all_tables(report: Report) -> list[Table]:
     """Everything that there is to tabulate in a report."""
     return [table for make in _MAKERS for table in make(report)]
 
@@ -66,217 +76,226 @@ def markdown(table: Table) -> str:
 
 def condition_name(condition: str) -> str:
     """A condition for people."""
-    return "all, one threshold" if condition == "all" else condition
+    return "all, one threshold" if condition == ALL_CONDITIONS else condition
 
 
-def _verification(report: dict[str, Any]) -> Iterator[Table]:
-    if "verification" not in report:
+def kind_name(kind: str) -> str:
+    """A kind of occluder for people."""
+    return "all kinds" if kind == ALL_CONDITIONS else kind
+
+
+def _verification(report: Report) -> Iterator[Table]:
+    section = report.verification
+    if section is None:
         return
-    found = report["verification"]
-    every = [numbers for by_score in found["conditions"].values() for numbers in by_score.values()]
-    fars = [far for far in every[0]["tar_at_far"] if any(numbers["tar_at_far"][far] for numbers in every)]
-    measures: dict[str, Callable[[dict[str, Any]], str]] = {
-        f"TAR@FAR {short_far(far)}": lambda numbers, far=far: _tar(numbers, far) for far in fars
+    every = [measures for by_score in section.conditions.values() for measures in by_score.values()]
+    fars = [far for far in every[0].tar_at_far if any(measures.tar_at_far[far] for measures in every)]
+    columns: dict[str, Callable[[Measures], str]] = {
+        f"TAR@FAR {short_far(far)}": lambda measures, far=far: _tar(measures, far) for far in fars
     }
-    measures["AUC"] = lambda numbers: _value(numbers["auc"], numbers["auc_interval"])
-    measures["EER"] = lambda numbers: _value(numbers["eer"], numbers["eer_interval"])
-    shown = [name for name in measures if name.startswith("TAR")] or ["AUC"]
-    if "kfold" in every[0]:
-        measures["10-fold accuracy"] = _folds
+    shown = list(columns) or ["AUC"]
+    columns["AUC"] = lambda measures: _value(measures.auc)
+    columns["EER"] = lambda measures: _value(measures.eer)
+    if every[0].kfold is not None:
+        columns["10-fold accuracy"] = _folds
         shown.append("10-fold accuracy")
     title = (
-        f"{found['same_pairs']:,} pairs of one person, {found['different_pairs']:,} of two, {found['people']:,} people; "
-        "bare = as photographed; brackets: 95 % intervals by person. Every condition has thresholds of its own."
+        f"{section.genuine_pairs:,} genuine and {section.impostor_pairs:,} impostor pairs of {section.people:,} people; "
+        "unoccluded = as photographed; brackets: 95 % intervals by person. Every condition has thresholds of its own."
     )
-    for far in every[0]["tar_at_far"]:
+    for far in every[0].tar_at_far:
         if far not in fars:
-            needed = round(found["false_accepts_needed"] / float(far))
-            title += f" FAR {short_far(far)}: {LACKING}, needs {needed:,} pairs of two people."
+            needed = round(section.false_accepts_needed / far)
+            title += f" FAR {short_far(far)}: {LACKING}, needs {needed:,} impostor pairs."
     rows = [
-        [name, condition_name(condition), *(measures[name](by_score[score]) for score in TITLES)]
+        [name, condition_name(condition), *(columns[name](by_score[score]) for score in TITLES)]
         for name in shown
-        for condition, by_score in found["conditions"].items()
+        for condition, by_score in section.conditions.items()
     ]
     yield Table("scores", title, ["measure", "condition", *TITLES.values()], rows)
     rows = [
-        [condition_name(condition), TITLES[score], *(measure(numbers) for measure in measures.values())]
-        for condition, by_score in found["conditions"].items()
-        for score, numbers in by_score.items()
+        [condition_name(condition), TITLES[score], *(column(measures) for column in columns.values())]
+        for condition, by_score in section.conditions.items()
+        for score, measures in by_score.items()
     ]
-    yield Table("verification", "All measures of the same pairs", ["condition", "score", *measures], rows)
+    yield Table("verification", "All measures of the same pairs", ["condition", "score", *columns], rows)
 
 
-def _identification(report: dict[str, Any]) -> Iterator[Table]:
-    if "identification" not in report:
+def _identification(report: Report) -> Iterator[Table]:
+    section = report.identification
+    if section is None:
         return
-    found = report["identification"]
     rows = [
-        [condition, TITLES[score], _value(numbers["rank1"], numbers["interval"])]
-        for condition, by_score in found["conditions"].items()
-        for score, numbers in by_score.items()
+        [condition, TITLES[score], _value(rank1)]
+        for condition, by_score in section.rank1.items()
+        for score, rank1 in by_score.items()
     ]
     title = (
-        f"Identification: {found['probes']:,} probes in a gallery of {found['gallery']:,} images of "
-        f"{found['people']:,} people"
+        f"Identification: {section.probes:,} probes in a gallery of {section.gallery:,} images of "
+        f"{section.people:,} people"
     )
     yield Table("identification", title, ["condition", "score", "rank-1"], rows)
 
 
-def _frozen(report: dict[str, Any]) -> Iterator[Table]:
-    if "frozen_threshold" not in report:
+def _frozen(report: Report) -> Iterator[Table]:
+    section = report.frozen_threshold
+    if section is None:
         return
-    found = report["frozen_threshold"]
-    far = short_far(found["far"])
+    far = short_far(section.far)
     title = f"One threshold, frozen, at FAR {far}."
     rows = []
-    for score, numbers in found["scores"].items():
-        if not numbers["rows"]:
-            needed = found["different_pairs_needed"]
-            title += f" {TITLES[score]}: insufficient data, needs {needed:,} pairs of two people."
+    for score, frozen in section.scores.items():
+        if frozen.threshold is None:
+            title += f" {TITLES[score]}: {LACKING}, needs {section.impostor_pairs_needed:,} impostor pairs."
             continue
-        title += f" {TITLES[score]}: {_limit(numbers['threshold'])}, " + (
-            "the model's own, fitted on bare faces of other people."
-            if numbers["source"] == "model"
-            else "fitted on the bare pairs of two people of this list, so their FAR is met by construction."
+        limit = f"score >= {frozen.threshold:.3f}" if isfinite(frozen.threshold) else "accepts nothing"
+        title += f" {TITLES[score]}: {limit}, " + (
+            "the model's own, fitted on unoccluded faces of other people."
+            if frozen.source == "model"
+            else "fitted on the unoccluded impostor pairs of this list, so their FAR is met by construction."
         )
-        for row in numbers["rows"]:
-            enough = row["far"] is not None
-            few = row["same_pairs"] < found["same_pairs_needed"]
+        for row in frozen.rows:
+            few = row.genuine_pairs < section.genuine_pairs_needed
+            ratio = ""
+            if row.far is not None:
+                ratio = f"{row.ratio:.2f}"
+                if row.far.interval:
+                    ratio += " ({:.2f}-{:.2f})".format(*(end / section.far for end in row.far.interval))
             rows.append(
                 [
                     TITLES[score],
-                    PAIR_CLASSES[row["class"]],
-                    "" if row["class"] == "bare-bare" else _percent(row["covered"]),
-                    f"{row['different_pairs']:,}",
-                    f"{row['expected_false_accepts']:,.1f}",
-                    short_far(row["far"], 1) if enough else LACKING,
-                    _ratio(row, found["far"]) if enough else "",
-                    f"{row['same_pairs']:,}",
-                    "" if row["tar"] is None else _value(row["tar"], row["tar_interval"]) + "*" * few,
+                    PAIR_CLASSES[row.pair_class],
+                    "" if row.pair_class == NONE_OCCLUDED else _percent(row.bin),
+                    f"{row.impostor_pairs:,}",
+                    f"{row.expected_false_accepts:,.1f}",
+                    LACKING if row.far is None else short_far(row.far.value, 1),
+                    ratio,
+                    f"{row.genuine_pairs:,}",
+                    "" if row.tar is None else _value(row.tar) + "*" * few,
                 ]
             )
     if any(LACKING in row for row in rows):
-        title += f" FAR: {LACKING} where fewer than {found['expected_needed']} false accepts are expected."
+        title += f" FAR: {LACKING} where fewer than {section.expected_needed} false accepts are expected."
     if any(row[-1].endswith("*") for row in rows):
-        title += f" * fewer than {found['same_pairs_needed']} pairs of one person."
-    header = ["score", "faces", "covered", "pairs of two", "false accepts expected", "FAR", f"times {far}"]
-    yield Table("frozen", title, [*header, "pairs of one", "TAR"], rows)
+        title += f" * fewer than {section.genuine_pairs_needed} genuine pairs."
+    header = ["score", "faces", "occluded share", "impostor pairs", "false accepts expected", "FAR"]
+    yield Table("frozen", title, [*header, f"times {far}", "genuine pairs", "TAR"], rows)
 
 
-def _classes(report: dict[str, Any]) -> Iterator[Table]:
-    if "pair_classes" not in report:
+def _classes(report: Report) -> Iterator[Table]:
+    section = report.pair_classes
+    if section is None:
         return
-    found = [
-        (PAIR_CLASSES[name], "all kinds" if kind == "all" else kind, by_score)
-        for name, by_kind in report["pair_classes"]["classes"].items()
+    conditions = [
+        (PAIR_CLASSES[name], kind_name(kind), by_score)
+        for name, by_kind in section.classes.items()
         for kind, by_score in by_kind.items()
     ]
-    measured = any(by_score["fused"]["tar_at_far"]["0.01"] for _, _, by_score in found)
-
-    def counts(numbers: dict[str, Any]) -> list[str]:
-        return [f"{numbers['same_pairs']:,}", f"{numbers['different_pairs']:,}"]
-
-    def area(numbers: dict[str, Any]) -> str:
-        return _value(numbers["auc"], numbers["auc_interval"])
-
+    measured = any(by_score["fused"].tar_at_far[1e-2] for *_, by_score in conditions)
     rows = [
         [
             faces,
             kind,
-            *counts(by_score["fused"]),
-            *(_tar(by_score[s], "0.01") if measured else area(by_score[s]) for s in TITLES),
+            f"{by_score['fused'].genuine_pairs:,}",
+            f"{by_score['fused'].impostor_pairs:,}",
+            *(_tar(by_score[s], 1e-2) if measured else _value(by_score[s].auc) for s in TITLES),
         ]
-        for faces, kind, by_score in found
+        for faces, kind, by_score in conditions
     ]
     title = (
-        f"{'TAR at FAR 1e-2' if measured else 'AUC'} by class of pairs. Every row has thresholds of its own; how many strangers a "
-        "fixed threshold lets in, above all those under the same cover, is in the table of the frozen threshold. (The same cover "
-        "on two images of one person makes these more alike as well: that TAR is no achievement.)"
+        f"{'TAR at FAR 1e-2' if measured else 'AUC'} by class of pairs. Every row has thresholds of its own; how many impostor "
+        "pairs a fixed threshold accepts, above all those under the same occluder, is in the table of the frozen threshold. (The "
+        "same occluder on two images of one person makes these more similar as well: that TAR is no achievement.)"
     )
-    yield Table("classes", title, ["faces", "cover", "pairs of one", "pairs of two", *TITLES.values()], rows)
+    header = ["faces", "occluder", "genuine pairs", "impostor pairs", *TITLES.values()]
+    yield Table("classes", title, header, rows)
     rows = [
-        [faces, kind, TITLES[s], *(_tar(numbers, far) for far in ("0.01", "0.001")), area(numbers)]
-        for faces, kind, by_score in found
-        for s, numbers in by_score.items()
+        [faces, kind, TITLES[s], *(_tar(measures, far) for far in (1e-2, 1e-3)), _value(measures.auc)]
+        for faces, kind, by_score in conditions
+        for s, measures in by_score.items()
     ]
-    header = ["faces", "cover", "score", "TAR@FAR 1e-2", "TAR@FAR 1e-3", "AUC"]
+    header = ["faces", "occluder", "score", "TAR@FAR 1e-2", "TAR@FAR 1e-3", "AUC"]
     yield Table("classes, all", "All measures by class of pairs", header, rows)
 
 
-def _robustness(report: dict[str, Any]) -> Iterator[Table]:
-    found = report.get("robustness")
-    if not found or found["bare"] is None:
+def _robustness(report: Report) -> Iterator[Table]:
+    section = report.robustness
+    if section is None or section.unoccluded is None:
         return
-    points = [("bare", "0 %", found["bare"])]
-    for kind, bins in found["kinds"].items():
-        name = "all kinds" if kind == "all" else kind
-        points += [(name, _percent(point["covered"]), point) for point in bins]
+    points = [(UNOCCLUDED, section.unoccluded)]
+    points += [(kind_name(kind), point) for kind, bins in section.kinds.items() for point in bins]
     rows = [
         [
             name,
-            covered,
-            f"{point['same_pairs']:,}" + "*" * (not point["sufficient"]),
-            *(_value(point["scores"][score]["tar"], point["scores"][score]["interval"]) for score in TITLES),
+            "0 %" if point.bin is None else _percent(point.bin),
+            f"{point.genuine_pairs:,}" + "*" * (not point.sufficient),
+            *(_value(point.tar[score]) for score in TITLES),
         ]
-        for name, covered, point in points
+        for name, point in points
     ]
     title = (
-        f"TAR by covered share, at the bare threshold of FAR {short_far(found['far'])}; "
-        f"* fewer than {found['same_pairs_needed']} pairs"
+        f"TAR by occluded share, at the unoccluded threshold of FAR {short_far(section.far)}; "
+        f"* fewer than {section.genuine_pairs_needed} pairs"
     )
-    yield Table("robustness", title, ["cover", "covered", "pairs of one", *TITLES.values()], rows)
+    header = ["occluder", "occluded share", "genuine pairs", *TITLES.values()]
+    yield Table("robustness", title, header, rows)
 
 
-def _shortcuts(report: dict[str, Any]) -> Iterator[Table]:
-    if "shortcuts" not in report:
+def _shortcuts(report: Report) -> Iterator[Table]:
+    section = report.shortcuts
+    if section is None:
         return
-    found = report["shortcuts"]
-    names = {"maps_alike": "predicted maps alone", "covers_alike": "pixels of the drawn covers alone"}
     verdicts = {True: "yes", False: "no", None: "not known without intervals"}
     rows = [
-        [
-            "all kinds" if kind == "all" else kind,
-            names[name],
-            _value(numbers["auc"], numbers["interval"]),
-            verdicts[numbers["at_chance"]],
-        ]
-        for kind, controls in found["controls"].items()
-        for name, numbers in controls.items()
+        [kind_name(kind), name, _value(control.auc), verdicts[control.at_chance]]
+        for kind, controls in section.controls.items()
+        for name, control in (
+            ("predicted maps alone", controls.map_similarity),
+            ("pixels of the drawn occluders alone", controls.occluder_similarity),
+        )
     ]
-    title = "Controls: how well covers alone tell one person from two (AUC; .5 is chance), both faces covered"
-    yield Table("shortcuts", title, ["cover", "what is compared", "AUC", "chance within the interval"], rows)
+    title = "Controls: how well occluders alone tell genuine from impostor pairs (AUC; .5 is chance), both faces occluded"
+    header = ["occluder", "what is compared", "AUC", "chance within the interval"]
+    yield Table("shortcuts", title, header, rows)
     rows = [
         [
             name,
-            _percent(row["visible"]),
-            f"{row['different_pairs']:,}",
-            LACKING if row["score"] is None else f"{row['score']:.2f}",
+            _percent(row.bin),
+            f"{row.impostor_pairs:,}",
+            LACKING if row.score is None else f"{row.score:.2f}",
         ]
-        for name, tail in found["tail"]["areas"].items()
-        for row in tail["rows"]
+        for name, tail in section.tails.items()
+        for row in tail.rows
     ]
-    title = "Fused scores of two people: the value that 1 in 1,000 exceeds, by the area that both faces show"
-    yield Table("tail", title, ["covers", "both show", "pairs of two", "99.9th percentile"], rows)
+    title = (
+        "Fused scores of impostor pairs: the value that 1 in 1,000 exceeds, by the area that both faces show"
+    )
+    yield Table("tail", title, ["occluders", "both show", "impostor pairs", "99.9th percentile"], rows)
 
 
-def _maps(report: dict[str, Any]) -> Iterator[Table]:
-    rows = []
-    for condition, numbers in report["maps"].items():
-        values = [numbers[key] for key in ("visible", "true_visible", "error")]
-        rows.append(
-            [condition, f"{numbers['images']:,}", *("not known" if v is None else f"{v:.3f}" for v in values)]
-        )
+def _maps(report: Report) -> Iterator[Table]:
+    rows = [
+        [
+            condition,
+            f"{maps.images:,}",
+            *(
+                "not known" if value is None else f"{value:.3f}"
+                for value in (maps.visible, maps.true_visible, maps.error)
+            ),
+        ]
+        for condition, maps in report.maps.items()
+    ]
     title = "Visibility maps: mean over all cells, and mean absolute error against the drawn masks"
     header = ["condition", "images", "predicted visible", "truly visible", "mean absolute error"]
     yield Table("maps", title, header, rows)
 
 
-def _examples(report: dict[str, Any]) -> Iterator[Table]:
+def _examples(report: Report) -> Iterator[Table]:
     rows = [
-        [condition, group, f"{pair['score']:.2f}", pair["path_a"], pair["path_b"]]
-        for condition, groups in report.get("examples", {}).items()
-        for group, found in groups.items()
-        for pair in found
+        [condition, group, f"{pair.score:.2f}", pair.path_a, pair.path_b]
+        for condition, groups in report.examples.items()
+        for group, pairs in groups.items()
+        for pair in pairs
     ]
     if rows:
         header = ["condition", "pairs", "fused score", "first image", "second image"]
@@ -295,43 +314,33 @@ _MAKERS = (
 )
 
 
-def _folds(numbers: dict[str, Any]) -> str:
-    folds = numbers.get("kfold")
-    return f"{folds['mean']:.3f} ±{folds['std']:.3f}" if folds else ""
+def _folds(measures: Measures) -> str:
+    folds = measures.kfold
+    return f"{folds.mean:.3f} ±{folds.std:.3f}" if folds else ""
 
 
-def _tar(numbers: dict[str, Any], far: str) -> str:
-    point = numbers["tar_at_far"][far]
-    return _value(point["tar"], point["interval"]) if point else LACKING
+def _tar(measures: Measures, far: float) -> str:
+    point = measures.tar_at_far[far]
+    return _value(point.tar) if point else LACKING
 
 
-def _value(value: float, interval: list[float] | None) -> str:
-    return short_number(value) + (
-        f" ({short_number(interval[0])}-{short_number(interval[1])})" if interval else ""
-    )
+def _value(estimate: Estimate) -> str:
+    ends = "-".join(map(short_number, estimate.interval or ()))
+    return short_number(estimate.value) + (f" ({ends})" if ends else "")
 
 
 def short_number(value: float) -> str:
+    """0.5 -> .500."""
     return f"{value:.3f}".removeprefix("0")
 
 
-def _ratio(row: dict[str, Any], far: float) -> str:
-    """How many times the stated FAR was measured, with its interval."""
-    interval = row["far_interval"]
-    return f"{row['ratio']:.2f}" + (f" ({interval[0] / far:.2f}-{interval[1] / far:.2f})" if interval else "")
-
-
-def _limit(threshold: float | None) -> str:
-    return "accepts nothing" if threshold is None else f"score >= {threshold:.3f}"
-
-
-def _percent(edges: list[float] | None) -> str:
+def _percent(edges: Edges | None) -> str:
     if edges is None:
         return "any"
     low, high = (round(100 * edge) for edge in edges)
     return f"{low}-{high} %" if high < 100 else f"over {low} %"
 
 
-def short_far(far: str | float, digits: int = 0) -> str:
+def short_far(far: float, digits: int = 0) -> str:
     """0.01 -> 1e-2."""
-    return f"{float(far):.{digits}e}".replace("e-0", "e-") if float(far) else "0"
+    return f"{far:.{digits}e}".replace("e-0", "e-") if far else "0"

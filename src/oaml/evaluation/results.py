@@ -1,0 +1,307 @@
+"""What a report holds. `report.json` is `Report`, field by field; `docs/report.md` describes it to its readers.
+
+Keys that are no fields: a *condition* is `unoccluded` (the image as it is), a kind of drawn occluder, or `all` (all of these as one
+list under one threshold); a *score* is one of `oaml.template.COLUMNS`; a *class* of pairs is one of `PAIR_CLASSES`. Shares and
+rates lie in 0 to 1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from oaml.evaluation.metrics import Interval
+
+if TYPE_CHECKING:
+    from oaml.model import ModelConfig
+
+SCHEMA = 1
+"""Rises with every change of a field's name, place or meaning; a new field alone doesn't raise it."""
+UNOCCLUDED, ALL_CONDITIONS = "unoccluded", "all"
+NONE_OCCLUDED, ONE_OCCLUDED = "none-occluded", "one-occluded"
+BOTH_OCCLUDED, SAME_OCCLUDER = "both-occluded", "same-occluder"
+PAIR_CLASSES = {
+    NONE_OCCLUDED: "neither occluded",
+    ONE_OCCLUDED: "one occluded",
+    BOTH_OCCLUDED: "both, own occluders",
+    SAME_OCCLUDER: "both, same occluder",
+}
+"""Classes of pairs, with their names for people."""
+
+Side = Literal["a", "b", "both"]
+Edges = tuple[float, float]
+"""Of a bin: it holds its lower edge, the last one also its upper edge."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured rate."""
+
+    value: float
+    interval: Interval | None
+    """Of 95 %, by resampling people; None without resamples."""
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What a score accepts at a stated FAR."""
+
+    tar: Estimate
+    threshold: float
+    """A pair is accepted when its score is at least this; infinite where nothing can be accepted."""
+
+
+@dataclass(frozen=True)
+class FoldAccuracy:
+    """Accuracy over 10 consecutive folds, each at the threshold that is best on the other nine."""
+
+    mean: float
+    std: float
+    accuracy: list[float]
+    threshold: list[float]
+    """Of the cosine a squared distance of unit embeddings, otherwise a score."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """All measures of one score on one list of pairs."""
+
+    genuine_pairs: int
+    impostor_pairs: int
+    tar_at_far: dict[float, OperatingPoint | None]
+    """Stated FAR -> what is accepted; None where the impostor pairs are too few for it."""
+    auc: Estimate
+    eer: Estimate
+    kfold: FoldAccuracy | None = None
+    """Only with the protocol lfw, by single condition."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The pairs of the list, occluded on the side that was asked for."""
+
+    genuine_pairs: int
+    impostor_pairs: int
+    people: int
+    false_accepts_needed: int
+    """A FAR is stated where the impostor pairs let at least so many through at it."""
+    conditions: dict[str, dict[str, Measures]]
+    """Condition -> score -> measures, each at thresholds of its own."""
+
+
+@dataclass(frozen=True)
+class FrozenRow:
+    """What one threshold that stays as it is accepts of one class of pairs."""
+
+    pair_class: str
+    bin: Edges | None
+    """Of the occluded share; None for the whole class."""
+    impostor_pairs: int
+    expected_false_accepts: float
+    far: Estimate | None
+    """None where too few false accepts are expected."""
+    ratio: float | None
+    """Measured FAR divided by the stated one."""
+    genuine_pairs: int
+    tar: Estimate | None
+    """None without genuine pairs."""
+
+
+@dataclass(frozen=True)
+class FrozenScore:
+    """One score at one threshold."""
+
+    threshold: float | None
+    """None where the unoccluded impostor pairs are too few to fit it."""
+    source: Literal["model", "unoccluded pairs of this list"]
+    rows: list[FrozenRow]
+
+
+@dataclass(frozen=True)
+class FrozenThreshold:
+    """FAR and TAR by class and occluded share at one threshold for all."""
+
+    far: float
+    expected_needed: int
+    genuine_pairs_needed: int
+    impostor_pairs_needed: int
+    scores: dict[str, FrozenScore]
+
+
+@dataclass(frozen=True)
+class ClassMeasures:
+    """All measures by class of pairs."""
+
+    impostor_pairs_at_most: int
+    """In a class that `side` doesn't ask for."""
+    shared_occluders: int
+    """Of each kind, for pairs under the same occluder."""
+    classes: dict[str, dict[str, dict[str, Measures]]]
+    """Class -> condition -> score -> measures, each at thresholds of its own."""
+
+
+@dataclass(frozen=True)
+class RobustnessPoint:
+    """Genuine pairs in one bin of occluded share."""
+
+    bin: Edges | None
+    """None for the unoccluded pairs."""
+    occluded_share: float
+    """Mean over the pairs."""
+    genuine_pairs: int
+    sufficient: bool
+    tar: dict[str, Estimate]
+    """By score."""
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """TAR by occluded share, each score at the threshold that the unoccluded pairs give it."""
+
+    far: float
+    thresholds: dict[str, float]
+    """By score; empty where the impostor pairs are too few."""
+    genuine_pairs_needed: int
+    impostor_pairs_needed: int
+    edges: list[float]
+    """Of the bins."""
+    unoccluded: RobustnessPoint | None
+    """None without thresholds."""
+    kinds: dict[str, list[RobustnessPoint]]
+    """By kind; a bin without any pair is left out."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """How well something that must not say who somebody is tells genuine from impostor pairs; chance is an AUC of 0.5."""
+
+    auc: Estimate
+    at_chance: bool | None
+    """Whether the interval holds 0.5."""
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Of pairs with both faces occluded, each by its own occluder."""
+
+    map_similarity: Control
+    """Of the predicted maps alone."""
+    occluder_similarity: Control
+    """Of the drawn occluders' pixels alone."""
+
+
+@dataclass(frozen=True)
+class TailRow:
+    """The highest scores of impostor pairs in one bin of what both faces show."""
+
+    bin: Edges
+    impostor_pairs: int
+    score: float | None
+    """The quantile; None where the pairs are too few for it."""
+
+
+@dataclass(frozen=True)
+class Tail:
+    """High scores of impostor pairs by the area that both faces show."""
+
+    rows: list[TailRow]
+    rises_as_the_area_shrinks: bool | None
+    """None where fewer than two bins have a score."""
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Whether occluders alone, or how little is visible, say who somebody is."""
+
+    controls: dict[str, Controls]
+    """By kind."""
+    tail_quantile: float
+    tail_score: str
+    tails: dict[str, Tail]
+    """For pairs with their own occluders or none, and for those under the same one."""
+
+
+@dataclass(frozen=True)
+class ExamplePair:
+    """A pair of the picture of best and worst pairs."""
+
+    path_a: str
+    path_b: str
+    condition_a: str
+    condition_b: str
+    score: float
+    """The fused one."""
+
+
+@dataclass(frozen=True)
+class IdentificationResult:
+    """Probes looked up in a gallery that holds the person of each."""
+
+    gallery: int
+    probes: int
+    people: int
+    rank1: dict[str, dict[str, Estimate]]
+    """Condition -> score -> share of the probes whose person ranks first."""
+
+
+@dataclass(frozen=True)
+class MapQuality:
+    """What the network takes for visible, over all cells."""
+
+    images: int
+    visible: float
+    true_visible: float | None
+    """By the drawn masks; None where nothing was drawn."""
+    error: float | None
+    """Mean absolute difference of the two."""
+
+
+@dataclass(frozen=True)
+class DrawnOccluders:
+    """What was drawn onto the images."""
+
+    kinds: list[str]
+    side: Side
+    style: Literal["a", "b"]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The whole report; sections that there is nothing for are None or empty."""
+
+    schema: int = SCHEMA
+    oaml: str
+    """Version of the package."""
+    model: str
+    """As it was given."""
+    config: ModelConfig
+    """The model's config.json."""
+    arguments: dict[str, str | float | None]
+    """Option of `oaml evaluate` -> value."""
+    occluders: DrawnOccluders
+    notes: list[str] = field(default_factory=list)
+    maps: dict[str, MapQuality]
+    """By condition."""
+    verification: Verification | None = None
+    frozen_threshold: FrozenThreshold | None = None
+    pair_classes: ClassMeasures | None = None
+    robustness: Robustness | None = None
+    shortcuts: Shortcuts | None = None
+    examples: dict[str, dict[str, list[ExamplePair]]] = field(default_factory=dict)
+    """Condition -> what the pairs are -> pairs."""
+    identification: IdentificationResult | None = None
+
+    def json(self) -> str:
+        """The content of report.json; a number that is not finite becomes null."""
+        return json.dumps(_finite(asdict(self)), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
