@@ -21,6 +21,7 @@ from oaml.decision import Threshold
 from oaml.errors import OamlError
 from oaml.gallery import Gallery, store
 from oaml.gallery.answers import Candidate, judge
+from oaml.gallery.duplicates import duplicates
 from oaml.gallery.folder import Entry, changes
 from oaml.gallery.rows import PATTERNS, Packing, column_names, probe_vectors
 from oaml.gallery.store import Store
@@ -132,13 +133,8 @@ def test_a_stranger_is_unknown(gallery: Gallery, photographs: Path) -> None:
 def test_an_occluded_face_is_not_decided(
     gallery: Gallery, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extract = gallery.recogniser.templates  # type: ignore[union-attr]
-
-    def hidden(crops: Sequence[np.ndarray]) -> Templates:
-        faces = extract(crops)
-        return Templates(**{**vars(faces), "visibility": torch.zeros_like(faces.visibility)})
-
-    monkeypatch.setattr(gallery.recogniser, "templates", hidden)
+    assert gallery.recogniser is not None
+    hide(monkeypatch, gallery.recogniser)
     (answer,) = gallery.search(photographs / "P3" / "0.png", threshold=-1e9)
     assert (answer.decision, answer.person) == ("too little visible to decide", None)
     assert answer.remedy is not None
@@ -200,6 +196,72 @@ def test_the_first_stage_finds_the_nearest_vectors_of_the_pattern(
             wanted = ((matrix - vector) ** 2).sum(1).argsort()[:4]
             nearest_images = gallery._store.nearest(column, vector, 4, ["image"])["image"].to_pylist()
             assert nearest_images == [kept["image"][i].as_py() for i in wanted]
+
+
+# --- people enrolled twice
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, recogniser: Recogniser) -> None:
+    """Let no face that is enrolled from now on show anything."""
+    extract = recogniser.templates
+
+    def hidden(crops: Sequence[np.ndarray]) -> Templates:
+        faces = extract(crops)
+        return Templates(**{**vars(faces), "visibility": torch.zeros_like(faces.visibility)})
+
+    monkeypatch.setattr(recogniser, "templates", hidden)
+
+
+def test_duplicates_are_those_that_comparing_everybody_plainly_finds(
+    gallery: Gallery, recogniser: Recogniser, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery.enroll("Twin", [draw_face(3, 0), draw_face(3, 5)])
+    gallery.enroll("O'Neil", draw_face(77, 0))
+    rows = gallery._store.rows(["person", "template"])
+    names, _, people = gallery._packing.unpack_people(rows)
+    assert len(names) == 8
+    fused = recogniser.model.compare_all(people, people)["fused"]
+    plain = {frozenset((names[i], names[j])): fused[i, j].item() for i in range(8) for j in range(i)}
+    threshold = float(np.median(list(plain.values())))
+    monkeypatch.setattr("oaml.gallery.duplicates.READ", 3)
+    monkeypatch.setattr("oaml.gallery.duplicates.BLOCK", 3)
+    hide(monkeypatch, recogniser)
+    gallery.enroll("Veiled", draw_face(3, 0))  # shows nothing: is compared, and never listed
+    before = contents(gallery)
+    count, pairs = duplicates(gallery._store, gallery._packing, recogniser.model, threshold, None)
+    assert count == 9
+    assert contents(gallery) == before
+    scores = {frozenset((pair.person_a, pair.person_b)): pair.score for pair in pairs}
+    assert len(scores) == len(pairs)
+    expected = {pair: score for pair, score in plain.items() if score >= threshold}
+    assert 0 < len(expected) < len(plain)
+    assert scores == pytest.approx(expected, abs=1e-4)
+    assert [pair.score for pair in pairs] == sorted((pair.score for pair in pairs), reverse=True)
+    assert all(0.05 <= pair.visible_both <= 1 for pair in pairs)
+    assert len(duplicates(gallery._store, gallery._packing, recogniser.model, -1e9, None)[1]) == len(plain)
+
+
+def test_duplicates_of_nobody_and_of_one(recogniser: Recogniser, tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path / "g", recogniser)
+    with pytest.raises(OamlError, match="no such gallery"):
+        gallery.duplicates(0.01)
+    gallery.enroll("Ann", [draw_face(1, 0), draw_face(1, 1)])
+    named = gallery.duplicates(0.01, label=None)
+    assert (named.people, named.pairs, named.impostors_expected) == (1, [], 0)
+    gallery.delete("Ann")
+    named = gallery.duplicates(0.01, label=None)
+    assert (named.people, named.pairs, named.limit.value) == (0, [], 5.0)
+
+
+def test_duplicates_need_a_threshold(gallery: Gallery, recogniser: Recogniser) -> None:
+    with pytest.raises(OamlError, match=r"no threshold at FAR 0.0001; it has 0.01, 0.001"):
+        gallery.duplicates()
+    with pytest.raises(OamlError, match="this needs a model"):
+        Gallery(gallery.path).duplicates(0.01)
+    unfitted = made()
+    unfitted.config.thresholds = {}
+    with pytest.raises(OamlError, match="has no thresholds"):
+        Gallery(gallery.path, Recogniser(unfitted)).duplicates(0.01)
 
 
 # --- enrolling
@@ -733,6 +795,41 @@ def test_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert asked(capsys, "gallery", "new")["people"] == [{"name": "Ann Lee", "faces": 2, "thumbnails": 0}]
     assert main(["gallery", "new"]) == 0
     assert "Ann Lee" in capsys.readouterr().out
+
+
+def test_the_command_that_names_duplicates(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("gallery", "g", "--duplicates", "--model", "m")
+    before = asked(capsys, "gallery", "g")
+    named = asked(capsys, *command, "--far", "0.001")
+    assert (named["gallery"], named["people"], named["threshold"], named["far"]) == ("g", 3, 9.5, 0.001)
+    shutil.copytree("db/P1", "db/Ann")
+    asked(capsys, "enroll", "db", "--gallery", "g", "--model", "m")
+    named = asked(capsys, *command, "--far", "0.001")
+    assert named["people"] == 4
+    assert named["impostors_expected"] == pytest.approx(0.006)
+    best = named["pairs"][0]
+    assert {best["person_a"], best["person_b"]} == {"Ann", "P1"}
+    assert best["score"] >= named["threshold"]
+    assert main([*command, "--far", "0.001"]) == 0
+    captured = capsys.readouterr()
+    text = " ".join(captured.out.split())
+    for part in (
+        "Ann",
+        "P1",
+        f"{best['score']:.3f}",
+        "threshold 9.500",
+        "12 drawn pairs",
+        "0.006 impostor pairs",
+    ):
+        assert part in text
+    assert "comparing pairs" in captured.err
+    asked(capsys, "gallery", "g", "--delete", "Ann", "P1", "P2")
+    assert main([*command, "--far", "0.001"]) == 0
+    assert "g: nobody among 1 people is probably enrolled twice" in capsys.readouterr().out
+    assert asked(capsys, "gallery", "g")["people"] == before["people"][:1]
+    assert "it has 0.01, 0.001: choose one with --far" in refused(capsys, *command)
+    assert "one thing at a time" in refused(capsys, *command, "--delete", "P1")
+    assert "another model" in refused(capsys, "gallery", "g", "--duplicates")
 
 
 def test_wrong_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,32 +98,55 @@ def extract(
         ValueError: no images, or not as many as `count`.
         RuntimeError: the model is in training mode, as for all functions here.
     """
-    import torch
 
     if count < 1 or batch_size < 1:
         raise ValueError(f"{count} images in batches of {batch_size}: both must be at least 1")
     device = model.device
     rows = 1 if device.type == "cpu" else batch_size
 
-    def one_pass(batch: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    def one_pass(batch: list[np.ndarray]) -> Templates:
         faces = model.extract(as_input(batch + batch[-1:] * (rows - len(batch)), device))
-        return {f.name: getattr(faces, f.name)[: len(batch)].float().cpu() for f in fields(faces)}
+        return faces[: len(batch)].to("cpu")
+
+    def passes() -> Iterator[Templates]:
+        source = iter(images)
+        while group := list(islice(source, max(batch_size, rows))):
+            yield from run(one_pass, [group[i : i + rows] for i in range(0, len(group), rows)])
+            advance(len(group))
+
+    with progress(label, count) as advance, _workers(device.type) as run:
+        faces = gathered(passes(), count)
+    if len(faces) != count:
+        raise ValueError(f"{len(faces)} images, expected {count}")
+    return faces
+
+
+def gathered(parts: Iterable[Templates], count: int) -> Templates:
+    """Parts that come one after another as one set, float32 on the CPU; a large one lies in a temporary file.
+
+    Args:
+        count: faces that there is room for; they may be fewer.
+
+    Raises:
+        OamlError: no room for the file.
+        ValueError: no parts, or more faces than `count`.
+    """
+    import torch
 
     held: dict[str, torch.Tensor] = {}
-    source, done = iter(images), 0
-    with progress(label, count) as advance, _workers(device.type) as run:
-        while group := list(islice(source, max(batch_size, rows))):
-            for faces in run(one_pass, [group[i : i + rows] for i in range(0, len(group), rows)]):
-                size = len(faces["norm"])
-                for name, values in faces.items():
-                    if name not in held:
-                        held[name] = torch.from_numpy(_room((count, *values.shape[1:])))
-                    held[name][done : done + size] = values
-                done += size
-            advance(len(group))
-    if done != count:
-        raise ValueError(f"{done} images, expected {count}")
-    return Templates(**held)
+    done = 0
+    for part in parts:
+        if done + len(part) > count:
+            raise ValueError(f"more than {count} faces")
+        for field in fields(part):
+            values = getattr(part, field.name)
+            if field.name not in held:
+                held[field.name] = torch.from_numpy(_room((count, *values.shape[1:])))
+            held[field.name][done : done + len(part)] = values
+        done += len(part)
+    if not held:
+        raise ValueError("no faces")
+    return Templates(**held)[:done]
 
 
 def score_pairs(

@@ -71,7 +71,7 @@ COMMANDS = {
     ),
     "gallery": Command(
         "oaml.gallery.commands:gallery",
-        "list, rename, delete, export and restore the people of a gallery",
+        "list, rename, delete, export and restore the people of a gallery; find those who are enrolled twice",
         "oaml gallery staff --delete Ann",
     ),
     "embed": Command(

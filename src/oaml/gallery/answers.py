@@ -72,6 +72,38 @@ class Person:
 
 
 @dataclass(frozen=True)
+class Duplicate:
+    """Two people of a gallery who are probably one."""
+
+    person_a: str
+    person_b: str
+    score: float
+    """The fused score of what all their images show."""
+    visible_both: float
+    """Share of the face that both show in the same places, in [0,1]."""
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """People who are probably enrolled twice."""
+
+    pairs: list[Duplicate]
+    """The most similar first; all reach the threshold, and show at least `least_visible_both` in common."""
+    limit: Threshold
+    people: int
+    """In the gallery; everybody was compared with everybody."""
+    impostors_expected: float
+    """How many impostor pairs (of two people) reach the threshold on average: pairs x FAR."""
+    least_visible_both: float = LEAST_SHARED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        facts = asdict(self)
+        limit = facts.pop("limit")
+        return {**facts, "threshold": limit.pop("value"), **limit}
+
+
+@dataclass(frozen=True)
 class Enrolled:
     """What an enrolment changed, in images."""
 

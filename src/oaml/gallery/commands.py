@@ -12,8 +12,11 @@ from oaml.files import printable
 
 if TYPE_CHECKING:
     from oaml.gallery import Gallery
-    from oaml.gallery.answers import SearchAnswer
+    from oaml.gallery.answers import Duplicates, SearchAnswer
     from oaml.tracks import Track
+
+SHOWN = 100
+"""Pairs of duplicates listed on the terminal."""
 
 
 def enroll(
@@ -142,9 +145,16 @@ def gallery(
     rename: list[str] = [],  # noqa: B006
     export: Path | None = None,
     restore: Path | None = None,
+    duplicates: bool = False,
+    far: float = 0.0001,
+    model: str | None = None,
     json: bool = False,
+    device: str = "auto",
 ) -> None:
-    """List who is enrolled; or delete or rename people, export the gallery, or add what was exported. It needs no model.
+    """List who is enrolled; or delete or rename people, export the gallery, add what was exported, or find duplicates.
+
+    Only `--duplicates` needs a model. It compares everybody with everybody by what all their images show, changes nothing, and
+    names the people that are probably enrolled twice, the most similar first. Pairs that show too little in common are left out.
 
     Example:
         oaml gallery staff --rename Ann "Ann Lee"
@@ -155,18 +165,32 @@ def gallery(
         rename: a name and the new one. Rename the folder that `oaml enroll` reads too, or it will bring the old name back.
         export: FILE.safetensors to write, and FILE.json beside it.
         restore: FILE.safetensors of an export, to be added; the gallery is made where there is none.
+        duplicates: name the people that are probably enrolled twice.
+        far: share of impostor pairs (of two people) that may be named; one of those that the model has thresholds for.
+        model: the model folder that the gallery was enrolled with, for duplicates; by default the starter model.
         json: print one JSON object to stdout and nothing else.
+        device: cpu, cuda, or auto for a GPU where there is one; for duplicates.
 
     Raises:
-        OamlError: no gallery, nobody of a name, a file that is no export or of another model, or more than one thing to do.
+        OamlError: no gallery, nobody of a name, a file that is no export or of another model, no threshold for the rate, or more
+            than one thing to do.
     """
     from oaml.gallery import Gallery
 
-    asked = [name for name, value in _options(delete, rename, export, restore) if value]
+    asked = [name for name, value in _options(delete, rename, export, restore, duplicates) if value]
     if len(asked) > 1:
         raise OamlError(f"{' and '.join(asked)}: one thing at a time; run the command twice")
     if rename and len(rename) != 2:
         raise OamlError(f"--rename: takes a name and the new one, not {len(rename)}; quote names with spaces")
+    if duplicates:
+        from oaml.recognise import load
+
+        named = Gallery(path, load(model, device=device)).duplicates(far)
+        if json:
+            print(dumps({"gallery": path, **named.to_dict()}, indent=2))
+        else:
+            _print_duplicates(path, named)
+        return
     opened = Gallery(path)
     done: dict[str, Any] = {}
     if delete:
@@ -198,7 +222,32 @@ def gallery(
 
 
 def _options(*values: Any) -> list[tuple[str, Any]]:
-    return list(zip(("--delete", "--rename", "--export", "--restore"), values, strict=True))
+    return list(zip(("--delete", "--rename", "--export", "--restore", "--duplicates"), values, strict=True))
+
+
+def _print_duplicates(path: str, named: Duplicates) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from oaml.terminal import origin
+
+    console = Console(highlight=False)
+    if named.pairs:
+        title = f"{path}: {len(named.pairs)} pairs of {named.people} people are probably one person each"
+        table = Table("person", "person", title=title, title_justify="left")
+        for column in ("score", "both show"):
+            table.add_column(column, justify="right")
+        for pair in named.pairs[:SHOWN]:
+            people = (Text(printable(person)) for person in (pair.person_a, pair.person_b))
+            table.add_row(*people, f"{pair.score:.3f}", f"{100 * pair.visible_both:.0f} %")
+        console.print(table)
+        if len(named.pairs) > SHOWN:
+            print(f"and {len(named.pairs) - SHOWN:,} more; --json names all")
+    else:
+        print(f"{path}: nobody among {named.people} people is probably enrolled twice")
+    console.print(Text(f"threshold {named.limit.value:.3f}: {origin(named.limit)}"))
+    print(f"on average {named.impostors_expected:.2g} impostor pairs reach it among so many people")
 
 
 def _draw(gallery: Gallery, name: str, answer: SearchAnswer, draw: Path) -> str | None:

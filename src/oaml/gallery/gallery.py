@@ -20,7 +20,7 @@ import numpy as np
 from oaml.decision import Threshold
 from oaml.errors import OamlError, command
 from oaml.files import Image, name_of
-from oaml.gallery.answers import Candidate, Enrolled, Person, SearchAnswer, judge
+from oaml.gallery.answers import Candidate, Duplicates, Enrolled, Person, SearchAnswer, judge
 from oaml.gallery.folder import Entry, changes, digest, listed
 from oaml.gallery.store import Store, quoted
 from oaml.progress import progress
@@ -253,6 +253,30 @@ class Gallery:
         pictured = self._store.rows(["person"], "thumbnail is not null")["person"].to_pylist()
         faces, thumbnails = Counter(rows), Counter(pictured)
         return [Person(name, faces[name], thumbnails[name]) for name in sorted(faces)]
+
+    def duplicates(self, far: float = 1e-4, label: str | None = "comparing pairs") -> Duplicates:
+        """Who is probably enrolled twice, under two names. Nothing is changed.
+
+        Args:
+            far: share of impostor pairs (of two people) that may be named; one of those that the model has thresholds for.
+            label: of the progress bar on stderr; None shows none.
+
+        Raises:
+            OamlError: no gallery yet, or no threshold for the rate.
+        """
+        from oaml.gallery.duplicates import duplicates
+
+        _ = self._store.table  # there must be one
+        recogniser = self._need_recogniser()
+        limit = recogniser.threshold(far)
+        if limit is None:
+            raise OamlError(
+                f"{recogniser.name}: has no thresholds, and who is enrolled twice is decided by one; "
+                "fit them with oaml adapt --backbone MODEL --people FACES --out NEW, and enrol with the new model"
+            )
+        people, pairs = duplicates(self._store, self._packing, recogniser.model, limit.value, label)
+        count = people * (people - 1) // 2
+        return Duplicates(pairs, limit, people, count * far)
 
     def rename(self, old: str, new: str) -> None:
         """Call a person by another name.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from oaml.gallery.folder import Entry
 from oaml.quantised import QuantisedTemplates
-from oaml.template import Templates
+from oaml.template import Templates, pooled
 from oaml.visibility import GRID, cell_visibility
 
 if TYPE_CHECKING:
@@ -114,6 +114,13 @@ class Packing:
         """The templates of a column of rows."""
         packed = np.frombuffer(b"".join(column.to_pylist()), np.uint8)
         return self.unpack(packed.reshape(len(column), self.size))
+
+    def unpack_people(self, rows: pa.Table) -> tuple[list[str], Tensor, Templates]:
+        """Rows of some people, all faces of each: their P names, int64 [N] whose each row is, and a pooled template each."""
+        persons = rows["person"].to_pylist()
+        number = {person: i for i, person in enumerate(dict.fromkeys(persons))}
+        owner = torch.tensor([number[person] for person in persons])
+        return list(number), owner, pooled(self.unpack_column(rows["template"]).dequantised(), owner)
 
 
 def schema(packing: Packing) -> pa.Schema:

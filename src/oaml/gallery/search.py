@@ -9,7 +9,7 @@ from oaml.gallery.answers import Candidate
 from oaml.gallery.rows import Packing, probe_vectors
 from oaml.gallery.store import Store, quoted
 from oaml.model import Model
-from oaml.template import Templates, pooled
+from oaml.template import Templates
 from oaml.visibility import shared_visibility
 
 
@@ -35,10 +35,7 @@ def candidates(store: Store, packing: Packing, model: Model, probe: Templates, c
     rows = store.rows(["person", "template"], f"person in ({', '.join(map(quoted, nearest_image))})")
     if not len(rows):  # all have been deleted or renamed meanwhile
         return candidates(store, packing, model, probe, count)
-    names = list(dict.fromkeys(rows["person"].to_pylist()))
-    number = {name: i for i, name in enumerate(names)}
-    owner = torch.tensor([number[name] for name in rows["person"].to_pylist()])
-    people = pooled(packing.unpack_column(rows["template"]).dequantised(), owner)
+    names, owner, people = packing.unpack_people(rows)
     probe, people = probe.to(model.device), people.to(model.device)
     scores = model.compare_all(probe, people)
     shown = shared_visibility(people.visibility, probe.visibility)
