@@ -190,11 +190,9 @@ def test_joint_of_int8_against_float(probes: int, gallery: int, shown: str, grid
         v_a, v_b = torch.ones_like(v_a), torch.ones_like(v_b)
     elif shown == "nothing":
         v_b = torch.zeros_like(v_b)
-    joint, small = Joint(), QuantisedTemplates.of(replace(b, visibility=v_b))
+    joint, small = Joint(), QuantisedTemplates.of(replace(b, visibility=v_b)).dequantised()
     expected = joint.match(a.contributions, b.contributions, v_a, v_b)
-    found = joint.match_quantised(
-        a.contributions, small.contributions, small.contributions_scale, v_a, small.shown()
-    )
+    found = joint.match(a.contributions, small.contributions, v_a, small.visibility)
     assert found.cosine.shape == (probes, gallery)
     bound = 2e-3 if size == 128 else 8e-3
     assert float((found.cosine - expected.cosine).abs().max()) < bound
@@ -202,11 +200,3 @@ def test_joint_of_int8_against_float(probes: int, gallery: int, shown: str, grid
     if shown == "nothing":
         assert not found.cosine.any()
         assert bool((found.unseen == 1).all())
-
-
-def test_joint_of_int8_names_a_wrong_shape() -> None:
-    a, b = some(1), QuantisedTemplates.of(some(3))
-    with pytest.raises(ValueError, match=r"expected \[3,49,128\]"):
-        Joint().match_quantised(
-            a.contributions, b.contributions[:2], b.contributions_scale, a.visibility, b.shown()
-        )

@@ -3,11 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
 
 namespace {
 
@@ -26,18 +22,6 @@ inline Floats load(const float* from) {
   return x;
 }
 
-inline Floats load(const int8_t* from) {  // compilers take such a conversion apart number by number
-#ifdef __AVX512F__
-  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
-#elif defined(__AVX2__)
-  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
-#else
-  Floats x;
-  for (int i = 0; i < kLanes; ++i) x[i] = from[i];
-  return x;
-#endif
-}
-
 inline float total(Floats x) {
   float sum = 0;
   for (int i = 0; i < kLanes; ++i) sum += x[i];
@@ -45,8 +29,8 @@ inline float total(Floats x) {
 }
 
 // What the cells [R,E] of one face sum to by N sets of weights, `step` apart; K vectors of each sum, `wide` vectors apart.
-template <int N, int K, typename T>
-inline void sum_cells(const T* cells, long R, long E, const float* weights, long step, Floats* sums, long wide) {
+template <int N, int K>
+inline void sum_cells(const float* cells, long R, long E, const float* weights, long step, Floats* sums, long wide) {
   Floats sum[N][K] = {};
   for (long r = 0; r < R; ++r) {
     Floats x[K];
@@ -65,25 +49,24 @@ struct Found {
   Floats dot[kFew][kFew], left[kFew][kFew], right[kFew][kFew];
 };
 
-// Adds K vectors of both faces' sums for P by G pairs with the weights [P,G,R] of either side's cells.
-template <int K, typename T>
-inline void add_vectors(const float* a, const T* b, long P, long G, long R, long E, const float* weights_a,
-                        const float* weights_b, Found* found) {
+// Adds K vectors of both faces' sums for P by G pairs with the weights [P,G,R] of their cells.
+template <int K>
+inline void add_vectors(const float* a, const float* b, long P, long G, long R, long E, const float* weights, Found* found) {
   Floats left[kFew][kFew][K], right[kFew][kFew][K];
   constexpr long row = kFew * kCells;
   for (long p = 0; p < P; ++p) {
     if (G == kFew)
-      sum_cells<kFew, K>(a + p * R * E, R, E, weights_a + p * row, kCells, left[p][0], K);
+      sum_cells<kFew, K>(a + p * R * E, R, E, weights + p * row, kCells, left[p][0], K);
     else
       for (long g = 0; g < G; ++g)
-        sum_cells<1, K>(a + p * R * E, R, E, weights_a + p * row + g * kCells, 0, left[p][g], K);
+        sum_cells<1, K>(a + p * R * E, R, E, weights + p * row + g * kCells, 0, left[p][g], K);
   }
   for (long g = 0; g < G; ++g) {
     if (P == kFew)
-      sum_cells<kFew, K>(b + g * R * E, R, E, weights_b + g * kCells, row, right[0][g], kFew * K);
+      sum_cells<kFew, K>(b + g * R * E, R, E, weights + g * kCells, row, right[0][g], kFew * K);
     else
       for (long p = 0; p < P; ++p)
-        sum_cells<1, K>(b + g * R * E, R, E, weights_b + p * row + g * kCells, 0, right[p][g], K);
+        sum_cells<1, K>(b + g * R * E, R, E, weights + p * row + g * kCells, 0, right[p][g], K);
   }
   for (long p = 0; p < P; ++p)
     for (long g = 0; g < G; ++g)
@@ -95,22 +78,18 @@ inline void add_vectors(const float* a, const T* b, long P, long G, long R, long
       }
 }
 
-// All pairs of a few faces; cells of b count `scale` [G,R] times, where there is one.
-template <typename T>
-inline void compare_few(const float* a, const float* v_a, const T* b, const float* v_b, const float* scale, long P,
-                        long G, long R, long E, float* cosine, long step) {
-  float weights[kFew][kFew][kCells], scaled[kFew][kFew][kCells];
+// All pairs of a few faces.
+inline void compare_few(const float* a, const float* v_a, const float* b, const float* v_b, long P, long G, long R, long E,
+                        float* cosine, long step) {
+  float weights[kFew][kFew][kCells];
   for (long p = 0; p < P; ++p)
     for (long g = 0; g < G; ++g)
-      for (long r = 0; r < R; ++r) {
-        weights[p][g][r] = v_a[p * R + r] * v_b[g * R + r];
-        scaled[p][g][r] = weights[p][g][r] * (scale ? scale[g * R + r] : 1);
-      }
+      for (long r = 0; r < R; ++r) weights[p][g][r] = v_a[p * R + r] * v_b[g * R + r];
   Found found = {};
   long e = 0;
   for (; e + kVectors * kLanes <= E; e += kVectors * kLanes)
-    add_vectors<kVectors>(a + e, b + e, P, G, R, E, weights[0][0], scaled[0][0], &found);
-  for (; e < E; e += kLanes) add_vectors<1>(a + e, b + e, P, G, R, E, weights[0][0], scaled[0][0], &found);
+    add_vectors<kVectors>(a + e, b + e, P, G, R, E, weights[0][0], &found);
+  for (; e < E; e += kLanes) add_vectors<1>(a + e, b + e, P, G, R, E, weights[0][0], &found);
   for (long p = 0; p < P; ++p)
     for (long g = 0; g < G; ++g) {
       const float lengths = std::sqrt(total(found.left[p][g])) * std::sqrt(total(found.right[p][g]));
@@ -118,29 +97,18 @@ inline void compare_few(const float* a, const float* v_a, const T* b, const floa
     }
 }
 
-template <typename T>
-void compare(const float* a, const float* v_a, const T* b, const float* v_b, const float* scale, long P, long G, long R,
-             long E, float* cosine, long step) {
-  for (long g = 0; g < G; g += kFew)
-    for (long p = 0; p < P; p += kFew)
-      compare_few(a + p * R * E, v_a + p * R, b + g * R * E, v_b + g * R, scale ? scale + g * R : nullptr,
-                  std::min(kFew, P - p), std::min(kFew, G - g), R, E, cosine + p * step + g, step);
-}
-
 }  // namespace
 
 extern "C" {
 
 // Contributions a [P,R,E] and b [G,R,E], E a multiple of 16 and R at most 64, visibility v_a [P,R] and v_b [G,R] -> cosine of
-// both faces' sums by the product of the two visibilities, [P,G] in rows `step` apart. No scale, or one for each cell of b.
-void joint_float32(const float* a, const float* v_a, const float* b, const float* v_b, const float* scale, long P, long G,
-                   long R, long E, float* cosine, long step) {
-  compare(a, v_a, b, v_b, scale, P, G, R, E, cosine, step);
-}
-
-void joint_int8(const float* a, const float* v_a, const int8_t* b, const float* v_b, const float* scale, long P, long G,
-                long R, long E, float* cosine, long step) {
-  compare(a, v_a, b, v_b, scale, P, G, R, E, cosine, step);
+// both faces' sums by the product of the two visibilities, [P,G] in rows `step` apart.
+void joint_cosine(const float* a, const float* v_a, const float* b, const float* v_b, long P, long G, long R, long E,
+                  float* cosine, long step) {
+  for (long g = 0; g < G; g += kFew)
+    for (long p = 0; p < P; p += kFew)
+      compare_few(a + p * R * E, v_a + p * R, b + g * R * E, v_b + g * R, std::min(kFew, P - p), std::min(kFew, G - g), R, E,
+                  cosine + p * step + g, step);
 }
 
 }  // extern "C"

@@ -22,8 +22,6 @@ from oaml.visibility import CELLS, GRID, cell_visibility, overlap_of, unseen_and
 from oaml.winners import spread
 
 KNOTS = 21  # of the offset, evenly over shares from 0 to 1
-FACES, PROBES = 2048, 16  # of match_quantised() at a time: 32 MB of weighted sums for E = 128
-CONVERTED = 128  # of those faces, to float32 at a time: their 3 MB stay in the cache
 BLOCK = 96  # faces on either side that a thread compares at a time in compiled loops
 CHUNK_BYTES = (
     2 << 20
@@ -110,7 +108,7 @@ class Joint(nn.Module):
         """
         with torch.autocast(probe.device.type, enabled=False):
             (a, v_p), (b, v_g) = _both_ready(probe, gallery, prob_occ, gal_occ)
-            if _compiled(a, b):
+            if native.multiplies(a) and b.dtype == torch.float32 and a.shape[2] % native.LANES == 0:
                 return Compared(_compiled_cosine(a, v_p, b, v_g), *unseen_and_overlap(v_p, v_g))
             block = max(1, min(int((chunk_bytes / (2 * 4 * a.shape[2])) ** 0.5), 512))
             # fewer probes than gallery faces: more blocks for the threads to share
@@ -125,43 +123,6 @@ class Joint(nn.Module):
 
             rows = spread(row, zip(a.split(few), v_p.split(few), strict=True), a.device)
             return Compared(*(torch.cat(field) for field in zip(*rows, strict=True)))
-
-    @torch.inference_mode()
-    def match_quantised(
-        self, probe: Tensor, gallery: Tensor, scale: Tensor, prob_occ: Tensor, gal_occ: Tensor
-    ) -> Compared:
-        """As `match`, against a gallery in int8 as `oaml.quantised` keeps it.
-
-        Cosines differ by .0002 on average, and by .005 at most where much is covered (all pairs of 900 faces).
-
-        The scales are folded into the weights, so that int8 becomes float32 by conversion alone, in blocks that stay in the cache.
-
-        Args:
-            probe: A [P,R,E]; gallery: int8 [G,R,E], its scale [G,R]; visibility [P,1,h,w], [G,1,h,w].
-
-        Returns:
-            [P,G] each.
-        """
-        with torch.autocast(probe.device.type, enabled=False):
-            (a, v_p), v_g = _ready(probe, prob_occ), cell_visibility(gal_occ)
-            if gallery.shape != (*scale.shape, a.shape[2]) or scale.shape != v_g.shape:
-                raise ValueError(
-                    f"gallery is {tuple(gallery.shape)} with scales {tuple(scale.shape)}, "
-                    f"expected [{len(v_g)},{CELLS},{a.shape[2]}] and [{len(v_g)},{CELLS}]"
-                )
-            if _compiled(a, gallery):
-                return Compared(_compiled_cosine(a, v_p, gallery, v_g, scale), *unseen_and_overlap(v_p, v_g))
-            cosine = a.new_empty(len(a), len(gallery))
-            weighted, scaled = a * v_p[..., None], scale * v_g
-            for g in range(0, len(gallery), FACES):
-                columns = slice(g, g + FACES)
-                for p in range(0, len(a), PROBES):
-                    rows = slice(p, p + PROBES)
-                    weight = scaled[columns, None] * v_p[rows]
-                    parts = zip(weight.split(CONVERTED), gallery[columns].split(CONVERTED), strict=True)
-                    right = torch.cat([torch.bmm(w, b.to(w.dtype)) for w, b in parts])  # [G,P,E]
-                    cosine[rows, columns] = _cosine(v_g[columns] @ weighted[rows], right.transpose(0, 1))
-            return Compared(cosine, *unseen_and_overlap(v_p, v_g))
 
     @torch.inference_mode()
     def explain(self, a: Tensor, b: Tensor, a_occ: Tensor, b_occ: Tensor) -> CellShares:
@@ -252,20 +213,14 @@ def _compare(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor) -> Compared:
     return Compared(_cosine(left, right), *unseen_and_overlap(v_p, v_g))
 
 
-def _compiled(a: Tensor, b: Tensor) -> bool:
-    """Whether there are compiled loops for such contributions."""
-    return native.multiplies(a) and b.dtype in native.COMPARE and a.shape[2] % native.LANES == 0
-
-
-def _compiled_cosine(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor, scale: Tensor | None = None) -> Tensor:
-    """A [P,R,E], [G,R,E], visibility [P,R], [G,R], scale of the latter's cells [G,R] or none -> [P,G]."""
+def _compiled_cosine(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor) -> Tensor:
+    """A [P,R,E], [G,R,E], visibility [P,R], [G,R] -> [P,G]."""
     a, v_p, b, v_g = (x.contiguous() for x in (a, v_p, b, v_g))
-    scale = None if scale is None else scale.contiguous()
     cosine = a.new_empty(len(a), len(b))
 
     def block(corner: tuple[int, int]) -> None:
         p, g = (slice(i, i + BLOCK) for i in corner)
-        native.joint_cosine(a[p], v_p[p], b[g], v_g[g], None if scale is None else scale[g], cosine[p, g])
+        native.joint_cosine(a[p], v_p[p], b[g], v_g[g], cosine[p, g])
 
     corners = product(range(0, len(a), BLOCK), range(0, len(b), BLOCK))
     spread(block, corners, a.device)

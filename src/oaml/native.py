@@ -31,7 +31,6 @@ Picker = Callable[[Tensor, int, int], None]
 SOURCES = [Path(__file__).with_name(name) for name in ("winners.cpp", "joint.cpp")]
 LANES = 16  # as in the sources
 CELLS = 64  # at most, as in joint.cpp
-COMPARE = {torch.float32: "joint_float32", torch.int8: "joint_int8"}
 PICK = {torch.float32: "pick_float32", torch.bfloat16: "pick_bfloat16"}
 MARCH = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
 """What torch calls the vector instructions of a processor, and what compilers call them."""
@@ -76,8 +75,7 @@ def library() -> ctypes.CDLL | None:
             *[number] * 2,
         ]
     loaded.pick_pairs.argtypes = [*[array] * 4, *[number] * 4, *[array] * 8]
-    for name in COMPARE.values():
-        getattr(loaded, name).argtypes = [*[array] * 5, *[number] * 4, array, number]
+    loaded.joint_cosine.argtypes = [*[array] * 4, *[number] * 4, array, number]
     loaded.pull_gradients.argtypes = [*[array] * 2, *[number] * 5, *[array] * 4, *[number] * 2, array]
     return loaded
 
@@ -157,19 +155,17 @@ def pair_picker(
     return some
 
 
-def joint_cosine(a: Tensor, v_a: Tensor, b: Tensor, v_b: Tensor, scale: Tensor | None, into: Tensor) -> None:
+def joint_cosine(a: Tensor, v_a: Tensor, b: Tensor, v_b: Tensor, into: Tensor) -> None:
     """Cosines of both faces' sums of cells, weighted by the visibility of both.
 
     Args:
-        a: [P,R,E], b: [G,R,E], which may be int8, at most 64 cells, E a multiple of 16; v_a: [P,R], v_b: [G,R].
-        scale: [G,R], what b is multiplied by. All are contiguous, and float32 but b.
+        a: [P,R,E], b: [G,R,E], at most 64 cells, E a multiple of 16; v_a: [P,R], v_b: [G,R]; float32 and contiguous.
         into: [P,G], its rows contiguous.
     """
     loaded = library()
     assert loaded is not None
-    arrays = (None if x is None else x.data_ptr() for x in (a, v_a, b, v_b, scale))
-    compare = getattr(loaded, COMPARE[b.dtype])
-    compare(*arrays, len(a), len(b), *a.shape[1:], into.data_ptr(), into.stride(0))
+    arrays = (x.data_ptr() for x in (a, v_a, b, v_b))
+    loaded.joint_cosine(*arrays, len(a), len(b), *a.shape[1:], into.data_ptr(), into.stride(0))
 
 
 def pull(

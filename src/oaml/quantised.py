@@ -88,14 +88,10 @@ class QuantisedTemplates:
         return Templates(
             embedding=self.embedding * self.embedding_scale[:, None],
             norm=self.norm,
-            visibility=self.shown(),
+            visibility=self.visibility.float() / 255,
             local=self.local * self.local_scale[:, None],
             contributions=self.contributions * self.contributions_scale[..., None],
         )
-
-    def shown(self) -> Tensor:
-        """Visibility as float32 [N,1,h,w] in [0,1]."""
-        return self.visibility.float() / 255
 
 
 def _rounded(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:

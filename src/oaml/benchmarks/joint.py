@@ -1,4 +1,4 @@
-"""One probe against a gallery by the joint embedding, from int8 templates, against the plain float32 formulation."""
+"""One probe against a gallery by the joint embedding, against the plain formulation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 
 from oaml.joint import Joint
-from oaml.quantised import QuantisedTemplates
 from oaml.template import Templates
 from oaml.visibility import CELLS, GRID, cell_visibility
 
@@ -19,7 +18,6 @@ ROUNDS = 100
 def run() -> dict[str, object]:
     """Milliseconds of both, their ratio, and how far the cosines differ."""
     joint, probe, faces = Joint(), _templates(1, 1), _templates(GALLERY, 0)
-    gallery = QuantisedTemplates.of(faces)
 
     def plain() -> torch.Tensor:
         """Weights and sums written down as they are defined."""
@@ -28,35 +26,22 @@ def run() -> dict[str, object]:
         right = (weight[..., None] * faces.contributions).sum(1)
         return torch.nn.functional.cosine_similarity(left, right)
 
-    def quantised() -> torch.Tensor:
-        return joint.match_quantised(
-            probe.contributions,
-            gallery.contributions,
-            gallery.contributions_scale,
-            probe.visibility,
-            gallery.shown(),
-        ).cosine[0]
-
-    def matrix() -> torch.Tensor:
+    def blocks() -> torch.Tensor:
         return joint.match(
             probe.contributions, faces.contributions, probe.visibility, faces.visibility
         ).cosine[0]
 
     with torch.inference_mode():
-        difference = (plain() - quantised()).abs().max()
-        seconds = fastest({"plain": plain, "float32": matrix, "int8": quantised}, ROUNDS)
+        difference = (plain() - blocks()).abs().max()
+        seconds = fastest({"plain": plain, "blocks": blocks}, ROUNDS)
     return {
         "gallery_faces": GALLERY,
         "embedding_size": SIZE,
         "threads": torch.get_num_threads(),
         "plain_ms": 1e3 * seconds["plain"],
-        "float32_ms": 1e3 * seconds["float32"],
-        "int8_ms": 1e3 * seconds["int8"],
-        "speedup_over_plain": seconds["plain"] / seconds["int8"],
-        "speedup_over_float32": seconds["float32"] / seconds["int8"],
+        "blocks_ms": 1e3 * seconds["blocks"],
+        "speedup_over_plain": seconds["plain"] / seconds["blocks"],
         "largest_cosine_difference": float(difference),
-        "bytes_per_face_int8": gallery.bytes_per_face,
-        "bytes_per_face_float32": sum(4 * getattr(faces[:1], f).numel() for f in Templates.__annotations__),
     }
 
 
