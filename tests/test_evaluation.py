@@ -7,6 +7,7 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -311,6 +312,18 @@ def test_wrong_calls_are_refused_before_the_network_runs(
         scoring.score(str(work / "model"), images=work / "faces", pairs=work / "pairs.csv", out=tmp_path)
 
 
+def test_bfloat16_moves_what_is_matched_a_little(work: Path, faces: Templates) -> None:
+    model, everybody = Model.load(work / "model"), np.arange(len(faces))
+    exact = inference.score_all(model, faces, everybody, faces, everybody)
+    rough = inference.score_all(model, faces, everybody, faces, everybody, precision="bfloat16")
+    for score in ("qaconv", "qaconv_visibility", "fused"):
+        moved, spread = np.abs(rough[score] - exact[score]), exact[score].std()
+        assert 0 < moved.max() < 0.2 * spread
+        assert moved.mean() < 0.02 * spread
+    for score in ("cosine", "joint"):
+        np.testing.assert_array_equal(rough[score], exact[score])
+
+
 # --- oaml evaluate ---
 
 
@@ -329,6 +342,26 @@ def report(work: Path) -> Path:
         bootstrap=30,
     )
     return out
+
+
+def test_identification_in_bfloat16(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    compare = Model.compare_all
+
+    def noted(model: Model, *faces: Any, **options: Any) -> Any:
+        asked.append(faces[3])
+        return compare(model, *faces, **options)
+
+    monkeypatch.setattr(Model, "compare_all", noted)
+    evaluate(
+        str(work / "model"),
+        images=work / "faces",
+        identification=work / "roles.csv",
+        out=tmp_path,
+        bootstrap=0,
+        precision="bfloat16",
+    )
+    assert set(asked) == {"bfloat16"}
 
 
 def _finite(value: object) -> bool:

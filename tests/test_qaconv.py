@@ -464,8 +464,6 @@ def test_bfloat16_scores(method: Method) -> None:
     same = matcher.match(p, p, v_p, v_p).diagonal().mean() - exact.mean()
     assert rough.dtype == torch.float32
     assert 0 < (rough - exact).abs().max() < 1e-2 * same.abs()
-    pairs = matcher.match_pairs(p, g[:9], v_p, v_g[:9], precision="bfloat16")
-    torch.testing.assert_close(pairs, rough.diagonal(), rtol=0, atol=1e-2 * float(same.abs()))
     with pytest.raises(ValueError, match="neither float32 nor bfloat16"):
         matcher.match(p, g, precision="float16")  # type: ignore[arg-type]
 

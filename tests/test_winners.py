@@ -163,12 +163,7 @@ def test_bfloat16_keeps_three_digits(bias: bool) -> None:
     """Values within 2^-7 of the exact ones (maps and result round to 8 bits each), partners that are as good within that."""
     given = case((9, 5, 49, 49), bias=bias, channels=128)
     found, exact, S = winners(*given, torch.bfloat16), winners(*given), similarities(given)
-    pairs, n = row_by_row(given)
-    one_by_one = paired_winners(*pairs, torch.bfloat16)
     assert found.value_s.dtype == found.value_r.dtype == torch.float32
-    for value, wanted in zip(one_by_one, found, strict=True):
-        rows = torch.stack([wanted[i, i] for i in range(n)])[:, None]
-        torch.testing.assert_close(value, rows, rtol=0, atol=2**-7 if value.is_floating_point() else 0)
     assert given.log_g is not None
     assert given.log_p is not None
     for judged, value, partner, best, dim in (

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from oaml.model import Model
+    from oaml.qaconv import Precision
 
 BATCH_SIZE = 32
 PAIR_CHUNK = 64
@@ -212,6 +213,7 @@ def score_all(
     index_g: np.ndarray,
     *,
     plain: bool = True,
+    precision: Precision = "float32",
     chunk: int = 128,
     name: Callable[[int], str] = "probe {}".format,
 ) -> dict[str, np.ndarray]:
@@ -221,6 +223,7 @@ def score_all(
         probes, gallery: from `extract` with this model.
         index_p, index_g: int [P] and [G], which of their faces take part.
         plain: as in `score_pairs`.
+        precision: of QAConv's correlations, see `QAConv.match`.
         chunk: gallery faces compared at a time.
         name: what to call probe i in an error.
 
@@ -237,7 +240,8 @@ def score_all(
 
     def one_block(start: int) -> dict[str, np.ndarray]:
         right = gallery[torch.from_numpy(index_g[start : start + chunk])].to(device)
-        return {name: values.cpu().numpy() for name, values in model.compare_all(left, right, plain).items()}
+        scores = model.compare_all(left, right, plain, precision)
+        return {name: values.cpu().numpy() for name, values in scores.items()}
 
     with _workers(device.type) as run:
         blocks = list(run(one_block, range(0, len(index_g), chunk)))

@@ -16,7 +16,7 @@ from oaml.errors import OamlError
 from oaml.files import write_folder
 from oaml.joint import Compared, Fusion, Joint
 from oaml.net import FaceOutput, Net, NetConfig
-from oaml.qaconv import QAConv, QAConvConfig
+from oaml.qaconv import Precision, QAConv, QAConvConfig
 from oaml.template import Scores, Templates
 from oaml.weights import Preprocessing, load_backbone
 from oaml.winners import spread
@@ -136,13 +136,22 @@ class Model(nn.Module, ModelHubMixin):
         return self._together(scores, local, compared)
 
     @torch.inference_mode()
-    def compare_all(self, probes: Templates, gallery: Templates, plain: bool = False) -> Scores:
-        """Every probe with every gallery face -> [P,G] each; see `compare`."""
+    def compare_all(
+        self, probes: Templates, gallery: Templates, plain: bool = False, precision: Precision = "float32"
+    ) -> Scores:
+        """Every probe with every gallery face -> [P,G] each; see `compare`, and `QAConv.match` for the precision."""
         scores = {"cosine": probes.embedding.double() @ gallery.embedding.double().T}
         if plain:
-            scores["qaconv"] = self.matcher.match(probes.local, gallery.local, prepared=True)
+            scores["qaconv"] = self.matcher.match(
+                probes.local, gallery.local, prepared=True, precision=precision
+            )
         local = self.matcher.match(
-            probes.local, gallery.local, probes.visibility, gallery.visibility, prepared=True
+            probes.local,
+            gallery.local,
+            probes.visibility,
+            gallery.visibility,
+            prepared=True,
+            precision=precision,
         )
         compared = self.joint.match(
             probes.contributions, gallery.contributions, probes.visibility, gallery.visibility

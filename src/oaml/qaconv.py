@@ -250,8 +250,9 @@ class QAConv(nn.Module):
             probe, gallery: maps of the backbone [P,C,h,w], [G,C,h,w]; visibility [P,1,h,w], [G,1,h,w] or None.
             prepared: the maps have been through `prepare` already, as for faces that are compared more than once.
             chunk_bytes: about what each thread holds besides the maps and the scores.
-            precision: of the correlations. bfloat16 keeps three digits of each, and is worth it where the processor has
-                instructions for it.
+            precision: of the correlations. bfloat16 keeps three digits of each; where the processor multiplies matrices of it (AMX)
+                this takes a third of the time at 512 channels, and half at 128. Of single pairs it would not: fetching the maps is
+                most of the work there.
 
         Returns:
             logits [P,G]. The module must be in eval mode: in training BN would see one block at a time.
@@ -284,7 +285,6 @@ class QAConv(nn.Module):
         visibility_b: Tensor | None = None,
         chunk_bytes: int = CHUNK_BYTES,
         prepared: bool = False,
-        precision: Precision = "float32",
     ) -> Tensor:
         """Score row i of a against row i of b: maps [N,C,h,w], visibility [N,1,h,w] or None -> logits [N]; see `match`."""
         self._needs_eval()
@@ -293,12 +293,11 @@ class QAConv(nn.Module):
                 f"{len(features_a)} faces against {len(features_b)}; pairs are compared row by row"
             )
         block = max(1, chunk_bytes // self._bytes_a_pair())
-        dtype = _rounded(precision)
         bias = self.bias()
 
         def one_block(pair: tuple[Faces, Faces]) -> Tensor:
             (a, v_a), (b, v_b) = pair
-            won = paired_winners(*self._judged(a, b, v_a, v_b), bias, dtype)
+            won = paired_winners(*self._judged(a, b, v_a, v_b), bias)
             return self.logits(won, v_a[:, None], v_b[:, None])[:, 0]
 
         sides = (

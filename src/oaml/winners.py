@@ -76,14 +76,13 @@ def paired_winners(
     log_p: Tensor | None = None,
     log_g: Tensor | None = None,
     bias: Tensor | None = None,
-    dtype: torch.dtype | None = None,
 ) -> Winners:
     """Probe i against gallery face i, without gradients: arguments as in `winners` with P = G = N, results with P = N, G = 1.
 
     Each pair is a matrix product of its own, so its numbers are the same whatever else is compared.
     """
     won = _room(prob, gal, len(prob), 1)
-    a, b = (x.to(dtype or x.dtype) for x in (gal.transpose(1, 2), prob))
+    a, b = gal.transpose(1, 2), prob
     pick = _picker(a, log_p, log_g, bias, won, paired=True)
     size = max(1, ROWS**2 // (a.shape[1] * b.shape[2]))
 

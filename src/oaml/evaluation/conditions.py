@@ -47,6 +47,7 @@ from oaml.template import COLUMNS, Templates
 if TYPE_CHECKING:
     from oaml.model import Model
     from oaml.occluders import Occluded
+    from oaml.qaconv import Precision
 
 IMPOSTOR_LIMIT = 50_000
 """Impostor pairs measured in a class that wasn't asked for by `side`; a fixed random part of a longer list."""
@@ -227,6 +228,7 @@ def measure(
     kinds: list[str],
     side: Side,
     seed: int,
+    precision: Precision = "float32",
 ) -> Measured:
     """Measure everything, one kind of occluder after the other.
 
@@ -237,6 +239,7 @@ def measure(
         kinds: kinds of occluder.
         side: which image of a pair is occluded; in identification a is the gallery and b the probe.
         seed: of the choice of pairs where there are more than `IMPOSTOR_LIMIT`.
+        precision: of QAConv's correlations in identification.
 
     Raises:
         OamlError: an unreadable image, or a score that is not finite.
@@ -254,11 +257,11 @@ def measure(
         if kinds:
             measured.shared_occluders = int(np.clip(impostors // IMPOSTORS_PER_SHARED, 1, SHARED_OCCLUDERS))
     if known is not None:
-        measured.hits[UNOCCLUDED] = _identify(faces, known, UNOCCLUDED, side)
+        measured.hits[UNOCCLUDED] = _identify(faces, known, UNOCCLUDED, side, precision)
     for kind in kinds:
         faces.measure(kind, listed | set().union(*(sides[s] for s in ("ab" if side == "both" else side))))
         if known is not None:
-            measured.hits[kind] = _identify(faces, known, kind, side)
+            measured.hits[kind] = _identify(faces, known, kind, side, precision)
         if pairs is not None:
             _classes(measured, faces, pairs, kind, side, seed)
     return measured
@@ -400,7 +403,9 @@ def _first(rows: np.ndarray, order: np.ndarray, path_a: list[str], path_b: list[
     return chosen
 
 
-def _identify(faces: MeasuredFaces, known: Identification, kind: str, side: Side) -> dict[str, np.ndarray]:
+def _identify(
+    faces: MeasuredFaces, known: Identification, kind: str, side: Side, precision: Precision
+) -> dict[str, np.ndarray]:
     """Which probes each score finds, bool [P]; in blocks, so that the scores of all never stand in memory."""
     occluded = kind != UNOCCLUDED
     gallery, index_g = faces.side(known.gallery, occluded and side in ("a", "both"))
@@ -415,6 +420,7 @@ def _identify(faces: MeasuredFaces, known: Identification, kind: str, side: Side
             index_p[part],
             gallery.templates,
             index_g,
+            precision=precision,
             name=lambda i, start=start: f"{known.probes[start + i]} ({kind})",
         )
         for score, values in scores.items():
