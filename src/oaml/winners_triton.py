@@ -1,5 +1,8 @@
 """The winners of `oaml.winners` and their gradients on a GPU, without the similarities [P,G,R,S] in memory.
 
+**Unmeasured: no card has run these kernels.** They give the right numbers in Triton's interpreter, and compile for compute
+capability 8.0 and 9.0 without register spills. Nothing is claimed about their speed until `oaml benchmark cuda` has measured it.
+
 The plain formulation writes R*S similarities a pair and reads them several times to keep R+S of them. Here a program makes
 the similarities of one pair in registers, takes both maxima there and writes R+S values and partners: 490 bytes a pair
 instead of 9.6 kB at 7x7. The idea is that of fused attention (Dao et al., FlashAttention, NeurIPS 2022); here the
@@ -23,9 +26,6 @@ How the blocks were chosen:
   8 to 12 and 16 warps.
 
 Sums run in a fixed order and nothing is added atomically: the same input gives the same bits.
-
-Verified in Triton's interpreter, and compiled for compute capability 8.0 and 9.0 without register spills; no card was at
-hand, so nothing is claimed about speed: `oaml.benchmarks.cuda` measures it.
 """
 
 from __future__ import annotations
