@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from oaml import inference
+from oaml import inference, template_file
 from oaml.datasets.drawn import DrawnPeople
+from oaml.embed import embed
 from oaml.errors import OamlError
 from oaml.evaluation import metrics, scoring
 from oaml.evaluation.protocols import labels, read_pairs
 from oaml.evaluation.report import evaluate
 from oaml.files import list_images, read_image
+from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.occluders.command import occlude_folder
@@ -408,6 +411,120 @@ def test_a_report_is_complete(report: Path) -> None:
         "10-fold",
     ):
         assert word in table
+
+
+# --- templates in place of images ---
+
+
+@pytest.fixture(scope="module")
+def embedded(work: Path) -> Path:
+    """The faces as one file of `oaml embed`."""
+    embed(str(work / "model"), images=work / "faces", out=work / "faces.safetensors")
+    return work / "faces.safetensors"
+
+
+def test_scores_from_templates_are_those_from_images_but_for_the_rounding(
+    work: Path, embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _score(work, work / "pairs.csv", tmp_path / "images.csv")
+    monkeypatch.setattr("oaml.template_file.READ", 5)
+    monkeypatch.setattr(Model, "extract", lambda *_: pytest.fail("the network was run"))
+    command = ["score", str(work / "model"), "--images", str(embedded), "--pairs", str(work / "pairs.csv")]
+    assert main([*command, "--out", str(tmp_path / "templates.csv")]) == 0
+    (header, *expected), (same_header, *rows) = (
+        _read_csv(tmp_path / name) for name in ("images.csv", "templates.csv")
+    )
+    assert header == same_header
+    assert [row[:3] for row in rows] == [row[:3] for row in expected]
+    scores, exact = (np.array([row[3:] for row in table], float) for table in (rows, expected))
+    assert np.abs(scores - exact).max() > 0
+    for column in range(scores.shape[1]):
+        spread = exact[:, column].std()
+        assert np.abs(scores - exact)[:, column].max() < max(0.1 * spread, 0.002), header[3 + column]
+
+
+def test_a_report_from_templates(
+    work: Path, embedded: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "extract", lambda *_: pytest.fail("the network was run"))
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / "maps.png").write_bytes(b"of an earlier run")
+    given = evaluate(
+        str(work / "model"),
+        images=embedded,
+        pairs=work / "pairs.csv",
+        identification=work / "roles.csv",
+        out=out,
+        bootstrap=0,
+    )
+    files = ["report.html", "report.json", "roc.png", "scores.png", "table.md"]
+    assert sorted(path.name for path in out.iterdir()) == files
+    expected = json.loads((report / "report.json").read_text())
+    assert given.verification is not None
+    for score, measures in given.verification.conditions["unoccluded"].items():
+        wanted = expected["verification"]["conditions"]["unoccluded"][score]["auc"]["value"]
+        assert measures.auc.value == pytest.approx(wanted, abs=0.02)
+    assert given.maps["unoccluded"].visible == pytest.approx(
+        expected["maps"]["unoccluded"]["visible"], abs=2e-3
+    )
+
+
+def test_what_templates_cannot_be_asked(
+    work: Path, embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(command: str, **changed: object) -> str:
+        options = {"images": embedded, "pairs": work / "pairs.csv", "out": tmp_path / "out", **changed}
+        model = options.pop("model", work / "model")
+        flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        capsys.readouterr()
+        assert main([command, str(model), *flags]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    torch.manual_seed(1)
+    other = Model(ModelConfig(net=NetConfig("ir_mini", 32), qaconv=QAConvConfig(adapter=16))).save(
+        tmp_path / "other"
+    )
+    header, first, *_ = _read_csv(work / "pairs.csv")
+    missing = _write_csv(tmp_path / "missing.csv", header, [first, ["gone/1.png", first[1], "0"]])
+    pixels = work / "faces" / first[0]
+    for command in ("score", "evaluate"):
+        error = refused(command, model=other)
+        assert f"{embedded}: holds templates of another model ({work / 'model'}" in error
+        assert "oaml embed" in error
+        error = refused(command, pairs=missing)
+        assert f"gone/1.png: not in {embedded}, named in {missing}, line 3" in error
+        assert f"{pixels}: is damaged" in refused(command, images=pixels)
+    error = refused("evaluate", occlude="niqab")
+    assert f"{embedded}: holds templates" in error
+    assert "leave --occlude out" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_layout_of_the_file_is_the_one_that_is_documented(embedded: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(embedded, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts = file.metadata()
+    text = (Path(__file__).parents[1] / "docs" / "templates.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| `(\w+)` \| (\w+) \[(.*?)\]", text, re.MULTILINE)
+    count, size, channels = PEOPLE * SHOTS, 32, 16
+    sizes = {"N": count, "E": size, "C": channels, "h": 7, "w": 7, "49": 49, "1": 1}
+    sizes["bytes"] = len(tensors["paths"])
+    documented = {
+        name: (dtype, tuple(sizes[part] for part in shape.split(","))) for name, dtype, shape in lines
+    }
+    assert documented == {
+        name: (str(x.dtype).removeprefix("torch."), tuple(x.shape)) for name, x in tensors.items()
+    }
+    assert facts is not None
+    assert all(f"`{name}`" in text for name in facts)
+    assert all(f"`{name}` {dtype} [" in (template_file.__doc__ or "") for name, dtype, _ in lines[:-1])
+    assert facts["format"] == "oaml templates 1"
+    assert len(json.loads(bytes(tensors["paths"].numpy()))) == count
 
 
 def test_a_report_agrees_with_the_measures(work: Path, report: Path, tmp_path: Path) -> None:

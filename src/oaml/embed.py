@@ -48,7 +48,8 @@ def embed(
     an option, or the name, size or date of any image has changed. Templates differ from those of `Model.extract` by the rounding
     to int8 alone (cosine of the embeddings above .9998). With bfloat16, on a machine that has instructions for it, it takes a bit
     more than half the time, and that cosine is above .999: what the fused score accepts hardly changes, what the plain cosine
-    accepts of covered faces changes by half a point.
+    accepts of covered faces changes by half a point. `oaml score` and `oaml evaluate` take the file in place of the images;
+    `docs/templates.md` says what it holds.
 
     Example:
         oaml embed runs/adapted --images faces/ --out faces.safetensors

@@ -1,8 +1,13 @@
 """A file of int8 templates: one safetensors file with the faces' paths and the id of the model that made them.
 
-Any reader of safetensors can open it: a tensor for every field of `oaml.quantised.QuantisedTemplates`, and `paths`, the UTF-8 bytes
-of a JSON list. It can be written in pieces and continued after a kill, in constant memory: until it is complete it is called
-FILE.partial, has its final header and size, and eight more bytes at its end that count the faces written.
+Any reader of safetensors can open it. For N faces, embeddings of E numbers and C channels on h x w matched cells it holds
+`embedding` int8 [N,E], `embedding_scale` float32 [N], `norm` float32 [N], `visibility` uint8 [N,1,h,w], `local` int8 [N,C,h,w],
+`local_scale` float32 [N,h,w], `contributions` int8 [N,49,E], `contributions_scale` float32 [N,49], the fields of
+`oaml.quantised.QuantisedTemplates`, and `paths`, the UTF-8 bytes of a JSON list. The metadata name the format, the model by its id
+and its name, and the paths by their digest. `docs/templates.md` says it in full.
+
+It can be written in pieces and continued after a kill, in constant memory: until it is complete it is called FILE.partial, has its
+final header and size, and eight more bytes at its end that count the faces written.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +30,12 @@ from oaml.quantised import QuantisedTemplates
 
 if TYPE_CHECKING:
     from oaml.model import Model
+    from oaml.template import Templates
 
 FORMAT = "oaml templates 1"
 KINDS = {torch.float32: "F32", torch.int8: "I8", torch.uint8: "U8"}
 COUNT = 8  # bytes of the counter of a partial file
+READ = 1000  # faces made float32 at a time
 
 
 def model_id(model: Model) -> str:
@@ -65,6 +73,22 @@ class TemplateFile:
                 f"{self.path}: holds templates of another model ({self.model_name}, {self.model}), this one is "
                 f"{model_id(model)}; embed the images with this model: oaml embed MODEL --images DIR --out FILE"
             )
+
+    def faces(self, model: Model, paths: Sequence[str]) -> Templates:
+        """The templates of some images in float32, in this order; many lie in a temporary file.
+
+        Args:
+            paths: one or more of the file's; another one is a KeyError.
+
+        Raises:
+            OamlError: another model made the file, or there is no room.
+        """
+        from oaml.inference import gathered
+
+        self.need_model(model)
+        place = {path: row for row, path in enumerate(self.paths)}
+        rows = torch.tensor([place[path] for path in paths])
+        return gathered((self.templates[part].dequantised() for part in rows.split(READ)), len(rows))
 
 
 def save(

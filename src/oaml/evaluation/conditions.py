@@ -197,7 +197,12 @@ class MeasuredFaces:
                 yield image if occluded is None else occluded.image
 
         label = f"faces, {condition}" + (" (shared occluders)" if shared else "")
-        templates = extract(self.model, stream(), len(names), batch_size=self.batch_size, label=label)
+        if self.images.is_file():  # templates of unoccluded images
+            from oaml.template_file import load
+
+            templates = load(self.images).faces(self.model, names)
+        else:
+            templates = extract(self.model, stream(), len(names), batch_size=self.batch_size, label=label)
         self.latest = _Features(templates, {path: i for i, path in enumerate(names)}, share, drawn)
         if condition == UNOCCLUDED:
             self.unoccluded = self.latest

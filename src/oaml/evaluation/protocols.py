@@ -1,7 +1,8 @@
 """The lists that say what is compared: pairs, and gallery and probes; and the fixed split of people.
 
 A pairs file is CSV (UTF-8) with the columns `path_a,path_b,same`; an identification file has
-`path,person,role`. Paths are relative to the folder of images. Further columns and empty lines are ignored.
+`path,person,role`. Paths are relative to the folder of images, or those that a file of `oaml embed` holds.
+Further columns and empty lines are ignored.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def read_pairs(file: str | Path, images: str | Path, *, need_same: bool = True) 
 
     Args:
         file: CSV with the columns path_a, path_b and same (1 or 0).
-        images: folder that the paths are relative to.
+        images: folder that the paths are relative to, or a file of `oaml embed`.
         need_same: without it the column `same`, or single values of it, may be left out.
 
     Raises:
@@ -79,7 +80,7 @@ def read_identification(file: str | Path, images: str | Path) -> Identification:
 
     Args:
         file: CSV with the columns path, person and role (`gallery` or `probe`).
-        images: folder that the paths are relative to.
+        images: folder that the paths are relative to, or a file of `oaml embed`.
 
     Raises:
         OamlError: as `read_pairs`; also another role, an image listed twice (it would find itself), no
@@ -177,13 +178,19 @@ def _filled(file: Path, line: int, column: str, value: str) -> None:
 
 def _need_images(file: Path, images: str | Path, used: dict[str, int]) -> None:
     images = Path(images)
-    if not images.is_dir():
+    if images.is_file():
+        from oaml.template_file import load
+
+        held = set(load(images).paths)
+        missing = [(f"{path}: not in {images}", line) for path, line in used.items() if path not in held]
+        remedy = "embed it too, remove the line, or write the paths that the file holds"
+    elif images.is_dir():
+        absent = ((images / path, line) for path, line in used.items() if not (images / path).is_file())
+        missing = [(f"{path}: no such image", line) for path, line in absent]
+        remedy = "add it, remove the line, or check the folder of images"
+    else:
         raise OamlError(f"{images}: no such folder")
-    missing = [(path, line) for path, line in used.items() if not (images / path).is_file()]
     if missing:
-        path, line = missing[0]
+        what, line = missing[0]
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise OamlError(
-            f"{images / path}: no such image, named in {file}, line {line}{others}; "
-            "add it, remove the line, or check the folder of images"
-        )
+        raise OamlError(f"{what}, named in {file}, line {line}{others}; {remedy}")

@@ -56,7 +56,9 @@ def evaluate(
 
     Args:
         model: a model folder (config.json + model.safetensors).
-        images: folder that the paths in the lists are relative to.
+        images: folder that the paths in the lists are relative to; or a file of `oaml embed` by the model that holds these paths,
+            so that a large set is embedded once. Its rounding to int8 moves a fused score by .005 on average, by .04 at most.
+            Only unoccluded faces can be measured then, and maps.png and pairs.png, which show images, are left out.
         out: folder for the results; files of these names are replaced, a picture that lacks data is removed.
         pairs: CSV with the columns path_a, path_b and same (1 or 0).
         identification: CSV with the columns path, person and role (gallery or probe), for rank-1.
@@ -86,6 +88,10 @@ def evaluate(
 
     images, out = Path(images), Path(out)
     kinds = _kinds(occlude)
+    if kinds and images.is_file():
+        raise OamlError(
+            f"{images}: holds templates, and occluders are drawn on images; leave --occlude out, or give the folder of images"
+        )
     _check(out, pairs, identification, protocol, mask_pictures, kinds, seed, bootstrap)
     listed = None if pairs is None else read_pairs(pairs, images)
     known = None if identification is None else read_identification(identification, images)
@@ -221,7 +227,8 @@ def _draw(report: Report, out: Path, measured: Measured, pairs: Pairs | None) ->
     from oaml.evaluation import plots
 
     names = ("roc.png", "scores.png", "robustness.png", "pairs.png", "maps.png")
-    drawn = {"maps.png": _draw_maps(out / "maps.png", measured.faces)}
+    readable = measured.faces.images.is_dir()  # and no file of templates
+    drawn = {"maps.png": _draw_maps(out / "maps.png", measured.faces)} if readable else {}
     if pairs is not None:
         same = labels(pairs)
         by_condition = {
@@ -246,7 +253,8 @@ def _draw(report: Report, out: Path, measured: Measured, pairs: Pairs | None) ->
             title=f"Scores of pairs: {counts}" + "\ndashed: one threshold for all conditions" * bool(lines),
             thresholds=lines,
         )
-        drawn["pairs.png"] = _draw_pairs(out / "pairs.png", report, measured)
+        if readable:
+            drawn["pairs.png"] = _draw_pairs(out / "pairs.png", report, measured)
         if report.robustness is not None and report.robustness.unoccluded is not None:
             drawn["robustness.png"] = plots.draw_robustness(
                 out / "robustness.png",

@@ -35,7 +35,9 @@ def score(
 
     Args:
         model: a model folder (config.json + model.safetensors).
-        images: folder that the paths in the pairs file are relative to.
+        images: folder that the paths in the pairs file are relative to; or a file of `oaml embed` by the model that holds these
+            paths, so that a large set is embedded once. Its rounding to int8 moves a fused score by .005 on average and by
+            .04 at most.
         pairs: CSV with the columns path_a, path_b and by choice same (1 or 0).
         out: CSV to write.
         resize: scale images of another size instead of refusing them.
@@ -46,20 +48,25 @@ def score(
     Raises:
         OamlError: a bad model, pairs file or image (named). Nothing is written then.
     """
-    out = Path(out)
+    images, out = Path(images), Path(out)
     if out.is_dir():
         raise OamlError(f"{out}: is a folder; name a file to write")
     listed = read_pairs(pairs, images, need_same=False)
     loaded = load_model(model, device, batch_size)
     names = sorted({*listed.path_a, *listed.path_b})
     place = {path: i for i, path in enumerate(names)}
-    faces = extract(
-        loaded,
-        (read_image(Path(images) / path, resize=resize) for path in names),
-        len(names),
-        batch_size=batch_size,
-        label="reading faces",
-    )
+    if images.is_file():
+        from oaml.template_file import load
+
+        faces = load(images).faces(loaded, names)
+    else:
+        faces = extract(
+            loaded,
+            (read_image(images / path, resize=resize) for path in names),
+            len(names),
+            batch_size=batch_size,
+            label="reading faces",
+        )
     a, b = (np.array([place[path] for path in side]) for side in (listed.path_a, listed.path_b))
     scores = score_pairs(
         loaded,
