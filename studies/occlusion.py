@@ -93,22 +93,22 @@ def baselines(model: Model, faces: HeldOut) -> Results:
     found: dict[str, dict[str, np.ndarray]] = {}
     for condition in (BARE, *faces.kinds):
         probes = bare[faces.probes] if condition == BARE else faces.templates(model, condition)
-        own_p = (probes.contributions * probes.visibility.flatten(1)[..., None]).sum(1)
-        own_g = (gallery.contributions * gallery.visibility.flatten(1)[..., None]).sum(1)
-        half = [F.normalize((t.contributions * upper[:, None]).sum(1), dim=1) for t in (probes, gallery)]
+        own_p = (probes.cell_embeddings * probes.visibility.flatten(1)[..., None]).sum(1)
+        own_g = (gallery.cell_embeddings * gallery.visibility.flatten(1)[..., None]).sum(1)
+        half = [F.normalize((t.cell_embeddings * upper[:, None]).sum(1), dim=1) for t in (probes, gallery)]
         found[condition] = {
             "cosine of the upper half": (half[0] @ half[1].T).numpy(),
             "own V": (F.normalize(own_p, dim=1) @ F.normalize(own_g, dim=1).T).numpy(),
             "joint, predicted V": model.joint.match(
-                probes.contributions, gallery.contributions, probes.visibility, gallery.visibility
+                probes.cell_embeddings, gallery.cell_embeddings, probes.visibility, gallery.visibility
             ).cosine.numpy(),
         }
         if condition != BARE:
             true = mask_to_cells(torch.from_numpy(faces.true[condition])[:, None], (7, 7))
             told = replace(probes, visibility=true)
             found[condition]["joint, true V"] = model.joint.match(
-                told.contributions,
-                gallery.contributions,
+                told.cell_embeddings,
+                gallery.cell_embeddings,
                 told.visibility,
                 torch.ones_like(gallery.visibility),
             ).cosine.numpy()

@@ -38,14 +38,14 @@ def main() -> None:
         chosen, shown = probe_vectors(probes)
         ways = {
             "plain embedding": probes.embedding @ gallery.embedding.T,
-            "all cells of the joint embedding": F.normalize(probes.contributions.sum(1), dim=1)
-            @ F.normalize(gallery.contributions.sum(1), dim=1).T,
+            "all cells of the joint embedding": F.normalize(probes.cell_embeddings.sum(1), dim=1)
+            @ F.normalize(gallery.cell_embeddings.sum(1), dim=1).T,
             "what the probe shows against all cells": shown @ columns["vector_all"].T,
             "what the probe shows against the nearest pattern": torch.stack(
                 [columns[name] @ vector for name, vector in zip(chosen, shown, strict=True)]
             ),
             "what both show (no single vector)": model.joint.match(
-                probes.contributions, gallery.contributions, probes.visibility, gallery.visibility
+                probes.cell_embeddings, gallery.cell_embeddings, probes.visibility, gallery.visibility
             ).cosine,
         }
         named = F.one_hot(fused.argmax(1), len(gallery)).bool()

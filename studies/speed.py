@@ -60,7 +60,7 @@ def table(model: Model, probes: Templates, gallery: Templates, same: np.ndarray)
         return lambda: torch.cat([score(p[i : i + BLOCK], g) for i in range(0, len(p), BLOCK)])
 
     def joint(p: Templates, g: Templates) -> torch.Tensor:
-        found = model.joint.match(p.contributions, g.contributions, p.visibility, g.visibility)
+        found = model.joint.match(p.cell_embeddings, g.cell_embeddings, p.visibility, g.visibility)
         return model.joint.logit(found.cosine, found.unseen)
 
     def fused(p: Templates, g: Templates) -> torch.Tensor:

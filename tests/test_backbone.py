@@ -81,7 +81,7 @@ def test_a_backbone_is_one_class(
     faces = torch.rand(2, 3, 112, 112)
     templates = model.extract(faces)
     torch.testing.assert_close(
-        templates.contributions.sum(1), templates.embedding * templates.norm[:, None], rtol=1e-4, atol=1e-4
+        templates.cell_embeddings.sum(1), templates.embedding * templates.norm[:, None], rtol=1e-4, atol=1e-4
     )
 
     for person in range(40):

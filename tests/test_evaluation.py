@@ -91,7 +91,7 @@ def test_a_face_is_what_the_model_says(work: Path, faces: Templates) -> None:
     with torch.inference_mode():
         expected = model(x)
         local = model.matcher.prepare(expected.features)  # what is kept is what the matcher compares
-        contributions = model.contributions(expected)
+        cell_embeddings = model.cell_embeddings(expected)
     assert len(faces) == PEOPLE * SHOTS
     assert {getattr(faces, f.name).dtype for f in fields(faces)} == {torch.float32}
     for name, values in {
@@ -99,7 +99,7 @@ def test_a_face_is_what_the_model_says(work: Path, faces: Templates) -> None:
         "embedding": expected.embedding,
         "norm": expected.norm[:, 0],
         "visibility": expected.visibility,
-        "contributions": contributions,
+        "cell_embeddings": cell_embeddings,
     }.items():
         close = 1e-5 * float(values.abs().max())
         np.testing.assert_allclose(getattr(faces, name).numpy(), values.numpy(), 1e-4, close)
@@ -130,7 +130,7 @@ def test_large_maps_go_to_a_file(work: Path, faces: Templates, monkeypatch: pyte
     model, paths = Model.load(work / "model"), list_images(work / "faces")
     held = inference.extract(model, map(read_image, paths), len(paths))
     in_files = {r.shape for r in rooms if isinstance(r, np.memmap)}
-    assert in_files == {tuple(held.local.shape), tuple(held.contributions.shape)}
+    assert in_files == {tuple(held.local.shape), tuple(held.cell_embeddings.shape)}
     index = np.arange(len(paths))
     back = index[::-1].copy()
     one = inference.score_pairs(model, faces, index, faces, back)
@@ -163,7 +163,7 @@ def test_pair_scores_against_one_pair_at_a_time(work: Path, faces: Templates) ->
     a, b = rng.integers(0, len(faces), (2, 70))  # more than a block
     scores = inference.score_pairs(model, faces, a, faces, b)
     assert list(scores) == list(COLUMNS)
-    features, visible, cells = faces.local, faces.visibility, faces.contributions
+    features, visible, cells = faces.local, faces.visibility, faces.cell_embeddings
     for i in (0, 17, 63, 64, 69):
         p, g = slice(a[i], a[i] + 1), slice(b[i], b[i] + 1)
         plain = model.matcher.match(features[p], features[g], prepared=True)

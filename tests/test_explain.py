@@ -83,7 +83,7 @@ def test_the_parts_add_up(net: dict[str, Any], faces: tuple[np.ndarray, np.ndarr
     model = small(**net)
     explanation = explain_pair(model, *faces)
     a, b = (model.extract(torch.from_numpy(f).permute(2, 0, 1)[None].float() / 255) for f in faces)
-    joint = model.joint.compare_pairs(a.contributions, b.contributions, a.visibility, b.visibility)
+    joint = model.joint.compare_pairs(a.cell_embeddings, b.cell_embeddings, a.visibility, b.visibility)
     assert explanation.share.shape == explanation.both.shape == (7, 7)
     assert explanation.share.sum() == pytest.approx(joint.cosine.item(), abs=1e-5)
     assert explanation.cosine == pytest.approx(joint.cosine.item(), abs=1e-5)

@@ -662,16 +662,16 @@ def test_a_removed_file_is_gone_too(recogniser: Recogniser, folder: Path, tmp_pa
 
 
 def random_faces(count: int, seed: int = 0) -> Templates:
-    """Faces whose contributions sum to their raw embedding, some cells hidden, some shown equally."""
+    """Faces whose cell_embeddings sum to their raw embedding, some cells hidden, some shown equally."""
     generator = torch.Generator().manual_seed(seed)
-    contributions = torch.randn(count, 49, 16, generator=generator)
-    raw = contributions.sum(1)
+    cell_embeddings = torch.randn(count, 49, 16, generator=generator)
+    raw = cell_embeddings.sum(1)
     return Templates(
         embedding=torch.nn.functional.normalize(raw, dim=1),
         norm=raw.norm(dim=1),
         visibility=(torch.rand(count, 1, 7, 7, generator=generator) * 4 - 1).clamp(0, 1),
         local=torch.nn.functional.normalize(torch.randn(count, 8, 7, 7, generator=generator), dim=1),
-        contributions=contributions,
+        cell_embeddings=cell_embeddings,
     )
 
 
@@ -684,9 +684,9 @@ def test_pooling_one_face_gives_it_back() -> None:
     face = random_faces(1)
     close(pooled(face), face)
     twice = Templates.join([face, face])
-    close(pooled(twice), Templates(**{**vars(face), "contributions": pooled(twice).contributions}))
+    close(pooled(twice), Templates(**{**vars(face), "cell_embeddings": pooled(twice).cell_embeddings}))
     shown = face.visibility.flatten() > 0
-    torch.testing.assert_close(pooled(twice).contributions[0, shown], face.contributions[0, shown])
+    torch.testing.assert_close(pooled(twice).cell_embeddings[0, shown], face.cell_embeddings[0, shown])
     with pytest.raises(ValueError, match="no faces"):
         pooled(random_faces(2)[:0])
 
@@ -707,12 +707,12 @@ def test_pooling_several_people_at_once_is_pooling_each() -> None:
     close(pooled(faces[:4], alone), faces[alone.argsort()])
 
 
-def test_pooled_contributions_sum_to_the_pooled_embedding_of_bare_faces() -> None:
+def test_pooled_per_cell_embeddings_sum_to_the_pooled_embedding_of_bare_faces() -> None:
     faces = random_faces(3)
     unoccluded = Templates(**{**vars(faces), "visibility": torch.ones_like(faces.visibility)})
     one = pooled(unoccluded)
-    torch.testing.assert_close(one.contributions.sum(1), one.embedding * one.norm[:, None])
-    torch.testing.assert_close(one.contributions, unoccluded.contributions.mean(0, keepdim=True))
+    torch.testing.assert_close(one.cell_embeddings.sum(1), one.embedding * one.norm[:, None])
+    torch.testing.assert_close(one.cell_embeddings, unoccluded.cell_embeddings.mean(0, keepdim=True))
 
 
 def test_each_cell_is_of_the_faces_that_show_it() -> None:
@@ -723,8 +723,8 @@ def test_each_cell_is_of_the_faces_that_show_it() -> None:
     one = pooled(halves)
     assert one.visibility.min() == 1
     for rows, face in ((slice(0, 3), 0), (slice(3, 7), 1)):
-        cells = one.contributions.view(7, 7, -1)[rows]
-        torch.testing.assert_close(cells, faces.contributions[face].view(7, 7, -1)[rows])
+        cells = one.cell_embeddings.view(7, 7, -1)[rows]
+        torch.testing.assert_close(cells, faces.cell_embeddings[face].view(7, 7, -1)[rows])
         assert torch.equal(one.local[0, :, rows], faces.local[face, :, rows])
     hidden = Templates(**{**vars(faces), "visibility": torch.zeros_like(faces.visibility)})
     assert all(values.isfinite().all() for values in vars(pooled(hidden)).values())

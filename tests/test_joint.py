@@ -53,7 +53,7 @@ def raw_embedding(backbone: Backbone, features: Tensor) -> Tensor:
 
 
 def random_faces(count: int, grid: int = 7, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """Contributions [B,49,E] and visibility [B,1,grid,grid] with some cells fully covered and some fully visible."""
+    """Per-cell embeddings [B,49,E] and visibility [B,1,grid,grid] with some cells fully covered and some fully visible."""
     generator = torch.Generator().manual_seed(seed)
     a = torch.randn((count, CELLS, E), generator=generator, dtype=torch.float64) + 0.3
     v = (torch.rand((count, 1, grid, grid), generator=generator, dtype=torch.float64) * 1.6 - 0.3).clamp(0, 1)
@@ -111,7 +111,7 @@ def test_a_cell_knows_its_own_features_and_its_share_of_the_constant(architectur
         torch.testing.assert_close(empty, (constant / CELLS).expand(CELLS, E), rtol=1e-9, atol=1e-9)
 
 
-def test_contributions_stay_in_full_precision_under_autocast() -> None:
+def test_per_cell_embeddings_stay_in_full_precision_under_autocast() -> None:
     backbone = output_layer("ir_mini").eval()
     features = torch.randn(2, backbone.channels[4], 7, 7)
     with torch.no_grad():
@@ -283,7 +283,7 @@ def test_other_visibility_is_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 48, E), (2, 196, E), (3, 49, E), (49, E), (2, 49)])
-def test_other_contributions_are_refused(shape: tuple[int, ...]) -> None:
+def test_other_per_cell_embeddings_are_refused(shape: tuple[int, ...]) -> None:
     good, whole = torch.ones(2, 49, E), torch.ones(2, 1, 7, 7)
     joint = Joint()
     for call in (joint.compare, joint.compare_pairs, joint.match):

@@ -299,15 +299,15 @@ def test_extract(net: dict[str, Any], grid: int) -> None:
     assert found.visibility.shape == (3, 1, grid, grid)
     assert found.local.shape == (3, 8, grid, grid)
     torch.testing.assert_close(found.local.norm(dim=1), torch.ones(3, grid, grid))
-    assert found.contributions.shape == (3, 49, 16)
+    assert found.cell_embeddings.shape == (3, 49, 16)
     if "branch" in net:  # the branch's own output layer, which differs from the backbone's here
         assert model.net.branch is not None
         with torch.no_grad():
             embedding, norm = model.net.branch.forward_head(face.stage4)
     else:
         embedding, norm = found.embedding, found.norm[:, None]
-    error = found.contributions.sum(1) - embedding * norm
-    assert error.abs().max() <= 1e-5 * found.contributions.abs().sum(1).max()
+    error = found.cell_embeddings.sum(1) - embedding * norm
+    assert error.abs().max() <= 1e-5 * found.cell_embeddings.abs().sum(1).max()
 
 
 def test_extract_needs_eval_mode() -> None:
@@ -362,7 +362,7 @@ def test_local_cells_where_they_can_change_the_decision(
 def test_fused_is_put_together_from_the_others(model: Model) -> None:
     a, b = model.extract(images(4)[:2]), model.extract(images(4)[2:])
     scores = model.compare(a, b)
-    compared = model.joint.compare_pairs(a.contributions, b.contributions, a.visibility, b.visibility)
+    compared = model.joint.compare_pairs(a.cell_embeddings, b.cell_embeddings, a.visibility, b.visibility)
     torch.testing.assert_close(scores["joint"], model.joint.logit(compared.cosine, compared.unseen))
     fused = model.fusion(scores["joint"], scores["qaconv_visibility"], scores["cosine"].float(), compared)
     torch.testing.assert_close(scores["fused"], fused)

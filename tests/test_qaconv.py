@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from oaml.qaconv import METHODS, Method, QAConv, QAConvConfig, apply_occlusion_weight
-from oaml.winners import Winners
+from oaml.winners import BestMatches
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = ("qaconv_0.npz", "qaconv_1.npz", "qaconv_2.npz")
@@ -293,7 +293,7 @@ def test_scaling_the_features_is_scaling_the_correlation() -> None:
         of_features = torch.einsum("pcs,gcr->pgrs", (p * v_p).flatten(2), (g * v_g).flatten(2))
         torch.testing.assert_close(of_features, weighted)
         scores = scaling._compute_similarity_batch(p, g, v_p, v_g)
-        best = Winners(weighted.amax(2), torch.empty(0), weighted.amax(3), torch.empty(0))
+        best = BestMatches(weighted.amax(2), torch.empty(0), weighted.amax(3), torch.empty(0))
         torch.testing.assert_close(scores, none.logits(best, torch.empty(0), torch.empty(0)))
 
 
@@ -342,7 +342,7 @@ def test_a_face_that_shows_nothing(method: Method, who: str) -> None:
         assert (scores < matcher.match(p.detach(), p.detach()).diagonal().min()).all()
     if method == "scaling":  # the constant that zeros give
         zeros = torch.zeros(1, 1, 12)
-        constant = matcher.logits(Winners(zeros, zeros, zeros, zeros), zeros, zeros)
+        constant = matcher.logits(BestMatches(zeros, zeros, zeros, zeros), zeros, zeros)
         torch.testing.assert_close(scores, constant.expand(2, 2))
 
 

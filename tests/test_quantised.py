@@ -34,7 +34,7 @@ def some(count: int, size: int = 128, channels: int = 128, seed: int = 0) -> Tem
         norm=10 * torch.rand(count, generator=generator),
         visibility=torch.rand(count, 1, 7, 7, generator=generator),
         local=F.normalize(normal(count, channels, 7, 7), dim=1),
-        contributions=normal(count, 49, size) * (normal(count, 49, 1) / 2).exp(),
+        cell_embeddings=normal(count, 49, size) * (normal(count, 49, 1) / 2).exp(),
     )
 
 
@@ -50,12 +50,12 @@ def test_numbers_move_by_half_a_step() -> None:
     faces = some(20)
     small = QuantisedTemplates.of(faces)
     back = small.dequantised()
-    half = small.contributions_scale[..., None] / 2
-    assert float((half * 254 / faces.contributions.abs().amax(2, keepdim=True)).max()) < 1.1
-    moved = (back.contributions - faces.contributions).abs()
+    half = small.cell_embeddings_scale[..., None] / 2
+    assert float((half * 254 / faces.cell_embeddings.abs().amax(2, keepdim=True)).max()) < 1.1
+    moved = (back.cell_embeddings - faces.cell_embeddings).abs()
     assert bool((moved <= half + half.amax(1, keepdim=True) + 1e-6).all())
     assert bool((moved[:, 0] <= half[:, 0] * 1.001).all())
-    moved = (back.contributions.sum(1) - faces.contributions.sum(1)).abs()
+    moved = (back.cell_embeddings.sum(1) - faces.cell_embeddings.sum(1)).abs()
     assert bool((moved <= half[:, -1] + 1e-4).all()), "the sum moves by the last cell's half step"
     assert float((back.visibility - faces.visibility).abs().max()) <= 1 / 510 + 1e-6
     assert torch.equal(back.norm, faces.norm)
@@ -87,7 +87,9 @@ def test_rows_and_join() -> None:
     assert len(faces[:0]) == faces[:0].bytes_per_face == 0
     assert equal(QuantisedTemplates.join([faces[:2], faces[2:]]), faces)
     chosen = faces[torch.tensor([4, 0])]
-    assert torch.equal(chosen.contributions, torch.stack([faces.contributions[4], faces.contributions[0]]))
+    assert torch.equal(
+        chosen.cell_embeddings, torch.stack([faces.cell_embeddings[4], faces.cell_embeddings[0]])
+    )
 
 
 # --- the file
@@ -102,7 +104,7 @@ def test_file(tmp_path: Path) -> None:
     found = load(path)
     assert equal(found.templates, faces)
     assert (found.paths, found.model, found.model_name) == (PATHS, "0123", "runs/adapted")
-    assert load_file(path).keys() == {f.name for f in fields(faces)} | {"paths"}
+    assert load_file(path).keys() == {*faces.stored(), "paths"}
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -191,8 +193,8 @@ def test_joint_of_int8_against_float(probes: int, gallery: int, shown: str, grid
     elif shown == "nothing":
         v_b = torch.zeros_like(v_b)
     joint, small = Joint(), QuantisedTemplates.of(replace(b, visibility=v_b)).dequantised()
-    expected = joint.match(a.contributions, b.contributions, v_a, v_b)
-    found = joint.match(a.contributions, small.contributions, v_a, small.visibility)
+    expected = joint.match(a.cell_embeddings, b.cell_embeddings, v_a, v_b)
+    found = joint.match(a.cell_embeddings, small.cell_embeddings, v_a, small.visibility)
     assert found.cosine.shape == (probes, gallery)
     bound = 2e-3 if size == 128 else 8e-3
     assert float((found.cosine - expected.cosine).abs().max()) < bound

@@ -42,7 +42,7 @@ def test_every_kind_of_image_says_the_same(made: Recogniser, tmp_path: Path) -> 
     first = made.represent(kinds[0])  # type: ignore[arg-type]
     together = made.represent(kinds)  # type: ignore[arg-type]
     for row in range(len(kinds)):
-        assert torch.equal(together.contributions[row], first.contributions[0])
+        assert torch.equal(together.cell_embeddings[row], first.cell_embeddings[0])
         assert torch.equal(together.embedding[row], first.embedding[0])
 
 

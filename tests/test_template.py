@@ -30,7 +30,7 @@ def some(count: int, seed: int = 0) -> Templates:
         norm=torch.rand(count, generator=generator),
         visibility=torch.rand(count, 1, 7, 7, generator=generator),
         local=torch.randn(count, 4, 7, 7, generator=generator),
-        contributions=torch.randn(count, 49, 8, generator=generator),
+        cell_embeddings=torch.randn(count, 49, 8, generator=generator),
     )
 
 
@@ -75,7 +75,7 @@ def test_rows_of_a_memory_mapped_file(tmp_path: object) -> None:
     local = np.memmap(f"{tmp_path}/local", np.float32, "w+", shape=tuple(faces.local.shape))
     local[:] = faces.local.numpy()
     mapped = Templates(
-        faces.embedding, faces.norm, faces.visibility, torch.from_numpy(local), faces.contributions
+        faces.embedding, faces.norm, faces.visibility, torch.from_numpy(local), faces.cell_embeddings
     )
     assert same(mapped[torch.tensor([2, 0])], faces[torch.tensor([2, 0])])
 

@@ -127,7 +127,7 @@ def test_a_track_shows_what_its_frames_show_together(model: Model) -> None:
     (track,) = tracks_of(recogniser, enumerate([face, face, face]))  # aligned faces need no detector
     alone = recogniser.represent(face)
     assert torch.allclose(track.template.embedding, alone.embedding, atol=1e-5)
-    assert torch.allclose(track.template.contributions, alone.contributions, atol=1e-5)
+    assert torch.allclose(track.template.cell_embeddings, alone.cell_embeddings, atol=1e-5)
     assert np.array_equal(track.crop, face)
     said = json.loads(json.dumps(track.to_dict()))
     assert (said["first_frame"], said["last_frame"], said["frames"]) == (0, 2, 3)

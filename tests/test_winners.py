@@ -1,4 +1,4 @@
-"""The winners against loops over every pair of cells, their gradients against those of the plain formulation."""
+"""The best matches against loops over every pair of cells, their gradients against those of the plain formulation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from oaml import native
 from oaml.qaconv import METHODS, Method, QAConv
-from oaml.winners import Winners, pair_winners, paired_winners, winners
+from oaml.winners import BestMatches, best_matches, pair_best_matches, paired_best_matches
 
 GRIDS = [
     (1, 1, 1, 1),
@@ -42,7 +42,7 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 class Case(NamedTuple):
-    """What `winners` is given."""
+    """What `best_matches` is given."""
 
     prob: Tensor
     gal: Tensor
@@ -87,7 +87,7 @@ def similarities(given: Case) -> Tensor:
     return found if given.bias is None else found + given.bias
 
 
-def loops(given: Case) -> Winners:
+def loops(given: Case) -> BestMatches:
     """The definition, cell by cell, on float64."""
     double = Case(*(None if x is None else x.double() for x in given))  # type: ignore[arg-type]
     S = similarities(double)
@@ -106,21 +106,21 @@ def loops(given: Case) -> Winners:
                 judged = [x + log for x, log in zip(row, log_p, strict=True)]
                 s = judged.index(max(judged))
                 values_r[p, g, r], partners_r[p, g, r] = row[s], s
-    return Winners(values_s, partners_s, values_r, partners_r)
+    return BestMatches(values_s, partners_s, values_r, partners_r)
 
 
-def plain(given: Case) -> Winners:
+def plain(given: Case) -> BestMatches:
     """One large tensor and two maxima; what training and scoring did before."""
     S = similarities(given)
     judged_s = S if given.log_g is None else S + given.log_g[None, :, :, None]
     judged_r = S if given.log_p is None else S + given.log_p[:, None, None]
     of_s, of_r = judged_s.argmax(2), judged_r.argmax(3)
-    return Winners(
+    return BestMatches(
         S.gather(2, of_s[:, :, None]).squeeze(2), of_s, S.gather(3, of_r[..., None]).squeeze(3), of_r
     )
 
 
-def assert_same(found: Winners, expected: Winners, tolerance: float) -> None:
+def assert_same(found: BestMatches, expected: BestMatches, tolerance: float) -> None:
     for value, wanted in ((found.value_s, expected.value_s), (found.value_r, expected.value_r)):
         torch.testing.assert_close(value.double(), wanted.double(), rtol=0, atol=tolerance)
     for partner, wanted in ((found.partner_s, expected.partner_s), (found.partner_r, expected.partner_r)):
@@ -145,24 +145,24 @@ def test_equals_loops_over_cells(
 ) -> None:
     given = case(shape, dtype, visible=visible, bias=bias)
     expected, tolerance = loops(given), 1e-6 if dtype == torch.float32 else 1e-14
-    found = winners(*given)
+    found = best_matches(*given)
     assert found.value_s.dtype == dtype
     assert_same(found, expected, tolerance)
     pairs, n = row_by_row(given)
-    diagonal = Winners(*(torch.stack([x[i, i] for i in range(n)])[:, None] for x in expected))
-    assert_same(paired_winners(*pairs), diagonal, tolerance)
+    diagonal = BestMatches(*(torch.stack([x[i, i] for i in range(n)])[:, None] for x in expected))
+    assert_same(paired_best_matches(*pairs), diagonal, tolerance)
     first, second = (torch.arange(3) % len(faces) for faces in (given.prob, given.gal))
-    some = Winners(*(x[first, second][:, None] for x in expected))
+    some = BestMatches(*(x[first, second][:, None] for x in expected))
     for order in (slice(None), torch.tensor([2, 0, 0, 1])):
-        found = pair_winners(*given)(first[order], second[order])
-        assert_same(found, Winners(*(x[order] for x in some)), tolerance)
+        found = pair_best_matches(*given)(first[order], second[order])
+        assert_same(found, BestMatches(*(x[order] for x in some)), tolerance)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_bfloat16_keeps_three_digits(bias: bool) -> None:
     """Values within 2^-7 of the exact ones (maps and result round to 8 bits each), partners that are as good within that."""
     given = case((9, 5, 49, 49), bias=bias, channels=128)
-    found, exact, S = winners(*given, torch.bfloat16), winners(*given), similarities(given)
+    found, exact, S = best_matches(*given, torch.bfloat16), best_matches(*given), similarities(given)
     assert found.value_s.dtype == found.value_r.dtype == torch.float32
     assert given.log_g is not None
     assert given.log_p is not None
@@ -178,12 +178,12 @@ def test_bfloat16_keeps_three_digits(bias: bool) -> None:
 @pytest.mark.parametrize("cells", [1, 49, 196])
 def test_of_equals_the_first_wins(cells: int) -> None:
     ones = torch.ones(3, 1, cells)
-    found = winners(ones, ones)
+    found = best_matches(ones, ones)
     assert not found.partner_s.any()
     assert not found.partner_r.any()
     late = torch.zeros(3, cells)
     late[:, cells // 2 :] = 1  # equal again, from the middle on
-    for won in (winners(ones, ones, late, late), paired_winners(ones, ones, late, late)):
+    for won in (best_matches(ones, ones, late, late), paired_best_matches(ones, ones, late, late)):
         assert (won.partner_s == cells // 2).all()
         assert (won.partner_r == cells // 2).all()
         assert (won.value_s == 1).all()
@@ -191,22 +191,22 @@ def test_of_equals_the_first_wins(cells: int) -> None:
 
 def test_nothing_to_compare() -> None:
     given = case((2, 3, 4, 5))
-    none = winners(given.prob[:0], given.gal, None, None, given.bias)
+    none = best_matches(given.prob[:0], given.gal, None, None, given.bias)
     assert [tuple(x.shape) for x in none] == [(0, 3, 4)] * 2 + [(0, 3, 5)] * 2
-    assert paired_winners(given.prob[:0], given.gal[:0]).value_r.shape == (0, 1, 5)
+    assert paired_best_matches(given.prob[:0], given.gal[:0]).value_r.shape == (0, 1, 5)
 
 
 def test_a_damaged_cell_is_not_hidden() -> None:
     given = case((2, 2, 12, 12))
     given.prob[1, :, 7] = torch.nan
-    for found in (winners(*given), paired_winners(*given)):
+    for found in (best_matches(*given), paired_best_matches(*given)):
         assert found.value_s[1].isnan().any(-1).all()
         assert found.value_s[0].isfinite().all()
 
 
 def test_too_many_cells() -> None:
     with pytest.raises(ValueError, match="at most 256"):
-        winners(torch.ones(1, 1, 257), torch.ones(1, 1, 4))
+        best_matches(torch.ones(1, 1, 257), torch.ones(1, 1, 4))
 
 
 def test_both_implementations_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,10 +214,10 @@ def test_both_implementations_say_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     for dtype in (torch.float32, torch.bfloat16):  # rounded to bfloat16, many are equal
         for shape in GRIDS:
             given = case(shape, channels=16)
-            ours = winners(*given, dtype)
+            ours = best_matches(*given, dtype)
             with monkeypatch.context() as without:
                 without.setattr(native, "library", lambda: None)
-                for mine, theirs in zip(ours, winners(*given, dtype), strict=True):
+                for mine, theirs in zip(ours, best_matches(*given, dtype), strict=True):
                     assert torch.equal(mine, theirs)
 
 
@@ -256,7 +256,7 @@ def test_gradients_of_the_plain_formulation(
     assert given.bias is not None
     leaves = [x.requires_grad_() for x in (given.prob, given.gal, given.bias)]
     gradients = []
-    for found in (winners(*given), plain(given)):
+    for found in (best_matches(*given), plain(given)):
         generator = torch.Generator().manual_seed(1)
         loss = sum(
             (torch.randn(x.shape, generator=generator, dtype=dtype) * x.square()).sum()
@@ -275,7 +275,7 @@ def test_gradcheck(bias: bool) -> None:
     leaves = [x for x in (given.prob, given.gal, given.bias) if x is not None]
 
     def values(prob: Tensor, gal: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        won = winners(prob, gal, given.log_p, given.log_g, bias)
+        won = best_matches(prob, gal, given.log_p, given.log_g, bias)
         return won.value_s, won.value_r
 
     assert torch.autograd.gradcheck(values, [x.requires_grad_() for x in leaves])
@@ -311,7 +311,7 @@ def test_preferences_get_no_gradient() -> None:
     assert given.log_p is not None
     given.prob.requires_grad_()
     given.log_p.requires_grad_()
-    winners(*given).value_s.sum().backward()
+    best_matches(*given).value_s.sum().backward()
     assert given.prob.grad is not None
     assert given.log_p.grad is None
 
@@ -326,7 +326,7 @@ def test_what_is_remembered_grows_with_cells_and_not_with_their_square() -> None
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        winners(*given)
+        best_matches(*given)
     partners = 2 * 20 * 20 * 196
     maps = given.prob.numel() + given.gal.numel()
     assert sum(x.numel() for x in saved) == partners + maps

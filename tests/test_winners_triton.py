@@ -15,7 +15,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed: the GPU kernels are not tested")
 
-from oaml import winners_triton
+from oaml import winners_triton as best_matches_triton
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Run = Callable[..., Any]
@@ -62,7 +62,7 @@ def plain(
 
 
 def through_winners(given: tuple[Tensor | None, ...], on_gpu: bool) -> list[Tensor]:
-    """Values and gradients of `winners` itself, told that it is on a GPU or not."""
+    """Values and gradients of `best_matches` itself, told that it is on a GPU or not."""
     from oaml import winners
 
     with pytest.MonkeyPatch.context() as patch:
@@ -71,7 +71,7 @@ def through_winners(given: tuple[Tensor | None, ...], on_gpu: bool) -> list[Tens
             x.clone().requires_grad_() if i in (0, 1, 4) else x for i, x in enumerate(given) if x is not None
         ]
         prob, gal, log_p, log_g, bias = leaves
-        won = winners.winners(prob, gal, log_p, log_g, bias)
+        won = winners.best_matches(prob, gal, log_p, log_g, bias)
         weight = torch.arange(won.value_s.numel()).view_as(won.value_s) / won.value_s.numel()
         (won.value_s * weight).sum().backward()
         won_gradients = [x.grad for x in (leaves[0], leaves[1], leaves[4])]
@@ -109,7 +109,7 @@ SIZES = {  # P, G, C, S, R
 @pytest.mark.parametrize("size", SIZES)
 def test_forward(interpreted: Run, size: str, visibility: str, bias: bool) -> None:
     given = problem(*SIZES[size], visibility, bias)
-    found = interpreted(winners_triton.forward, *given)
+    found = interpreted(best_matches_triton.forward, *given)
     for x, expected in zip(found, plain(*given), strict=True):
         torch.testing.assert_close(x, expected.to(x.dtype), rtol=0, atol=1e-5)
     assert [x.dtype for x in found] == [torch.float32, torch.uint8] * 2
@@ -125,7 +125,7 @@ def test_backward(interpreted: Run, size: str, bias: bool) -> None:
     of_s, of_r = (torch.randn(x.shape, generator=generator) for x in (value_s, value_r))
     expected = torch.autograd.grad([value_s, value_r], inputs, [of_s, of_r])
     found = interpreted(
-        winners_triton.backward,
+        best_matches_triton.backward,
         *(prob.detach(), gal.detach(), partner_s.byte(), partner_r.byte(), of_s, of_r, bias),
     )
     assert (found[2] is None) == (not bias)
@@ -141,9 +141,9 @@ def test_gradients_of_many_pairs(interpreted: Run) -> None:
     (expected,) = torch.autograd.grad(value_s.sum() + 2 * value_r.sum(), [offsets])
     one = torch.ones(1, 1, 1)
     given = prob, gal, partner_s.byte(), partner_r.byte(), one.expand(13, 11, 6), (2 * one).expand(13, 11, 6)
-    *_, found = interpreted(winners_triton.backward, *given, True)
+    *_, found = interpreted(best_matches_triton.backward, *given, True)
     torch.testing.assert_close(found, expected)
-    again = interpreted(winners_triton.backward, *given, True)
+    again = interpreted(best_matches_triton.backward, *given, True)
     assert torch.equal(again[2], found)
 
 
@@ -151,13 +151,15 @@ def test_gradients_of_many_pairs(interpreted: Run) -> None:
 def test_among_equals_the_lowest_index_wins(interpreted: Run, cells: int) -> None:
     same = torch.zeros(2, 4, cells)
     same[:, 0] = 1
-    value_s, partner_s, value_r, partner_r = interpreted(winners_triton.forward, same, same, None, None, None)
+    value_s, partner_s, value_r, partner_r = interpreted(
+        best_matches_triton.forward, same, same, None, None, None
+    )
     assert (value_s == 1).all()
     assert (value_r == 1).all()
     assert not partner_s.any()
     assert not partner_r.any()
     twice = torch.eye(cells).repeat(1, 2).view(1, cells, 2, cells)[..., : cells // 2].reshape(1, cells, -1)
-    found = interpreted(winners_triton.forward, twice, twice, None, None, None)
+    found = interpreted(best_matches_triton.forward, twice, twice, None, None, None)
     first = (torch.arange(twice.shape[2]) % (cells // 2)).byte()
     assert torch.equal(found[1][0, 0], first)
     assert torch.equal(found[3][0, 0], first)
@@ -167,7 +169,7 @@ def test_a_cell_that_is_not_a_number_is_seen(interpreted: Run) -> None:
     prob, gal, log_p, log_g, bias = problem(3, 2, 8, 15, 15)
     prob[1, :, 7] = float("nan")
     prob[2] = float("nan")
-    found = interpreted(winners_triton.forward, prob, gal, log_p, log_g, bias)
+    found = interpreted(best_matches_triton.forward, prob, gal, log_p, log_g, bias)
     for x, expected in zip(found, plain(prob, gal, log_p, log_g, bias), strict=True):
         torch.testing.assert_close(x, expected.to(x.dtype), rtol=0, atol=1e-5, equal_nan=True)
     assert (found[3][1] == 7).all()
@@ -175,11 +177,13 @@ def test_a_cell_that_is_not_a_number_is_seen(interpreted: Run) -> None:
 
 def test_no_face(interpreted: Run) -> None:
     prob, gal, _, log_g, bias = problem(2, 3, 4, 6, 6)
-    value_s, _, _, partner_r = interpreted(winners_triton.forward, prob[:0], gal, None, log_g, bias)
+    value_s, _, _, partner_r = interpreted(best_matches_triton.forward, prob[:0], gal, None, log_g, bias)
     assert value_s.shape == (0, 3, 6)
     assert partner_r.shape == (0, 3, 6)
     none = torch.zeros(2, 0, 6)
-    found = interpreted(winners_triton.backward, prob, gal[:0], none.byte(), none.byte(), none, none, True)
+    found = interpreted(
+        best_matches_triton.backward, prob, gal[:0], none.byte(), none.byte(), none, none, True
+    )
     assert torch.equal(found[0], torch.zeros_like(prob))
     assert found[1].shape == (0, 4, 6)
     assert torch.equal(found[2], torch.zeros(6, 6))
@@ -187,7 +191,7 @@ def test_no_face(interpreted: Run) -> None:
 
 def test_too_many_cells() -> None:
     with pytest.raises(ValueError, match="at most 256"):
-        winners_triton.forward(torch.zeros(1, 2, 289), torch.zeros(1, 2, 289), None, None, None)
+        best_matches_triton.forward(torch.zeros(1, 2, 289), torch.zeros(1, 2, 289), None, None, None)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -199,7 +203,7 @@ def test_kernels_compile(
     capability: int,
     size: str,
     optional: bool,
-    precision: winners_triton.Precision,
+    precision: best_matches_triton.Precision,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -221,13 +225,13 @@ def test_kernels_compile(
             else:
                 signature[name] = "i32"
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        options = {"num_warps": winners_triton.WARPS, "num_stages": 2}
+        options = {"num_warps": best_matches_triton.WARPS, "num_stages": 2}
         compiled.append(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options))
 
-    monkeypatch.setattr(winners_triton, "_launch", compile_only)
+    monkeypatch.setattr(best_matches_triton, "_launch", compile_only)
     given = problem(*SIZES[size], "random" if optional else "none", optional)
-    value_s, partner_s, value_r, partner_r = winners_triton.forward(*given, precision)
-    winners_triton.backward(given[0], given[1], partner_s, partner_r, value_s, value_r, True, precision)
+    value_s, partner_s, value_r, partner_r = best_matches_triton.forward(*given, precision)
+    best_matches_triton.backward(given[0], given[1], partner_s, partner_r, value_s, value_r, True, precision)
     assert len(compiled) == 4
     for kernel in compiled:
         assert kernel.asm["cubin"]

@@ -87,7 +87,9 @@ def explain_pair(model: Model, image_a: np.ndarray, image_b: np.ndarray) -> Expl
                 seen = (seen + model(x.flip(3)).fine.flip(3)) / 2
             fine.append(seen[0, 0].double().cpu().numpy())
         a, b = templates
-        shares = model.joint.explain(a.contributions[0], b.contributions[0], a.visibility[0], b.visibility[0])
+        shares = model.joint.explain(
+            a.cell_embeddings[0], b.cell_embeddings[0], a.visibility[0], b.visibility[0]
+        )
         matched = model.matcher.explain(
             a.local[0], b.local[0], a.visibility[0], b.visibility[0], prepared=True
         )

@@ -101,7 +101,7 @@ inline void compare_few(const float* a, const float* v_a, const float* b, const 
 
 extern "C" {
 
-// Contributions a [P,R,E] and b [G,R,E], E a multiple of 16 and R at most 64, visibility v_a [P,R] and v_b [G,R] -> cosine of
+// Per-cell embeddings a [P,R,E] and b [G,R,E], E a multiple of 16 and R at most 64, visibility v_a [P,R] and v_b [G,R] -> cosine of
 // both faces' sums by the product of the two visibilities, [P,G] in rows `step` apart.
 void joint_cosine(const float* a, const float* v_a, const float* b, const float* v_b, long P, long G, long R, long E,
                   float* cosine, long step) {

@@ -5,7 +5,7 @@ pair, each cell is weighted by how much of it both faces show, and the two weigh
 published idea: Song et al., Occlusion Robust Face Recognition Based on Mask Learning with Pairwise Differential Siamese
 Network (PDSN), ICCV 2019 (https://arxiv.org/abs/1908.06290).
 
-Shapes: B faces, P probes, G gallery faces, N pairs; R = 7*7 cells; E embedding size. A (the contributions) is [B,R,E].
+Shapes: B faces, P probes, G gallery faces, N pairs; R = 7*7 cells; E embedding size. A (the per-cell embeddings) is [B,R,E].
 Visibility is [B,1,h,w] with 1 = visible, h x w either 7x7 or 14x14. Scores are logits: higher is more alike.
 """
 
@@ -76,7 +76,7 @@ class Joint(nn.Module):
             (a, v_a), (b, v_b) = _ready(a, a_occ), _ready(b, b_occ)
             if a.shape != b.shape:  # one face would otherwise be compared with every face of the other side
                 raise ValueError(
-                    f"contributions are {tuple(a.shape)} and {tuple(b.shape)}; pairs are compared row by row"
+                    f"per-cell embeddings are {tuple(a.shape)} and {tuple(b.shape)}; pairs are compared row by row"
                 )
             weight = (v_a * v_b)[..., None]
             unseen, hidden = 1 - weight.mean((1, 2)), ((1 - v_a) * (1 - v_b)).mean(1)
@@ -102,7 +102,7 @@ class Joint(nn.Module):
         gal_occ: Tensor,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> Compared:
-        """As `compare`, in blocks whose weighted sums take about `chunk_bytes`, and the contributions once more.
+        """As `compare`, in blocks whose weighted sums take about `chunk_bytes`, and the per-cell embeddings once more.
 
         The compiled loops hold nothing.
         """
@@ -185,15 +185,15 @@ class Fusion(nn.Module):
         return self.offset[low] * (1 - weight) + self.offset[low + 1] * weight
 
 
-def _ready(contributions: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
+def _ready(cell_embeddings: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
     weight = cell_visibility(visibility)
-    if contributions.dim() != 3 or contributions.shape[1] != CELLS or len(contributions) != len(weight):
+    if cell_embeddings.dim() != 3 or cell_embeddings.shape[1] != CELLS or len(cell_embeddings) != len(weight):
         raise ValueError(
-            f"contributions are {tuple(contributions.shape)}, expected [{len(weight)},{CELLS},E] for as many visibility maps"
+            f"per-cell embeddings are {tuple(cell_embeddings.shape)}, expected [{len(weight)},{CELLS},E] as for the maps"
         )
-    if contributions.dtype in (torch.float16, torch.bfloat16):
-        contributions = contributions.float()
-    return contributions, weight.to(contributions.dtype)
+    if cell_embeddings.dtype in (torch.float16, torch.bfloat16):
+        cell_embeddings = cell_embeddings.float()
+    return cell_embeddings, weight.to(cell_embeddings.dtype)
 
 
 def _both_ready(
@@ -207,7 +207,7 @@ def _both_ready(
 
 
 def _compare(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor) -> Compared:
-    """Contributions times visibility [P,R,E], [G,R,E], visibility [P,R], [G,R] -> [P,G] each."""
+    """Per-cell embeddings times visibility [P,R,E], [G,R,E], visibility [P,R], [G,R] -> [P,G] each."""
     # sum_r V_p[r] V_g[r] A[r], for either face: [P,G,E]
     left, right = torch.matmul(v_g, a), torch.matmul(v_p, b).transpose(0, 1)
     return Compared(_cosine(left, right), *unseen_and_overlap(v_p, v_g))

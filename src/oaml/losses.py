@@ -116,16 +116,16 @@ def occlusion_loss(visibility: Tensor, mask: Tensor, has_mask: Tensor | None = N
     return (error * has_mask).sum() / has_mask.sum().clamp_min(1)
 
 
-def distillation_loss(contributions: Tensor, target: Tensor, visibility: Tensor) -> Tensor:
+def distillation_loss(cell_embeddings: Tensor, target: Tensor, visibility: Tensor) -> Tensor:
     """How far the cells that show are from what the unchanged network makes of the same face without its cover.
 
     Args:
-        contributions: [B,R,E] of covered faces; target: [B,R,E] of the bare ones; visibility: [B,R] in [0,1].
+        cell_embeddings: [B,R,E] of covered faces; target: [B,R,E] of the bare ones; visibility: [B,R] in [0,1].
 
     Returns:
         scalar: squared error of the visible cells, relative to their squared length.
     """
-    error = (contributions.float() - target.float()).square().sum(-1)
+    error = (cell_embeddings.float() - target.float()).square().sum(-1)
     length = target.float().square().sum(-1)
     return (error * visibility).sum() / (length * visibility).sum().clamp_min(1e-6)
 

@@ -110,10 +110,10 @@ class Model(nn.Module, ModelHubMixin):
             norm=face.norm[:, 0],
             visibility=face.visibility,
             local=self.matcher.prepare(face.features),
-            contributions=self.contributions(face),
+            cell_embeddings=self.cell_embeddings(face),
         )
 
-    def contributions(self, face: FaceOutput) -> Tensor:
+    def cell_embeddings(self, face: FaceOutput) -> Tensor:
         """What each cell of B faces adds to the joint embedding, float32 [B,49,E]."""
         return self.net.output.cells(face.stage4)
 
@@ -132,7 +132,7 @@ class Model(nn.Module, ModelHubMixin):
         if plain:
             scores["qaconv"] = self.matcher.match_pairs(a.local, b.local, prepared=True)
         local = self.matcher.match_pairs(a.local, b.local, a.visibility, b.visibility, prepared=True)
-        compared = self.joint.compare_pairs(a.contributions, b.contributions, a.visibility, b.visibility)
+        compared = self.joint.compare_pairs(a.cell_embeddings, b.cell_embeddings, a.visibility, b.visibility)
         return self._together(scores, local, compared)
 
     @torch.inference_mode()
@@ -154,7 +154,7 @@ class Model(nn.Module, ModelHubMixin):
             precision=precision,
         )
         compared = self.joint.match(
-            probes.contributions, gallery.contributions, probes.visibility, gallery.visibility
+            probes.cell_embeddings, gallery.cell_embeddings, probes.visibility, gallery.visibility
         )
         return self._together(scores, local, compared)
 
@@ -177,7 +177,7 @@ class Model(nn.Module, ModelHubMixin):
 
     def _fused_above(self, probes: Templates, gallery: Templates, threshold: float) -> Tensor:
         compared = self.joint.match(
-            probes.contributions, gallery.contributions, probes.visibility, gallery.visibility
+            probes.cell_embeddings, gallery.cell_embeddings, probes.visibility, gallery.visibility
         )
         cosine = probes.embedding @ gallery.embedding.T
         joint = self.joint.logit(compared.cosine, compared.unseen)

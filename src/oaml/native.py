@@ -1,9 +1,9 @@
 """The inner loops of `oaml.winners` and `oaml.joint` in C++, compiled on first use where there is a compiler; everything works
 without.
 
-One pass over correlations that lie in the cache finds both maxima of a pair, of which torch needs eleven; the gradient of a winner
-moves one cell, where torch multiplies whole matrices that are nearly all zero; and sums over the cells of two faces are compared
-while they lie in the first cache, of which torch writes and reads six times as much as it is given.
+One pass over correlations that lie in the cache finds both maxima of a pair, of which torch needs eleven; the gradient of a best
+match moves one cell, where torch multiplies whole matrices that are nearly all zero; and sums over the cells of two faces are
+compared while they lie in the first cache, of which torch writes and reads six times as much as it is given.
 
 The library is kept in the user's cache folder (XDG_CACHE_HOME, by default ~/.cache/oaml) under a name made of the source,
 the compiler and the processor's vector instructions, so that it's never used for anything else. OAML_NATIVE=0 leaves it out.
@@ -132,10 +132,10 @@ def picker(
 def pair_picker(
     probes: Tensor, gallery: Tensor, log_p: Tensor | None, log_g: Tensor | None, bias: Tensor | None
 ) -> Callable[[Tensor, Tensor, Room], None]:
-    """What picks the winners of some pairs of faces: cells [P,S,C] and [G,R,C]; the rest as in `oaml.winners`.
+    """What picks the best matches of some pairs of faces: cells [P,S,C] and [G,R,C]; the rest as in `oaml.winners`.
 
     Returns:
-        a function of int64 [N] twice, which probe with which gallery face, and of where their winners go.
+        a function of int64 [N] twice, which probe with which gallery face, and of where their best matches go.
     """
     loaded = library()
     assert loaded is not None

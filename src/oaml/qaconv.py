@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oaml.winners import Winners, pair_winners, paired_winners, spread, winners
+from oaml.winners import BestMatches, best_matches, pair_best_matches, paired_best_matches, spread
 
 Method = Literal["none", "scaling", "normalized"]
 METHODS: tuple[Method, ...] = ("none", "scaling", "normalized")
 TAU = 0.3  # how strongly a visible partner is preferred, in units of correlation per e-fold of visibility
 MIN_VISIBILITY = 1e-3  # floor under the logarithm of the choice
-CHUNK_BYTES = 32 * 2**20  # what match() holds of the winners of a block of pairs, on each thread
+CHUNK_BYTES = 32 * 2**20  # what match() holds of the best matches of a block of pairs, on each thread
 PAIRS = 256  # what match_some() compares at a time, on each thread
 Faces = tuple[Tensor, Tensor]  # maps [B,C,cells] and visibility [B,cells] of some faces
 Precision = Literal["float32", "bfloat16"]
@@ -176,13 +176,13 @@ class QAConv(nn.Module):
         with torch.autocast(prob.device.type, enabled=False):
             prob, gal = _full_precision(prob).flatten(2), _full_precision(gal).flatten(2)
             visible_p, visible_g = self._visible(prob, prob_occ), self._visible(gal, gal_occ)
-            won = winners(*self._judged(prob, gal, visible_p, visible_g), self.bias())
+            won = best_matches(*self._judged(prob, gal, visible_p, visible_g), self.bias())
             return self.logits(won, visible_p[:, None], visible_g[None])
 
     def _judged(
         self, prob: Tensor, gal: Tensor, visible_p: Tensor, visible_g: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Maps [B,C,cells] and visibility [B,cells] of both sides -> what partners are chosen by, as `winners` takes it."""
+        """Maps [B,C,cells] and visibility [B,cells] of both sides -> what partners are chosen by, as `best_matches` takes it."""
         if self.method == "scaling":  # V >= 0, so scaling the features scales every correlation
             return prob * visible_p[:, None], gal * visible_g[:, None], None, None
         if self.method == "none":
@@ -199,15 +199,15 @@ class QAConv(nn.Module):
             )
         return occ.flatten(1).to(maps.dtype)
 
-    def logits(self, won: Winners, visible_p: Tensor, visible_g: Tensor) -> Tensor:
-        """Winners of [A,B] pairs with visibility broadcastable to [A,B,S] (probe) and [A,B,R] (gallery) -> [A,B]."""
+    def logits(self, won: BestMatches, visible_p: Tensor, visible_g: Tensor) -> Tensor:
+        """BestMatches of [A,B] pairs with visibility broadcastable to [A,B,S] (probe) and [A,B,R] (gallery) -> [A,B]."""
         if self.method == "normalized":
             return self._normalized(won, visible_p, visible_g)
         best = torch.cat([won.value_s, won.value_r], dim=-1)
         sides = self.fc(self.bn(best.reshape(-1, 1, self.height * self.width)).squeeze(1))
         return self.logit_bn(sides.view(-1, 2).sum(1, keepdim=True)).view(best.shape[:2])
 
-    def _normalized(self, won: Winners, visible_p: Tensor, visible_g: Tensor) -> Tensor:
+    def _normalized(self, won: BestMatches, visible_p: Tensor, visible_g: Tensor) -> Tensor:
         weight_s, weight_r, shared = self._weights(won, visible_p, visible_g)
         total = weight_s.sum(-1) + weight_r.sum(-1)
         local = ((weight_s * won.value_s).sum(-1) + (weight_r * won.value_r).sum(-1)) / (total + 1e-3)
@@ -215,7 +215,9 @@ class QAConv(nn.Module):
         k0, k1, k2, k3 = self.confidence
         return self.log_scale.exp() * local * (1 + k1 * unseen) + k0 + k2 * unseen + k3 * unseen**2
 
-    def _weights(self, won: Winners, visible_p: Tensor, visible_g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _weights(
+        self, won: BestMatches, visible_p: Tensor, visible_g: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Weights w_s [A,B,S] and w_r [A,B,R] of the cells of both faces, and the share of the face that both show [A,B]."""
         pairs = won.value_s.shape[:2]
         c = F.softplus(self.cell_weight)
@@ -259,7 +261,7 @@ class QAConv(nn.Module):
         """
         self._needs_eval()
         block = max(1, int((chunk_bytes / self._bytes_a_pair()) ** 0.5))
-        block -= block % 16 if block > 16 else 0  # whole blocks of `winners`
+        block -= block % 16 if block > 16 else 0  # whole blocks of `best_matches`
         probes = self._faces(probe, probe_visibility, block, prepared)
         galleries = self._faces(gallery, gallery_visibility, block, prepared)
         dtype = _rounded(precision)
@@ -268,7 +270,7 @@ class QAConv(nn.Module):
         def one_block(pair: tuple[Faces, Faces]) -> Tensor:
             (p, v_p), (g, v_g) = pair
             judged = self._judged(p, g, v_p, v_g)
-            return self.logits(winners(*judged, bias, dtype), v_p[:, None], v_g[None])
+            return self.logits(best_matches(*judged, bias, dtype), v_p[:, None], v_g[None])
 
         scores = spread(one_block, [(p, g) for p in probes for g in galleries], probe.device)
         if not scores:
@@ -297,7 +299,7 @@ class QAConv(nn.Module):
 
         def one_block(pair: tuple[Faces, Faces]) -> Tensor:
             (a, v_a), (b, v_b) = pair
-            won = paired_winners(*self._judged(a, b, v_a, v_b), bias)
+            won = paired_best_matches(*self._judged(a, b, v_a, v_b), bias)
             return self.logits(won, v_a[:, None], v_b[:, None])[:, 0]
 
         sides = (
@@ -336,7 +338,7 @@ class QAConv(nn.Module):
             sides += self._faces(maps, occ, len(maps), prepared)
             places.append(rows.split(PAIRS))
         (p, v_p), (g, v_g) = sides
-        find = pair_winners(*self._judged(p, g, v_p, v_g), self.bias())
+        find = pair_best_matches(*self._judged(p, g, v_p, v_g), self.bias())
 
         def some(pairs: tuple[Tensor, Tensor]) -> Tensor:
             first, second = pairs
@@ -345,7 +347,7 @@ class QAConv(nn.Module):
         return torch.cat(spread(some, zip(*places, strict=True), probe.device))
 
     def _faces(self, maps: Tensor, occ: Tensor | None, block: int, prepared: bool) -> list[Faces]:
-        """Maps [B,C,h,w] and visibility [B,1,h,w] or None -> blocks of them as `winners` takes them, in full precision."""
+        """Maps [B,C,h,w] and visibility [B,1,h,w] or None -> blocks of them as `best_matches` takes them, in full precision."""
         if occ is not None and len(occ) != len(maps):
             raise ValueError(f"{len(occ)} visibility maps for {len(maps)} faces")
         faces = []
@@ -356,7 +358,7 @@ class QAConv(nn.Module):
         return faces
 
     def _bytes_a_pair(self) -> int:
-        """About what scoring holds of a pair: for each cell its winner, its weight and what they are made of."""
+        """About what scoring holds of a pair: for each cell its best match, its weight and what they are made of."""
         return 2 * self.height * self.width * 32
 
     @torch.inference_mode()
@@ -379,7 +381,7 @@ class QAConv(nn.Module):
         occ_p = None if prob_occ is None else prob_occ[None]
         occ_g = None if gal_occ is None else gal_occ[None]
         visible_p, visible_g = self._visible(prob, occ_p), self._visible(gal, occ_g)
-        won = winners(*self._judged(prob.flatten(2), gal.flatten(2), visible_p, visible_g), self.bias())
+        won = best_matches(*self._judged(prob.flatten(2), gal.flatten(2), visible_p, visible_g), self.bias())
         if self.method == "normalized":
             weight_s, weight_r, _ = self._weights(won, visible_p[:, None], visible_g[None])
             total = weight_s.sum() + weight_r.sum() + 1e-3

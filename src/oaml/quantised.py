@@ -2,7 +2,7 @@
 
 Vectors are rounded to int8 with a scale each: one for the embedding and one for every cell, so that a faint cell keeps as many
 digits as a strong one. Shapes as in `oaml.template`: N faces, E embedding size, C channels on h x w matched cells. For E = C = 128
-on 7x7 cells a face takes 13,121 bytes (50,888 in float32); for E = 512, 32,321 bytes, most of it the contributions.
+on 7x7 cells a face takes 13,121 bytes (50,888 in float32); for E = 512, 32,321 bytes, most of it per-cell embeddings.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from oaml.template import Templates
+
+STORED = {"cell_embeddings": "contributions", "cell_embeddings_scale": "contributions_scale"}
+"""Field -> its name in files and galleries, where that is another."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class QuantisedTemplates:
     """int8 [N,C,h,w]."""
     local_scale: Tensor
     """float32 [N,h,w]; so chosen that every cell has unit length."""
-    contributions: Tensor
+    cell_embeddings: Tensor
     """int8 [N,49,E]."""
-    contributions_scale: Tensor
+    cell_embeddings_scale: Tensor
     """float32 [N,49]."""
 
     def __len__(self) -> int:
@@ -49,6 +52,18 @@ class QuantisedTemplates:
         """What one face takes, in memory and in a file."""
         tensors = [getattr(self, field.name) for field in fields(self)]
         return sum(x.element_size() * x[:1].numel() for x in tensors) if len(self) else 0
+
+    def stored(self) -> dict[str, Tensor]:
+        """The fields by their names in files and galleries."""
+        return {STORED.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
+
+    @staticmethod
+    def from_stored(tensors: dict[str, Tensor]) -> QuantisedTemplates:
+        """What `stored` gave. Raises ValueError where a field is missing or one too many."""
+        named = {field.name: STORED.get(field.name, field.name) for field in fields(QuantisedTemplates)}
+        if set(named.values()) != tensors.keys():
+            raise ValueError(f"fields {sorted(tensors)} instead of {sorted(named.values())}")
+        return QuantisedTemplates(**{name: tensors[stored] for name, stored in named.items()})
 
     @staticmethod
     def join(parts: Sequence[QuantisedTemplates]) -> QuantisedTemplates:
@@ -65,13 +80,13 @@ class QuantisedTemplates:
         """Round templates of any device.
 
         A number moves by at most half a step, 1/254 of the largest one of its vector; visibility by 1/510. Embedding and local
-        cells are scaled back to unit length besides, as long as they had it before. What a cell of the contributions loses is
+        cells are scaled back to unit length besides, as long as they had it before. What the embedding of a cell loses is
         given to its neighbour, for only sums over what two faces show are ever compared: a number there moves by up to half a
         step of either cell, and the sum over all cells by half a step of the last one.
         """
         embedding, _ = _rounded(templates.embedding, 1)
         local, _ = _rounded(templates.local, 1)
-        contributions, contributions_scale = _rounded_in_sum(templates.contributions)
+        cell_embeddings, cell_embeddings_scale = _rounded_in_sum(templates.cell_embeddings)
         return QuantisedTemplates(
             embedding=embedding,
             embedding_scale=_to_unit(embedding),
@@ -79,8 +94,8 @@ class QuantisedTemplates:
             visibility=(templates.visibility * 255).round().clamp(0, 255).byte(),
             local=local,
             local_scale=_to_unit(local),
-            contributions=contributions,
-            contributions_scale=contributions_scale,
+            cell_embeddings=cell_embeddings,
+            cell_embeddings_scale=cell_embeddings_scale,
         )
 
     def dequantised(self) -> Templates:
@@ -90,7 +105,7 @@ class QuantisedTemplates:
             norm=self.norm,
             visibility=self.visibility.float() / 255,
             local=self.local * self.local_scale[:, None],
-            contributions=self.contributions * self.contributions_scale[..., None],
+            cell_embeddings=self.cell_embeddings * self.cell_embeddings_scale[..., None],
         )
 
 

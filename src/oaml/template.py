@@ -39,7 +39,7 @@ class Templates:
     """[N,1,h,w] in [0,1], 1 where the face shows."""
     local: Tensor
     """[N,C,h,w], unit length in every cell: what QAConv compares."""
-    contributions: Tensor
+    cell_embeddings: Tensor
     """[N,49,E]: what each cell adds to the joint embedding."""
 
     def __len__(self) -> int:
@@ -60,21 +60,21 @@ class Templates:
     def with_mirrored(self, mirrored: Templates) -> Templates:
         """The mean of these faces and their mirror images, cell by cell: cells of the latter are mirrored back.
 
-        The embedding is that of both raw outputs added up, as is usual; so the contributions still sum to it. What QAConv compares
+        The embedding is that of both raw outputs added up, as is usual; so those of the cells still sum to it. What QAConv compares
         stays that of the face itself: a mean of two cells is neither of them, and it matched worse.
         """
         import torch.nn.functional as F
 
         raw = self.embedding * self.norm[:, None] + mirrored.embedding * mirrored.norm[:, None]
-        count, cells, size = self.contributions.shape
+        count, cells, size = self.cell_embeddings.shape
         side = round(cells**0.5)
-        back = mirrored.contributions.view(count, side, side, size).flip(2).reshape(count, cells, size)
+        back = mirrored.cell_embeddings.view(count, side, side, size).flip(2).reshape(count, cells, size)
         return Templates(
             embedding=F.normalize(raw, dim=1),
             norm=raw.norm(dim=1) / 2,
             visibility=(self.visibility + mirrored.visibility.flip(3)) / 2,
             local=self.local,
-            contributions=(self.contributions + back) / 2,
+            cell_embeddings=(self.cell_embeddings + back) / 2,
         )
 
     @staticmethod
@@ -100,9 +100,10 @@ def pooled(faces: Templates, owner: Tensor | None = None) -> Templates:
         owner: int64 [N] in 0..P-1, whose each face is, with a face at least for everybody; by default all are one person's.
 
     Returns:
-        P templates. Contributions are the mean over the faces, weighted in each cell by its visibility; the embedding is that of
-        their raw embeddings, weighted by the share that each face shows. A cell shows as much as in the face that shows it most,
-        and what QAConv compares there is of that face alone, for a mean of two cells is neither of them.
+        P templates. Per-cell embeddings: the mean over the faces, each weighted by how much of the cell it shows. Embedding: the
+        mean of the raw embeddings, each weighted by the share of the face that shows. Visibility: of every cell, the most that a
+        face shows of it; what QAConv compares in the cell is taken from that face alone, since a mean of two maps is similar to
+        neither.
 
     Raises:
         ValueError: no faces.
@@ -147,7 +148,7 @@ def pooled(faces: Templates, owner: Tensor | None = None) -> Templates:
         norm=raw.norm(dim=1),
         visibility=most,
         local=faces.local.gather(0, best.expand(-1, *faces.local.shape[1:])),
-        contributions=added(faces.contributions * shares(shown)[..., None]),
+        cell_embeddings=added(faces.cell_embeddings * shares(shown)[..., None]),
     )
 
 

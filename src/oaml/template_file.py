@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +136,7 @@ def load(path: str | Path) -> TemplateFile:
                 raise OamlError(f"{path}: is no file of templates of this version; {_REMEDY}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         paths = json.loads(bytes(tensors.pop("paths").numpy()))
-        templates = QuantisedTemplates(**tensors)
+        templates = QuantisedTemplates.from_stored(tensors)
         counts = {len(paths), *(len(values) for values in tensors.values())}
         if len(counts) > 1:
             raise ValueError(f"{sorted(counts)} faces")
@@ -175,8 +175,9 @@ class Layout:
             self.places[name] = end, size // self.count
             end += size
 
-        named = [(field.name, getattr(like, field.name)) for field in fields(like)]
-        for name, tensor in sorted(named, key=lambda pair: -pair[1].element_size()):  # keeps floats aligned
+        for name, tensor in sorted(
+            like.stored().items(), key=lambda pair: -pair[1].element_size()
+        ):  # keeps floats aligned
             add(name, tensor, [self.count, *tensor.shape[1:]])
         add("paths", self.paths, [len(self.paths)])
         text = json.dumps(entries, separators=(",", ":")).encode()
@@ -186,10 +187,10 @@ class Layout:
 
     def write(self, file: int, start: int, part: QuantisedTemplates) -> None:
         """Put faces from number `start` on where they belong, and the paths with the first ones."""
-        for name, (begin, size) in self.places.items():
-            if name != "paths":
-                values = getattr(part, name).cpu().contiguous().numpy()
-                _write_all(file, values.tobytes(), len(self.header) + begin + start * size)
+        for name, values in part.stored().items():
+            begin, size = self.places[name]
+            data = values.cpu().contiguous().numpy().tobytes()
+            _write_all(file, data, len(self.header) + begin + start * size)
         if start == 0:
             begin, _ = self.places["paths"]
             _write_all(file, self.paths.numpy().tobytes(), len(self.header) + begin)

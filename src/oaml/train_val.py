@@ -219,7 +219,7 @@ class OcclusionFace(L.LightningModule):
         visibility = output.visibility[:count].detach()  # the head learns to see, not to please the matcher
         logits = self.head(output.embedding[:count], output.norm[:count], label)
         scores = self.model.matcher(features, features, visibility, visibility)
-        cells = self.model.contributions(output)[:count]
+        cells = self.model.cell_embeddings(output)[:count]
         joint = self.model.joint(cells, cells, visibility, visibility)
         labelled = torch.arange(len(images), device=images.device) >= (
             0 if self.config.recognition_masks else count

@@ -215,7 +215,7 @@ void pick_pairs(const float* probes, const float* gallery, const long* first, co
   }
 }
 
-// Gradients of A faces with S cells from the winners against B faces with R cells, both [.,cells,C]:
+// Gradients of A faces with S cells from the best matches against B faces with R cells, both [.,cells,C]:
 // to[a,s] += grad_s * from[b,partner_s] and to[a,partner_r] += grad_r * from[b,r]. Pair (a, b) as above.
 // `to_bias` [S,R] or null gets the sum over all pairs.
 void pull_gradients(float* to, const float* from, long A, long B, long S, long R, long C, const float* grad_s,

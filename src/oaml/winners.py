@@ -3,7 +3,7 @@
 All cells of P probes against all cells of G gallery faces are P*G*R*S correlations, of which QAConv uses the P*G*(R+S) best. So
 they are computed in blocks that stay in a processor's own cache, where the best are picked before the next block takes
 their place. Training remembers who won, and nothing else: its gradients are the matrix products of the maps with the few
-gradients of the winners, block by block again. (The idea is that of Dao et al., FlashAttention, 2022, with a maximum in the
+gradients of the best matches, block by block again. (The idea is that of Dao et al., FlashAttention, 2022, with a maximum in the
 place of the softmax.)
 
 Shapes: P probes with S cells, G gallery faces with R cells, C channels, N pairs; at most 256 cells.
@@ -29,7 +29,7 @@ ROWS = 392
 its products are over so soon that laying one side out anew for each of them counts (5 % at 512 channels, 8 % at 128)."""
 
 
-class Winners(NamedTuple):
+class BestMatches(NamedTuple):
     """The best partner of every cell. For pairs of faces row by row P is N and G is 1."""
 
     value_s: Tensor
@@ -42,14 +42,14 @@ class Winners(NamedTuple):
     """[P,G,R]: its probe cell s."""
 
 
-def winners(
+def best_matches(
     prob: Tensor,
     gal: Tensor,
     log_p: Tensor | None = None,
     log_g: Tensor | None = None,
     bias: Tensor | None = None,
     dtype: torch.dtype | None = None,
-) -> Winners:
+) -> BestMatches:
     """Every probe against every gallery face.
 
     With S'[p,g,r,s] = <gal[g,:,r], prob[p,:,s]> + bias[r,s], partner_s = argmax_r S' + log_g[g,r] and
@@ -66,18 +66,18 @@ def winners(
     Returns:
         values with gradients to prob, gal and bias; partners. Memory is O(P*G*(R+S)), in the backward pass too.
     """
-    return Winners(*_Winners.apply(prob, gal, log_p, log_g, bias, dtype))
+    return BestMatches(*_BestMatches.apply(prob, gal, log_p, log_g, bias, dtype))
 
 
 @torch.no_grad()
-def paired_winners(
+def paired_best_matches(
     prob: Tensor,
     gal: Tensor,
     log_p: Tensor | None = None,
     log_g: Tensor | None = None,
     bias: Tensor | None = None,
-) -> Winners:
-    """Probe i against gallery face i, without gradients: arguments as in `winners` with P = G = N, results with P = N, G = 1.
+) -> BestMatches:
+    """Probe i against gallery face i, without gradients: arguments as in `best_matches` with P = G = N, results with P = N, G = 1.
 
     Each pair is a matrix product of its own, so its numbers are the same whatever else is compared.
     """
@@ -95,30 +95,30 @@ def paired_winners(
 
 
 @torch.no_grad()
-def pair_winners(
+def pair_best_matches(
     prob: Tensor,
     gal: Tensor,
     log_p: Tensor | None = None,
     log_g: Tensor | None = None,
     bias: Tensor | None = None,
-) -> Callable[[Tensor, Tensor], Winners]:
-    """For some of all pairs, without gradients: arguments as in `winners`.
+) -> Callable[[Tensor, Tensor], BestMatches]:
+    """For some of all pairs, without gradients: arguments as in `best_matches`.
 
     Returns:
-        a function of int64 [N] twice, which probe with which gallery face, with results as of `paired_winners`. It's fastest
+        a function of int64 [N] twice, which probe with which gallery face, with results as of `paired_best_matches`. It's fastest
         where the pairs of a probe follow each other.
     """
     if not native.multiplies(prob):
 
-        def gathered(first: Tensor, second: Tensor) -> Winners:
+        def gathered(first: Tensor, second: Tensor) -> BestMatches:
             some_p = None if log_p is None else log_p[first]
             some_g = None if log_g is None else log_g[second]
-            return paired_winners(prob[first], gal[second], some_p, some_g, bias)
+            return paired_best_matches(prob[first], gal[second], some_p, some_g, bias)
 
         return gathered
     pick = native.pair_picker(prob.mT, gal.mT, log_p, log_g, bias)
 
-    def in_place(first: Tensor, second: Tensor) -> Winners:
+    def in_place(first: Tensor, second: Tensor) -> BestMatches:
         won = _room(prob, gal, len(first), 1)
         pick(first, second, won)
         return won
@@ -126,7 +126,7 @@ def pair_winners(
     return in_place
 
 
-class _Winners(torch.autograd.Function):
+class _BestMatches(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
@@ -138,11 +138,11 @@ class _Winners(torch.autograd.Function):
         dtype: torch.dtype | None,
     ) -> tuple[Tensor, ...]:
         if _on_gpu(prob, dtype):
-            from oaml import winners_triton
+            from oaml import winners_triton as best_matches_triton
 
-            won = Winners(*winners_triton.forward(prob, gal, log_p, log_g, bias))
+            won = BestMatches(*best_matches_triton.forward(prob, gal, log_p, log_g, bias))
         else:
-            won = _Winners._on_cpu(prob, gal, log_p, log_g, bias, dtype)
+            won = _BestMatches._on_cpu(prob, gal, log_p, log_g, bias, dtype)
         ctx.save_for_backward(prob, gal, won.partner_s, won.partner_r)
         ctx.mark_non_differentiable(won.partner_s, won.partner_r)
         return tuple(won)
@@ -155,7 +155,7 @@ class _Winners(torch.autograd.Function):
         log_g: Tensor | None,
         bias: Tensor | None,
         dtype: torch.dtype | None,
-    ) -> Winners:
+    ) -> BestMatches:
         won = _room(prob, gal, len(prob), len(gal))
         a, b = _cells(gal, dtype), _cells(prob, dtype)
 
@@ -178,13 +178,13 @@ class _Winners(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         prob, gal, partner_s, partner_r = ctx.saved_tensors
         if _on_gpu(prob, None):
-            from oaml import winners_triton
+            from oaml import winners_triton as best_matches_triton
 
-            to_prob, to_gal, to_bias = winners_triton.backward(
+            to_prob, to_gal, to_bias = best_matches_triton.backward(
                 prob, gal, partner_s, partner_r, grad_s, grad_r, ctx.needs_input_grad[4]
             )
             return to_prob, to_gal, None, None, to_bias, None
-        grads = Winners(grad_s.contiguous(), partner_s, grad_r.contiguous(), partner_r)
+        grads = BestMatches(grad_s.contiguous(), partner_s, grad_r.contiguous(), partner_r)
         gradients = _gradients_native if native.picks(prob.device, prob.dtype) else _gradients_torch
         to_a, to_b, to_bias = gradients(_cells(gal), _cells(prob), grads)
         to_bias = to_bias if ctx.needs_input_grad[4] else None
@@ -197,7 +197,7 @@ def _on_gpu(maps: Tensor, dtype: torch.dtype | None) -> bool:
     return maps.is_cuda and single and find_spec("triton") is not None
 
 
-def _gradients_torch(a: Tensor, b: Tensor, grads: Winners) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients_torch(a: Tensor, b: Tensor, grads: BestMatches) -> tuple[Tensor, Tensor, Tensor]:
     """Gallery cells a [G,R,C], probe cells b [P,S,C] and gradients of the values -> gradients of a, of b and of the bias."""
     blocks = _blocks(b, a)
     threads = max(1, min(torch.get_num_threads(), len(blocks)))
@@ -206,7 +206,7 @@ def _gradients_torch(a: Tensor, b: Tensor, grads: Winners) -> tuple[Tensor, Tens
         to_a, to_b = torch.zeros_like(a), torch.zeros_like(b)
         to_bias = a.new_zeros(a.shape[1], b.shape[1])
         for p, g in blocks[first::threads]:
-            some = Winners(*(x[p, g] for x in grads))
+            some = BestMatches(*(x[p, g] for x in grads))
             # S' has a gradient where there is a winner and nowhere else: [g,R,p,S], nearly all zero
             grad = a.new_zeros(len(a[g]), a.shape[1], len(b[p]), b.shape[1])
             rows, columns = (x.transpose(0, 1)[:, None].long() for x in (some.partner_s, some.partner_r))
@@ -224,7 +224,7 @@ def _gradients_torch(a: Tensor, b: Tensor, grads: Winners) -> tuple[Tensor, Tens
     return to_a, to_b, to_bias
 
 
-def _gradients_native(a: Tensor, b: Tensor, grads: Winners) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients_native(a: Tensor, b: Tensor, grads: BestMatches) -> tuple[Tensor, Tensor, Tensor]:
     """As `_gradients_torch`, but each winner's gradient adds one cell of one face to one of the other, and back."""
     to_a, to_b = torch.zeros_like(a), torch.zeros_like(b)
     to_bias = a.new_zeros(len(_few(b)), b.shape[1], a.shape[1])
@@ -248,10 +248,10 @@ def _picker(
     log_p: Tensor | None,
     log_g: Tensor | None,
     bias: Tensor | None,
-    into: Winners,
+    into: BestMatches,
     paired: bool,
 ) -> native.Picker:
-    """What picks the winners of blocks of pairs, one after another or at once, for correlations of the kind of `cells`."""
+    """What picks the best matches of blocks of pairs, one after another or at once, for correlations of the kind of `cells`."""
     fast = native.picks(cells.device, cells.dtype)
     make = native.picker if fast else torch_picker
     return make(cells.dtype, log_p, log_g, bias, into, paired)
@@ -268,8 +268,8 @@ def torch_picker(
     """Made once for all pairs, called for every block of them.
 
     Args:
-        dtype: of the similarities; the rest as in `winners` or `paired_winners`.
-        into: where the winners go.
+        dtype: of the similarities; the rest as in `best_matches` or `paired_best_matches`.
+        into: where the best matches go.
         paired: row by row.
 
     Returns:
@@ -330,13 +330,13 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item], device: to
         return list(pool.map(call, items))
 
 
-def _room(prob: Tensor, gal: Tensor, p: int, g: int) -> Winners:
+def _room(prob: Tensor, gal: Tensor, p: int, g: int) -> BestMatches:
     cells_s, cells_r = prob.shape[2], gal.shape[2]
     if max(cells_s, cells_r) > 256:
         raise ValueError(f"faces of {cells_s} and {cells_r} cells; at most 256 can be compared")
     dtype = torch.float64 if prob.dtype == torch.float64 else torch.float32
     new = prob.new_empty
-    return Winners(
+    return BestMatches(
         new(p, g, cells_s, dtype=dtype),
         new(p, g, cells_s, dtype=torch.uint8),
         new(p, g, cells_r, dtype=dtype),

@@ -1,4 +1,4 @@
-"""The winners of `oaml.winners` and their gradients on a GPU, without the similarities [P,G,R,S] in memory.
+"""The best matches of `oaml.winners` and their gradients on a GPU, without the similarities [P,G,R,S] in memory.
 
 **Unmeasured: no card has run these kernels.** They give the right numbers in Triton's interpreter, and compile for compute
 capability 8.0 and 9.0 without register spills. Nothing is claimed about their speed until `oaml benchmark cuda` has measured it.

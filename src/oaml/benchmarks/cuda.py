@@ -63,7 +63,7 @@ def best_rates(device: torch.device, copied: int = 2**28, side: int = 8192) -> R
 
 def measure(case: Case, rates: Rates, device: torch.device) -> dict[str, object]:
     """One case: plain and fused, forward and forward with backward."""
-    from oaml import winners_triton
+    from oaml import winners_triton as best_matches_triton
 
     faces, channels, cells = case
     generator = torch.Generator().manual_seed(0)
@@ -88,12 +88,12 @@ def measure(case: Case, rates: Rates, device: torch.device) -> dict[str, object]
         return torch.autograd.grad(values, learned, [grad_s, grad_r])
 
     def fused() -> tuple[Tensor, Tensor]:
-        value_s, _, value_r, _ = winners_triton.forward(*given)
+        value_s, _, value_r, _ = best_matches_triton.forward(*given)
         return value_s, value_r
 
     def fused_both() -> tuple[Tensor | None, ...]:
-        _, partner_s, _, partner_r = winners_triton.forward(*given)
-        return winners_triton.backward(prob, gal, partner_s, partner_r, grad_s, grad_r, True)
+        _, partner_s, _, partner_r = best_matches_triton.forward(*given)
+        return best_matches_triton.backward(prob, gal, partner_s, partner_r, grad_s, grad_r, True)
 
     pairs = faces * faces
     inputs = 4 * sum(x.numel() for x in given)

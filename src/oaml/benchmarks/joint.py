@@ -22,13 +22,13 @@ def run() -> dict[str, object]:
     def plain() -> torch.Tensor:
         """Weights and sums written down as they are defined."""
         weight = cell_visibility(probe.visibility) * cell_visibility(faces.visibility)
-        left = (weight[..., None] * probe.contributions).sum(1)
-        right = (weight[..., None] * faces.contributions).sum(1)
+        left = (weight[..., None] * probe.cell_embeddings).sum(1)
+        right = (weight[..., None] * faces.cell_embeddings).sum(1)
         return torch.nn.functional.cosine_similarity(left, right)
 
     def blocks() -> torch.Tensor:
         return joint.match(
-            probe.contributions, faces.contributions, probe.visibility, faces.visibility
+            probe.cell_embeddings, faces.cell_embeddings, probe.visibility, faces.visibility
         ).cosine[0]
 
     with torch.inference_mode():
@@ -61,8 +61,8 @@ def fastest(
 def _templates(count: int, seed: int) -> Templates:
     """Numbers like those of faces, half of which are covered from some row down."""
     generator = torch.Generator().manual_seed(seed)
-    contributions = torch.randn(count, CELLS, SIZE, generator=generator)
-    raw = contributions.sum(1)
+    cell_embeddings = torch.randn(count, CELLS, SIZE, generator=generator)
+    raw = cell_embeddings.sum(1)
     rows = torch.arange(GRID[0]).view(1, 1, -1, 1)
     covered_from = torch.randint(1, 2 * GRID[0], (count, 1, 1, 1), generator=generator)
     visibility = (covered_from - rows).clamp(0, 1).float().expand(count, 1, *GRID)
@@ -71,5 +71,5 @@ def _templates(count: int, seed: int) -> Templates:
         norm=raw.norm(dim=1),
         visibility=visibility,
         local=torch.nn.functional.normalize(torch.randn(count, 128, *GRID, generator=generator), dim=1),
-        contributions=contributions,
+        cell_embeddings=cell_embeddings,
     )

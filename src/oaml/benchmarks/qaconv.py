@@ -22,7 +22,7 @@ from torch import Tensor
 from oaml import native
 from oaml.benchmarks.joint import fastest
 from oaml.qaconv import Precision, QAConv, apply_occlusion_weight
-from oaml.winners import Winners
+from oaml.winners import BestMatches
 
 Measured = TypeVar("Measured")
 SIDE = 7
@@ -123,7 +123,7 @@ def plain_scores(matcher: QAConv, p: Tensor, g: Tensor, v_p: Tensor, v_g: Tensor
     value_s = similarity.gather(2, of_s[:, :, None]).squeeze(2)
     value_r = similarity.gather(3, of_r[..., None]).squeeze(3)
     return matcher.logits(
-        Winners(value_s, of_s, value_r, of_r), v_p.flatten(1)[:, None], v_g.flatten(1)[None]
+        BestMatches(value_s, of_s, value_r, of_r), v_p.flatten(1)[:, None], v_g.flatten(1)[None]
     )
 
 

@@ -178,14 +178,14 @@ class _People:
                 raise OamlError(f"{file}: {len(source)} faces are too few to make people of; give 50 or more")
         else:
             like = model.extract(torch.zeros(1, 3, FACE_SIZE, FACE_SIZE))
-            contributions = torch.randn(SOURCES, *like.contributions.shape[1:])
-            raw = contributions.sum(1)
+            cell_embeddings = torch.randn(SOURCES, *like.cell_embeddings.shape[1:])
+            raw = cell_embeddings.sum(1)
             local = F.normalize(torch.randn(SOURCES, *like.local.shape[1:]), dim=1)
             shown = torch.ones(SOURCES, *like.visibility.shape[1:])
-            source = Templates(F.normalize(raw, dim=1), raw.norm(dim=1), shown, local, contributions)
+            source = Templates(F.normalize(raw, dim=1), raw.norm(dim=1), shown, local, cell_embeddings)
         raw = source.embedding * source.norm[:, None]
-        self.shapes = [raw[:1].shape, source.local[:1].shape, source.contributions[:1].shape]
-        flat = [x.flatten(1) for x in (raw, source.local, source.contributions)]
+        self.shapes = [raw[:1].shape, source.local[:1].shape, source.cell_embeddings[:1].shape]
+        flat = [x.flatten(1) for x in (raw, source.local, source.cell_embeddings)]
         self.mean = torch.cat([x.mean(0) for x in flat])
         self.faces = torch.cat(flat, 1) - self.mean
         self.grid = source.visibility.shape[2:]
@@ -208,7 +208,7 @@ class _People:
         )
         cells = shown.flatten(1)[..., None]
         wide = F.interpolate(shown, self.grid)
-        contributions = bare.contributions * cells + cover.contributions * (1 - cells)
+        cell_embeddings = bare.cell_embeddings * cells + cover.cell_embeddings * (1 - cells)
         share = shown.mean()
         raw = (
             share * bare.embedding * bare.norm[:, None] + (1 - share) * cover.embedding * cover.norm[:, None]
@@ -219,7 +219,7 @@ class _People:
             norm=raw.norm(dim=1),
             visibility=(wide - noise).abs(),
             local=bare.local * wide + cover.local * (1 - wide),
-            contributions=contributions,
+            cell_embeddings=cell_embeddings,
         )
 
     def _made(self, numbers: np.ndarray) -> Tensor:
@@ -232,12 +232,14 @@ class _People:
 
     def _templates(self, made: Tensor, visibility: Tensor) -> Templates:
         sizes = [int(np.prod(shape)) for shape in self.shapes]
-        raw, local, contributions = (
+        raw, local, cell_embeddings = (
             x.reshape(-1, *shape[1:])
             for x, shape in zip((made + self.mean).split(sizes, 1), self.shapes, strict=True)
         )
         norm = raw.norm(dim=1)
-        return Templates(F.normalize(raw, dim=1), norm, visibility, F.normalize(local, dim=1), contributions)
+        return Templates(
+            F.normalize(raw, dim=1), norm, visibility, F.normalize(local, dim=1), cell_embeddings
+        )
 
 
 def _forget(path: Path) -> None:

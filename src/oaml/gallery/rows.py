@@ -10,7 +10,7 @@ Shapes: N faces, E embedding size, K patterns, 49 cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ def pattern_vectors(faces: Templates) -> dict[str, Tensor]:
     """Name of a pattern -> [N,E], unit vectors of what the faces show of it."""
     weight = cell_visibility(faces.visibility)
     return {
-        name: F.normalize(torch.einsum("nr,nre->ne", weight * pattern, faces.contributions), dim=1)
+        name: F.normalize(torch.einsum("nr,nre->ne", weight * pattern, faces.cell_embeddings), dim=1)
         for name, pattern in PATTERNS.items()
     }
 
@@ -60,7 +60,7 @@ def probe_vectors(faces: Templates) -> tuple[list[str], Tensor]:
     weight = cell_visibility(faces.visibility)
     patterns = torch.stack(list(PATTERNS.values()))
     nearest = torch.cdist(weight, patterns).argmin(1)
-    shown = F.normalize(torch.einsum("nr,nre->ne", weight, faces.contributions), dim=1)
+    shown = F.normalize(torch.einsum("nr,nre->ne", weight, faces.cell_embeddings), dim=1)
     columns = column_names()
     return [columns[i] for i in nearest.tolist()], shown
 
@@ -75,7 +75,7 @@ class Packing:
     @staticmethod
     def of(faces: QuantisedTemplates) -> Packing:
         """That of templates of this size."""
-        named = ((f.name, getattr(faces, f.name)) for f in fields(faces))
+        named = faces.stored().items()
         return Packing(tuple((name, x.numpy().dtype.str, tuple(x.shape[1:])) for name, x in named))
 
     @staticmethod
@@ -94,7 +94,8 @@ class Packing:
 
     def pack(self, faces: QuantisedTemplates) -> np.ndarray:
         """uint8 [N,size]."""
-        parts = [getattr(faces, name).cpu().contiguous().numpy() for name, _, _ in self.fields]
+        stored = faces.stored()
+        parts = [stored[name].cpu().contiguous().numpy() for name, _, _ in self.fields]
         return np.concatenate([np.ascontiguousarray(x).reshape(len(x), -1).view(np.uint8) for x in parts], 1)
 
     def unpack(self, packed: np.ndarray) -> QuantisedTemplates:
@@ -108,7 +109,7 @@ class Packing:
                 packed[:, start:end].copy().view(kind).reshape(len(packed), *shape)
             )
             start = end
-        return QuantisedTemplates(**found)
+        return QuantisedTemplates.from_stored(found)
 
     def unpack_column(self, column: pa.ChunkedArray) -> QuantisedTemplates:
         """The templates of a column of rows."""
