@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from oaml.datasets.people import DrawnFolder
+from oaml.datasets.people import DrawnFolder, group_of
 from oaml.evaluation import heldout
-from oaml.evaluation.conditions import group_of
 from oaml.evaluation.heldout import SHARED, HeldOut
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig

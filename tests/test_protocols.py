@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from oaml.datasets import people
+from oaml.datasets.people import person_of
 from oaml.errors import OamlError
 from oaml.evaluation import protocols
 
@@ -123,9 +124,9 @@ def test_a_bad_identification_file_is_refused(
 
 
 def test_people_and_their_fixed_split() -> None:
-    assert protocols.person_of("lfw/Ann_Lee/1.png") == "Ann_Lee"
-    assert protocols.person_of("Ann_Lee\\1.png") == "Ann_Lee"
-    assert protocols.person_of("1.png") == "1.png"
+    assert person_of("lfw/Ann_Lee/1.png") == "Ann_Lee"
+    assert person_of("Ann_Lee\\1.png") == "Ann_Lee"
+    assert person_of("1.png") == "1.png"
     names = [f"person_{k}" for k in range(500)]
     for name in names:
         number = int(hashlib.sha1(name.encode("utf-8")).hexdigest(), 16) % 10

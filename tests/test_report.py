@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from oaml.datasets.drawn import DrawnPeople
+from oaml.datasets.people import group_of, person_of
 from oaml.evaluation import conditions, metrics, page, results
 from oaml.evaluation.conditions import Measured, MeasuredFaces, Trials
-from oaml.evaluation.protocols import Pairs, labels, person_of, read_pairs
+from oaml.evaluation.protocols import Pairs, labels, read_pairs
 from oaml.evaluation.report import evaluate
 from oaml.evaluation.results import (
     BOTH_OCCLUDED,
@@ -178,11 +179,11 @@ def test_the_same_occluder_is_the_same(work: Path, listed: Pairs, measured: Meas
 
 def test_groups_hold_people_together() -> None:
     paths = [f"person {i}/{k}.png" for i in range(400) for k in range(2)]
-    groups = np.array([conditions.group_of(path, 8) for path in paths])
+    groups = np.array([group_of(path, 8) for path in paths])
     assert (groups[::2] == groups[1::2]).all()
     assert set(groups) == set(range(8))
     assert np.bincount(groups).min() > 60  # 100 expected
-    assert {conditions.group_of(path, 1) for path in paths} == {0}
+    assert {group_of(path, 1) for path in paths} == {0}
 
 
 def test_a_long_list_is_thinned_by_impostor_pairs_only() -> None:
@@ -211,7 +212,7 @@ def test_both_sides_and_a_limit(work: Path, listed: Pairs, monkeypatch: pytest.M
     alike = found.classes[SAME_OCCLUDER]["patch"]
     assert same[alike.rows].sum() == same.sum()  # genuine pairs always share
     for i in alike.rows[::20]:
-        assert conditions.group_of(listed.path_a[i], 3) == conditions.group_of(listed.path_b[i], 3)
+        assert group_of(listed.path_a[i], 3) == group_of(listed.path_b[i], 3)
 
 
 def test_examples_are_the_highest_and_the_lowest(listed: Pairs, measured: Measured) -> None:

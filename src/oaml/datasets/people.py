@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -24,6 +24,16 @@ def split_name(person: str) -> Split:
     """What a person may be used for: train (0 to 6), calibrate thresholds (7) or report (8 and 9)."""
     number = split_of(person)
     return "train" if number < 7 else "calibrate" if number == 7 else "report"
+
+
+def person_of(path: str) -> str:
+    """Who an image shows: the name of its folder. An image outside any folder is its own person."""
+    return PurePosixPath(path.replace("\\", "/")).parent.name or path
+
+
+def group_of(path: str, groups: int) -> int:
+    """Number of the shared occluder that the person of an image wears, 0 to groups - 1."""
+    return int.from_bytes(hashlib.sha256(person_of(path).encode()).digest()[:8], "big") % groups
 
 
 class PeopleFolder:

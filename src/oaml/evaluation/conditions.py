@@ -19,7 +19,6 @@ its own, the number of the group for a shared one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +26,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from oaml.datasets.people import group_of, person_of
 from oaml.evaluation import metrics
-from oaml.evaluation.protocols import Identification, Pairs, labels, person_of
+from oaml.evaluation.protocols import Identification, Pairs, labels
 from oaml.evaluation.results import (
     BOTH_OCCLUDED,
     NONE_OCCLUDED,
@@ -293,11 +293,6 @@ def _classes(
         # the name decides what is drawn
         faces.measure(kind, used, lambda path: f"shared cover {group[path]}")
         measured.classes[SAME_OCCLUDER][kind] = _trials(faces, pairs, rows, kind, "both")
-
-
-def group_of(path: str, groups: int) -> int:
-    """Number of the shared occluder that the person of an image wears, 0 to groups - 1."""
-    return int.from_bytes(hashlib.sha256(person_of(path).encode()).digest()[:8], "big") % groups
 
 
 def limited(rows: np.ndarray, same: np.ndarray, seed: int, limit: int = IMPOSTOR_LIMIT) -> np.ndarray:

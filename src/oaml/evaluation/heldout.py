@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from oaml.cache import as_maps, stage3
-from oaml.datasets.people import People
+from oaml.datasets.people import People, group_of
 from oaml.evaluation.calibration import (
     ANCHOR_FAR,
     PAIRS_NEEDED,
@@ -24,7 +24,6 @@ from oaml.evaluation.calibration import (
     fit_overlap,
     fit_thresholds,
 )
-from oaml.evaluation.conditions import group_of
 from oaml.evaluation.metrics import enough_negatives, tar_at_far
 from oaml.files import FACE_SIZE
 from oaml.inference import score_all

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -120,11 +120,6 @@ def read_identification(file: str | Path, images: str | Path) -> Identification:
             )
     _need_images(file, images, used)
     return listed
-
-
-def person_of(path: str) -> str:
-    """Who an image shows: the name of its folder. An image outside any folder is its own person."""
-    return PurePosixPath(path.replace("\\", "/")).parent.name or path
 
 
 def labels(pairs: Pairs) -> np.ndarray:

@@ -10,10 +10,11 @@ from typing import Literal
 import numpy as np
 
 from oaml import __version__
+from oaml.datasets.people import person_of
 from oaml.errors import OamlError
 from oaml.evaluation import conditions, metrics, page
 from oaml.evaluation.conditions import IMPOSTOR_LIMIT, Measured, MeasuredFaces
-from oaml.evaluation.protocols import Pairs, labels, person_of, read_identification, read_pairs
+from oaml.evaluation.protocols import Pairs, labels, read_identification, read_pairs
 from oaml.evaluation.results import PAIR_CLASSES, UNOCCLUDED, DrawnOccluders, Report, Side
 from oaml.evaluation.summary import CURVE_FAR, PairStatistics, identification_result, with_all
 from oaml.evaluation.tables import SHORT, all_tables, condition_name, markdown, show

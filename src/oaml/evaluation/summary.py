@@ -8,9 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from oaml.datasets.people import person_of
 from oaml.evaluation import metrics, results
 from oaml.evaluation.conditions import IMPOSTOR_LIMIT, Measured, Pool, Trials
-from oaml.evaluation.protocols import Identification, Pairs, labels, person_of
+from oaml.evaluation.protocols import Identification, Pairs, labels
 from oaml.evaluation.results import (
     ALL_CONDITIONS,
     BOTH_OCCLUDED,
