@@ -17,15 +17,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from oaml.align import similarity, warp
 from oaml.datasets.people import split_name
-from oaml.detect import Detector, Face, group_looks, mean_face, shared_area, turned_back
-from oaml.files import FACE_SIZE, list_images, read_image
 from oaml.inference import extract
 from oaml.model import Model
 from oaml.occluders import KINDS, Occluder, load_mask_pictures
-from oaml.refine import refined
-from oaml.subjects import trust
+from oaml.photographs.align import similarity, warp
+from oaml.photographs.detect import Detector, Face, group_looks, mean_face, shared_area, turned_back
+from oaml.photographs.refine import refined
+from oaml.photographs.subjects import trust
+from oaml.support.files import FACE_SIZE, list_images, read_image
 
 WIDTH, HEIGHT = 320, 240
 CORNERS = np.array([(0, 0), (111, 0), (0, 111), (111, 111)], np.float64)

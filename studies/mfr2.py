@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from report_people import asked
 
-from oaml.cache import stage3
-from oaml.evaluation.heldout import templates_of
-from oaml.evaluation.metrics import tar_at_far
-from oaml.files import read_image
+from oaml.adaptation.cache import stage3
+from oaml.adaptation.held_out import templates_of
 from oaml.inference import score_all
 from oaml.model import Model
-from oaml.refine import refined_crop
+from oaml.photographs.refine import refined_crop
+from oaml.support.files import read_image
+from oaml.support.metrics import tar_at_far
 
 
 def real_masks(

@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 from mfr2 import real_masks
 
-from oaml.adapt import Stage, predict_visibility, start, train_head, train_matchers
-from oaml.cache import CachePlan, FeatureCache
+from oaml.adaptation.adapt import Stage, predict_visibility, start, train_head, train_matchers
+from oaml.adaptation.cache import CachePlan, FeatureCache
+from oaml.adaptation.held_out import ALL, BARE, HeldOut, scores, tars
 from oaml.datasets.people import PeopleFolder, split_name
-from oaml.evaluation.heldout import ALL, BARE, HeldOut, scores, tars
-from oaml.files import write_file
 from oaml.main import keep_freed_memory
 from oaml.model import Model
 from oaml.occluders import KINDS, load_mask_pictures
 from oaml.qaconv import METHODS
+from oaml.support.files import write_file
 from oaml.template import Templates
 from oaml.visibility import CELLS, mask_to_cells
 

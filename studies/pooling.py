@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from report_people import asked_for
 
-from oaml.evaluation.heldout import BARE
-from oaml.evaluation.metrics import tar_at_far
+from oaml.adaptation.held_out import BARE
+from oaml.support.metrics import tar_at_far
 from oaml.template import Templates, pooled
 
 KINDS = ["niqab", "mask", "sunglasses"]

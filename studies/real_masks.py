@@ -18,13 +18,13 @@ from celebamask import EYEGLASSES, HAT, visibility
 from PIL import Image
 from torch import Tensor
 
-from oaml.adapt import Stage, start, train_head
-from oaml.cache import CachePlan, FeatureCache, as_maps, stage3
+from oaml.adaptation.adapt import Stage, start, train_head
+from oaml.adaptation.cache import CachePlan, FeatureCache, as_maps, stage3
 from oaml.datasets.people import PeopleFolder, split_name
-from oaml.files import list_images, read_image, write_file
 from oaml.main import keep_freed_memory
 from oaml.model import Model
 from oaml.occluders import KINDS
+from oaml.support.files import list_images, read_image, write_file
 from oaml.visibility import GRIDS, mask_to_cells
 
 

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from oaml.align import as_matrix
 from oaml.datasets.people import PeopleFolder, split_name
-from oaml.files import FACE_SIZE, read_image, write_file
 from oaml.main import keep_freed_memory
 from oaml.occluders import KINDS, occlude, retexture
-from oaml.progress import progress
-from oaml.refine import WEIGHTS, Refiner, matrices
+from oaml.photographs.align import as_matrix
+from oaml.photographs.refine import WEIGHTS, Refiner, matrices
+from oaml.support.files import FACE_SIZE, read_image, write_file
+from oaml.support.progress import progress
 
 BATCH, RATE = 64, 3e-3
 COVERS = 3  # of every picture, beside it bare

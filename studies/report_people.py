@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from oaml.adaptation.held_out import HeldOut
 from oaml.datasets.people import PeopleFolder, split_name
-from oaml.evaluation.heldout import HeldOut
 from oaml.main import keep_freed_memory
 from oaml.model import Model
 from oaml.occluders import load_mask_pictures

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from report_people import asked_for
 
-from oaml.evaluation.heldout import BARE
+from oaml.adaptation.held_out import BARE
 from oaml.gallery.rows import column_names, pattern_vectors, probe_vectors
 from oaml.visibility import cell_visibility
 

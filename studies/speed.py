@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from report_people import asked_for
 
-from oaml.evaluation.heldout import BARE
-from oaml.evaluation.metrics import tar_at_far
+from oaml.adaptation.held_out import BARE
 from oaml.model import Model
-from oaml.quantised import QuantisedTemplates
+from oaml.support.metrics import tar_at_far
 from oaml.template import Templates
+from oaml.templates.quantised import QuantisedTemplates
 
 KINDS = ["niqab", "mask", "sunglasses", "patch"]
 PIECE = 64  # faces a side of the plain formulation

@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 
 import oaml
-from oaml.detect import Face
-from oaml.files import list_images
-from oaml.video import read_frames
+from oaml.photographs.detect import Face
+from oaml.photographs.video import read_frames
+from oaml.support.files import list_images
 
 OTHERS = 300
 SCALE = 2  # the footage at hand is small

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from oaml.align import STANDARD_LANDMARKS
 from oaml.datasets.drawn import draw_face
-from oaml.detect import Face
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
+from oaml.photographs.align import STANDARD_LANDMARKS
+from oaml.photographs.detect import Face
 from oaml.qaconv import QAConvConfig
 
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from oaml import adapt, cache
-from oaml.cache import BARE, CachePlan, FeatureCache
+from oaml.adaptation import adapt, cache
+from oaml.adaptation.cache import BARE, CachePlan, FeatureCache
 from oaml.datasets.drawn import draw_face
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import PeopleFolder, split_name

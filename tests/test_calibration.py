@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from oaml.evaluation.calibration import MARGIN, fit_lift, fit_offset, fit_overlap, fit_thresholds
+from oaml.adaptation.calibration import MARGIN, fit_lift, fit_offset, fit_overlap, fit_thresholds
 from oaml.joint import KNOTS
 
 KNOT = np.linspace(0, 1, KNOTS)

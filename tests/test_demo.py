@@ -15,13 +15,13 @@ from oaml.datasets.drawn import DrawnPeople
 from oaml.datasets.people import DrawnFolder
 from oaml.demo import PEOPLE, demo, demo_config
 from oaml.errors import OamlError
-from oaml.evaluation.metrics import tar_at_far
 from oaml.inference import extract
 from oaml.losses import balanced_matching_loss, same_person
 from oaml.model import Model
 from oaml.net import FaceOutput
 from oaml.occluders import Occluded, occlude
 from oaml.qaconv import QAConv
+from oaml.support.metrics import tar_at_far
 from oaml.template import COLUMNS
 from oaml.train_val import TrainConfig, train
 from oaml.visibility import mask_to_cells

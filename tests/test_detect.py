@@ -13,16 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from oaml import detect
-from oaml.align import STANDARD_LANDMARKS, similarity, warp
 from oaml.datasets.drawn import draw_face
-from oaml.detect import LEAST_EYES, Detector, Face, find_detector
 from oaml.errors import OamlError
-from oaml.files import read_photograph
 from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
-from oaml.subjects import LEAST_WEIGHT, align, find_subjects, trust
+from oaml.photographs import detect
+from oaml.photographs.align import STANDARD_LANDMARKS, similarity, warp
+from oaml.photographs.detect import LEAST_EYES, Detector, Face, find_detector
+from oaml.photographs.subjects import LEAST_WEIGHT, align, find_subjects, trust
+from oaml.support.files import read_photograph
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import pytest
 
-from oaml import download as module
-from oaml.download import DOWNLOADS, digest_of, fetch, place
 from oaml.errors import OamlError
 from oaml.main import main
+from oaml.support import download as module
+from oaml.support.download import DOWNLOADS, digest_of, fetch, place
 
 CONTENT = bytes(range(256)) * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from oaml import drawing
 from oaml.evaluation import plots
-from oaml.evaluation.metrics import Interval, roc
 from oaml.evaluation.results import Estimate, Robustness, RobustnessPoint
+from oaml.support import maps as drawing
+from oaml.support.metrics import Interval, roc
 from oaml.template import TITLES
 
 RNG = np.random.default_rng(0)

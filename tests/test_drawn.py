@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from oaml.datasets.drawn import DrawnPeople, draw_face, write
 from oaml.errors import OamlError
-from oaml.files import list_images, read_image
+from oaml.support.files import list_images, read_image
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,15 @@ from PIL import Image
 from torch import nn
 
 from oaml.datasets.drawn import draw_face
-from oaml.embed import BATCH, FastExtractor, embed
 from oaml.errors import OamlError
-from oaml.folded import folded
 from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import Architecture, NetConfig
 from oaml.qaconv import QAConvConfig
 from oaml.template import Templates
-from oaml.template_file import load, model_id
+from oaml.templates.embed import BATCH, FastExtractor, embed
+from oaml.templates.file import load, model_id
+from oaml.templates.folded import folded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FACES = 2 * BATCH + 5

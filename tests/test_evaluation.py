@@ -15,20 +15,22 @@ import numpy as np
 import pytest
 import torch
 
-from oaml import inference, template_file
+from oaml import inference
 from oaml.datasets.drawn import DrawnPeople
-from oaml.embed import embed
 from oaml.errors import OamlError
-from oaml.evaluation import metrics, scoring
+from oaml.evaluation import scoring
 from oaml.evaluation.protocols import labels, read_pairs
 from oaml.evaluation.report import evaluate
-from oaml.files import list_images, read_image
 from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.occluders.command import occlude_folder
 from oaml.qaconv import QAConvConfig
+from oaml.support import metrics
+from oaml.support.files import list_images, read_image
 from oaml.template import COLUMNS, Templates
+from oaml.templates import file as template_file
+from oaml.templates.embed import embed
 
 PEOPLE, SHOTS = 8, 3
 
@@ -427,7 +429,7 @@ def test_scores_from_templates_are_those_from_images_but_for_the_rounding(
     work: Path, embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _score(work, work / "pairs.csv", tmp_path / "images.csv")
-    monkeypatch.setattr("oaml.template_file.READ", 5)
+    monkeypatch.setattr("oaml.templates.file.READ", 5)
     monkeypatch.setattr(Model, "extract", lambda *_: pytest.fail("the network was run"))
     command = ["score", str(work / "model"), "--images", str(embedded), "--pairs", str(work / "pairs.csv")]
     assert main([*command, "--out", str(tmp_path / "templates.csv")]) == 0
@@ -564,7 +566,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         path.touch()
         return path
 
-    monkeypatch.setattr("oaml.drawing.draw_map_sheet", empty)
+    monkeypatch.setattr("oaml.support.maps.draw_map_sheet", empty)
     for name in ("draw_roc", "draw_histograms", "draw_pair_sheet", "draw_robustness"):
         monkeypatch.setattr(f"oaml.evaluation.plots.{name}", empty)
 

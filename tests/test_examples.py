@@ -16,12 +16,13 @@ from PIL import Image
 from rich.console import Console
 
 import oaml
-from oaml import demo, download
+from oaml import demo
 from oaml.datasets.drawn import draw_face
 from oaml.datasets.people import split_name
 from oaml.main import COMMANDS, main, parser_of
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
+from oaml.support import download
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

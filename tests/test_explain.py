@@ -14,14 +14,14 @@ import torch
 from matplotlib.colors import to_rgb
 
 from oaml.datasets.drawn import draw_face
-from oaml.drawing import GREEN, PINK
 from oaml.errors import OamlError
-from oaml.explain import LINES, Explanation, Match, explain_pair, strongest
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.occluders import occlude
-from oaml.picture import draw_pair
 from oaml.qaconv import QAConvConfig
+from oaml.recognition.explain import LINES, Explanation, Match, explain_pair, strongest
+from oaml.recognition.picture import draw_pair
+from oaml.support.maps import GREEN, PINK
 
 SIDE = 448
 LEFT, RIGHT, UPPER, LOWER = 30, 598, 110, 642  # where the faces are in the picture

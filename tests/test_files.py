@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from oaml.errors import OamlError
-from oaml.files import list_images, read_image, read_mask, write_file, write_folder
+from oaml.support.files import list_images, read_image, read_mask, write_file, write_folder
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (112, 112, 3), dtype=np.uint8)

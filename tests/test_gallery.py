@@ -17,7 +17,6 @@ from PIL import Image
 
 from conftest import TwoFaces, group, small_model
 from oaml.datasets.drawn import draw_face
-from oaml.decision import Threshold
 from oaml.errors import OamlError
 from oaml.gallery import Gallery, store
 from oaml.gallery.answers import Candidate, judge
@@ -27,9 +26,10 @@ from oaml.gallery.rows import PATTERNS, Packing, column_names, probe_vectors
 from oaml.gallery.store import Store
 from oaml.main import main
 from oaml.model import Model
-from oaml.quantised import QuantisedTemplates
-from oaml.recognise import Recogniser
+from oaml.recognition.decision import Threshold
+from oaml.recognition.recognise import Recogniser
 from oaml.template import Templates, pooled
+from oaml.templates.quantised import QuantisedTemplates
 
 lancedb_table = pytest.importorskip("lancedb.table")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oaml import native
 from oaml.joint import KNOTS, Compared, Fusion, Joint
+from oaml.kernels import native
 from oaml.net import BACKBONES, IR, Backbone, IResNet, MobileFaceNet, NetConfig, build_backbone
 from oaml.visibility import CELLS, GRID, cell_visibility
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oaml.evaluation import metrics
+from oaml.support import metrics
 
 GOLDEN = Path(__file__).parent / "golden" / "verification.npz"
 

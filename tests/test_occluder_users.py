@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from oaml.cache import CachePlan, FeatureCache
+from oaml.adaptation.cache import CachePlan, FeatureCache
+from oaml.adaptation.held_out import SHARED, HeldOut
 from oaml.data import DataConfig, OcclusionStream, RecognitionStream
 from oaml.datasets.drawn import draw_face
 from oaml.datasets.people import DrawnFolder, PeopleFolder
-from oaml.evaluation.heldout import SHARED, HeldOut
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.occluders import KINDS, Occluder, load_mask_pictures

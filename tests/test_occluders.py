@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from oaml.errors import OamlError
-from oaml.files import read_image, read_mask
 from oaml.occluders import (
     KINDS,
     STYLES,
@@ -27,6 +26,7 @@ from oaml.occluders import (
 )
 from oaml.occluders.canvas import curve
 from oaml.occluders.command import occlude_folder
+from oaml.support.files import read_image, read_mask
 
 # Smallest and largest share of the crop that one occluder may take, and the range of the mean over many.
 SHARES = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from oaml.kernels.prelu import PReLU
 from oaml.net import Architecture, NetConfig, build_backbone
-from oaml.prelu import PReLU
 
 
 def gradients(module: nn.PReLU, x: Tensor, autocast: bool) -> list[Tensor]:
@@ -27,7 +27,7 @@ def gradients(module: nn.PReLU, x: Tensor, autocast: bool) -> list[Tensor]:
 def test_same_as_torch(
     shape: tuple[int, ...], dtype: torch.dtype, autocast: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oaml.prelu.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("oaml.kernels.prelu.CHUNK_BYTES", chunk)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[0, 0], x[0, 1] = 0, -0.0  # on neither side
     if len(shape) == 4:

@@ -37,7 +37,7 @@ def test_no_private_name_of_the_product(path: Path) -> None:
 
 
 def test_private_names_are_seen() -> None:
-    source = "from oaml.detect import _mean, Face\nimport oaml._x\ngallery._store.add(self._made, case._asdict())\n"
+    source = "from oaml.photographs.detect import _mean, Face\nimport oaml._x\ngallery._store.add(self._made, case._asdict())\n"
     source += "def _made(self): self._made(), self._theirs\n"
     assert sorted(private_names(source)) == ["_mean", "gallery._store", "oaml._x", "self._theirs"]
     assert len(FILES) > 15

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from oaml.kernels.best_matches import BestMatches
 from oaml.qaconv import METHODS, Method, QAConv, QAConvConfig, apply_occlusion_weight
-from oaml.winners import BestMatches
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = ("qaconv_0.npz", "qaconv_1.npz", "qaconv_2.npz")

@@ -15,9 +15,9 @@ from oaml.joint import Joint
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.qaconv import QAConvConfig
-from oaml.quantised import QuantisedTemplates
 from oaml.template import Templates
-from oaml.template_file import Layout, PartialFile, load, model_id, save
+from oaml.templates.file import Layout, PartialFile, load, model_id, save
+from oaml.templates.quantised import QuantisedTemplates
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,7 @@ import oaml
 from conftest import TwoFaces, group, small_model
 from oaml.datasets.drawn import draw_face
 from oaml.errors import OamlError
-from oaml.recognise import Recogniser
+from oaml.recognition.recognise import Recogniser
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

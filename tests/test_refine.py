@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from oaml import refine
-from oaml.align import as_matrix, warp
 from oaml.datasets.drawn import draw_face
 from oaml.main import main
 from oaml.occluders import occlude
-from oaml.refine import Refiner, load_refiner, matrices, refined, refined_crop
+from oaml.photographs import refine
+from oaml.photographs.align import as_matrix, warp
+from oaml.photographs.refine import Refiner, load_refiner, matrices, refined, refined_crop
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CORNERS = np.array([(0, 0), (111, 0), (0, 111), (111, 111)])

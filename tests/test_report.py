@@ -20,7 +20,7 @@ import torch
 
 from oaml.datasets.drawn import DrawnPeople
 from oaml.datasets.people import group_of, person_of
-from oaml.evaluation import conditions, metrics, page, results
+from oaml.evaluation import conditions, page, results
 from oaml.evaluation.conditions import Measured, MeasuredFaces, Trials
 from oaml.evaluation.protocols import Pairs, labels, read_pairs
 from oaml.evaluation.report import evaluate
@@ -35,11 +35,12 @@ from oaml.evaluation.results import (
     Report,
 )
 from oaml.evaluation.summary import PairStatistics
-from oaml.files import read_image
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.occluders import Occluder, occlude, occluder_rng
 from oaml.qaconv import QAConvConfig
+from oaml.support import metrics
+from oaml.support.files import read_image
 from oaml.template import COLUMNS, TITLES
 
 PEOPLE, SHOTS = 16, 3  # 1,080 impostor pairs: enough for FAR 1e-2

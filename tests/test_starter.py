@@ -17,7 +17,7 @@ import oaml
 from oaml.datasets.drawn import draw_face
 from oaml.main import main
 from oaml.model import Model
-from oaml.recognise import STARTER
+from oaml.recognition.recognise import STARTER
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CARD = (STARTER / "README.md").read_text(encoding="utf-8")

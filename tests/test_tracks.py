@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from conftest import small_model
-from oaml.align import STANDARD_LANDMARKS
 from oaml.datasets.drawn import draw_face
-from oaml.detect import Face
 from oaml.errors import OamlError
 from oaml.model import Model
-from oaml.recognise import Recogniser
-from oaml.tracks import FRAMES_AWAY, FacesOfFrame, Track, _assign, find_tracks
-from oaml.video import Frame, is_video, read_frames
+from oaml.photographs.align import STANDARD_LANDMARKS
+from oaml.photographs.detect import Face
+from oaml.photographs.video import Frame, is_video, read_frames
+from oaml.recognition.recognise import Recogniser
+from oaml.recognition.tracks import FRAMES_AWAY, FacesOfFrame, Track, _assign, find_tracks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, HEIGHT = 480, 130

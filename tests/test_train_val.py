@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from oaml.data import DataConfig
 from oaml.errors import OamlError
-from oaml.files import write_file
 from oaml.head import HeadConfig
 from oaml.losses import NonFiniteLoss
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.qaconv import QAConvConfig
+from oaml.support.files import write_file
 from oaml.template import COLUMNS
 from oaml.train_val import OcclusionFace, OptimiserConfig, TrainConfig, build_model, train
 from oaml.weights import Preprocessing

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 
 from conftest import small_model
-from oaml import terminal
-from oaml import verify as module
 from oaml.datasets.drawn import draw_face
-from oaml.decision import LEAST_SHARED, decide, fitted_threshold
 from oaml.errors import OamlError
 from oaml.evaluation.scoring import score
 from oaml.main import main, parser_of
 from oaml.model import Model, ModelConfig
+from oaml.recognition import terminal
+from oaml.recognition import verify as module
+from oaml.recognition.decision import LEAST_SHARED, decide, fitted_threshold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -423,7 +423,7 @@ def test_a_switch_stands_alone_or_with_a_value(said: list[str], meant: bool) -> 
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, oaml.verify; print(*sorted(m.partition('.')[0] for m in sys.modules))"
+    code = "import sys, oaml.recognition.verify; print(*sorted(m.partition('.')[0] for m in sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0
     assert not {"torch", "matplotlib", "rich", "cv2", "lightning"} & set(result.stdout.split())

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from oaml.errors import OamlError
-from oaml.files import read_image
 from oaml.net import Backbone, NetConfig, build_backbone
+from oaml.support.files import read_image
 from oaml.weights import Preprocessing, load_backbone, read_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import DrawnFolder, People, PeopleFolder, Split, split_name
 from oaml.errors import OamlError
-from oaml.files import FACE_SIZE, list_images, read_image
 from oaml.occluders import KINDS, Occluded, load_mask_pictures, occlude
+from oaml.support.files import FACE_SIZE, list_images, read_image
 
 Item = tuple[int, int]  # index into a dataset, seed of its random choices
 

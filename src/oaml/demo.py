@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from oaml.data import DataConfig
 from oaml.datasets.drawn import DrawnPeople
 from oaml.errors import OamlError, command, missing_package
-from oaml.files import write_file
 from oaml.head import HeadConfig
 from oaml.losses import LossWeights
 from oaml.main import main
 from oaml.net import NetConfig
 from oaml.qaconv import QAConvConfig
+from oaml.support.files import write_file
 from oaml.train_val import OptimiserConfig, TrainConfig
 
 if TYPE_CHECKING:

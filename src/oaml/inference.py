@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.progress import progress
+from oaml.kernels.threads import one_thread_each
+from oaml.support.progress import progress
 from oaml.template import COLUMNS, Templates
-from oaml.threads import one_thread_each
 
 if TYPE_CHECKING:
     import torch

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from oaml import native
+from oaml.kernels import native
+from oaml.kernels.best_matches import spread
 from oaml.visibility import CELLS, GRID, cell_visibility, overlap_of, unseen_and_overlap
-from oaml.winners import spread
 
 KNOTS = 21  # of the offset, evenly over shares from 0 to 1
 BLOCK = 96  # faces on either side that a thread compares at a time in compiled loops
@@ -144,7 +144,7 @@ class Fusion(nn.Module):
 
     The sum of the logits, less what pairs of different people reach for other reasons than their faces: an offset of the share
     that the two don't both show, and, where both hide the same part, more the more their plain embeddings agree, which then is
-    about the covers. Both are fitted after training (`oaml.evaluation.calibration`), so that one threshold keeps its
+    about the covers. Both are fitted after training (`oaml.adaptation.calibration`), so that one threshold keeps its
     false-accept rate.
     """
 

@@ -16,7 +16,7 @@ from oaml import __version__
 from oaml.errors import OamlError, missing_package
 
 if TYPE_CHECKING:
-    from oaml.arguments import Parser
+    from oaml.support.arguments import Parser
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ COMMANDS = {
         "oaml train --config configs/default.yaml --data.people faces/ --out runs/first",
     ),
     "adapt": Command(
-        "oaml.adapt:adapt",
+        "oaml.adaptation.adapt:adapt",
         "make any checkpoint occlusion-aware in minutes, on a CPU",
         "oaml adapt --backbone weights.pth --people faces/ --out runs/adapted",
     ),
@@ -55,7 +55,7 @@ COMMANDS = {
         "oaml score runs/first/best --images faces/ --pairs pairs.csv --out scores.csv",
     ),
     "verify": Command(
-        "oaml.verify:verify",
+        "oaml.recognition.verify:verify",
         "are two faces the same person? Decision, score, threshold, and how much of the face both show",
         "oaml verify a.jpg b.jpg --model runs/adapted --draw why.png",
     ),
@@ -75,17 +75,17 @@ COMMANDS = {
         "oaml gallery staff --delete Ann",
     ),
     "embed": Command(
-        "oaml.embed:embed",
+        "oaml.templates.embed:embed",
         "a folder of faces to one file of int8 templates, as fast as the machine allows",
         "oaml embed runs/adapted --images faces/ --out faces.safetensors",
     ),
     "align": Command(
-        "oaml.photographs:align_folder",
+        "oaml.photographs.command:align_folder",
         "cut the faces out of photographs, aligned to 112x112",
         "oaml align photographs/ --out faces",
     ),
     "download": Command(
-        "oaml.download:download",
+        "oaml.support.download:download",
         "fetch a published file, once and checked: the face detector, a backbone",
         "oaml download yunet",
     ),
@@ -201,7 +201,7 @@ def _run(name: str, arguments: list[str]) -> None:
 
 def parser_of(name: str) -> tuple[Parser, Any]:
     """The argument parser of a command and its function."""
-    from oaml.arguments import Parser
+    from oaml.support.arguments import Parser
 
     command = COMMANDS[name]
     module, _, attribute = command.function.partition(":")

@@ -13,13 +13,13 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from oaml.errors import OamlError
-from oaml.files import write_folder
 from oaml.joint import Compared, Fusion, Joint
+from oaml.kernels.best_matches import spread
 from oaml.net import FaceOutput, Net, NetConfig
 from oaml.qaconv import Precision, QAConv, QAConvConfig
+from oaml.support.files import write_folder
 from oaml.template import Scores, Templates
 from oaml.weights import Preprocessing, load_backbone
-from oaml.winners import spread
 
 PROBES, GALLERY = 64, 512  # whom a thread compares at a time in fused_above()
 FORMAT = 3  # of config.json; raised when an older reader would misread it

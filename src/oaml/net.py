@@ -23,8 +23,8 @@ from typing import ClassVar, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from oaml.files import FACE_SIZE
-from oaml.prelu import PReLU
+from oaml.kernels.prelu import PReLU
+from oaml.support.files import FACE_SIZE
 from oaml.visibility import CELLS, GRIDS, on_grid
 
 Architecture = Literal[

@@ -16,7 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oaml.winners import BestMatches, best_matches, pair_best_matches, paired_best_matches, spread
+from oaml.kernels.best_matches import (
+    BestMatches,
+    best_matches,
+    pair_best_matches,
+    paired_best_matches,
+    spread,
+)
 
 Method = Literal["none", "scaling", "normalized"]
 METHODS: tuple[Method, ...] = ("none", "scaling", "normalized")

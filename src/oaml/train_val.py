@@ -36,8 +36,6 @@ from oaml.data import (
 )
 from oaml.datasets.people import People
 from oaml.errors import OamlError
-from oaml.evaluation.metrics import auc, tar_at_far
-from oaml.files import FACE_SIZE, write_file
 from oaml.head import HeadConfig, build_head
 from oaml.inference import as_input
 from oaml.losses import (
@@ -54,6 +52,8 @@ from oaml.model import Model, ModelConfig
 from oaml.net import FaceOutput, NetConfig
 from oaml.occluders import occlude
 from oaml.qaconv import QAConvConfig
+from oaml.support.files import FACE_SIZE, write_file
+from oaml.support.metrics import auc, tar_at_far
 from oaml.template import Templates
 from oaml.visibility import mask_to_cells
 from oaml.weights import Preprocessing
@@ -433,7 +433,7 @@ class Keeper(Callback):
         module.model.train(training)
 
     def _picture(self, trainer: L.Trainer, module: OcclusionFace) -> None:
-        from oaml.drawing import draw_map_sheet
+        from oaml.support.maps import draw_map_sheet
 
         assert module.latest is not None
         images, masks, maps = (part.float().cpu() for part in module.latest)

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oaml.datasets.people import PeopleFolder, split_name
-from oaml.files import write_file
 from oaml.net import MobileFaceNet, build_backbone
 from oaml.occluders import KINDS, Occluder
-from oaml.progress import progress
+from oaml.support.files import write_file
+from oaml.support.progress import progress
 from oaml.visibility import mask_to_cells
 from oaml.weights import LoadedBackbone, load_backbone
 

@@ -18,15 +18,15 @@ import torch
 from distil import distil
 from safetensors.torch import load_file, save_file
 
-from oaml.adapt import adapt
+from oaml.adaptation.adapt import adapt
+from oaml.adaptation.held_out import ALL, BARE, HeldOut, scores, tars
 from oaml.datasets.people import PeopleFolder, split_name
-from oaml.evaluation.heldout import ALL, BARE, HeldOut, scores, tars
-from oaml.evaluation.metrics import kfold_accuracy
-from oaml.files import write_file, write_folder
 from oaml.main import keep_freed_memory
 from oaml.model import Model, ModelConfig
 from oaml.occluders import load_mask_pictures
-from oaml.recognise import STARTER
+from oaml.recognition.recognise import STARTER
+from oaml.support.files import write_file, write_folder
+from oaml.support.metrics import kfold_accuracy
 
 sys.path.append(str(Path(__file__).parents[1]))
 from mfr2 import real_masks

@@ -63,7 +63,7 @@ def best_rates(device: torch.device, copied: int = 2**28, side: int = 8192) -> R
 
 def measure(case: Case, rates: Rates, device: torch.device) -> dict[str, object]:
     """One case: plain and fused, forward and forward with backward."""
-    from oaml import winners_triton as best_matches_triton
+    from oaml.kernels import best_matches_triton
 
     faces, channels, cells = case
     generator = torch.Generator().manual_seed(0)

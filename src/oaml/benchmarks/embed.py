@@ -11,14 +11,14 @@ from pathlib import Path
 import cv2
 import torch
 
-from oaml.cache import faster_in_bfloat16
+from oaml.adaptation.cache import faster_in_bfloat16
 from oaml.datasets.drawn import draw_face
-from oaml.embed import BATCH, FastExtractor
-from oaml.files import read_image
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
-from oaml.quantised import QuantisedTemplates
+from oaml.support.files import read_image
 from oaml.template import Templates
+from oaml.templates.embed import BATCH, FastExtractor
+from oaml.templates.quantised import QuantisedTemplates
 
 IMAGES = 128
 ROUNDS = 4

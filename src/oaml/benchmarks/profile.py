@@ -15,11 +15,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from oaml.data import DataConfig
-from oaml.embed import BATCH, FastExtractor
-from oaml.files import FACE_SIZE
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
+from oaml.support.files import FACE_SIZE
 from oaml.template import Templates
+from oaml.templates.embed import BATCH, FastExtractor
 from oaml.train_val import OcclusionFace, TrainConfig
 
 SHOWN = 8

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oaml import native
 from oaml.benchmarks.joint import fastest
+from oaml.kernels import native
+from oaml.kernels.best_matches import BestMatches
 from oaml.qaconv import Precision, QAConv, apply_occlusion_weight
-from oaml.winners import BestMatches
 
 Measured = TypeVar("Measured")
 SIDE = 7

@@ -20,17 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oaml.errors import OamlError
-from oaml.files import FACE_SIZE
 from oaml.gallery.folder import Entry
 from oaml.gallery.gallery import CANDIDATES, Gallery, create
 from oaml.gallery.rows import PATTERNS, Packing, probe_vectors, table
 from oaml.gallery.store import INDEXED_FROM, Store
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
-from oaml.quantised import QuantisedTemplates
-from oaml.recognise import Recogniser
+from oaml.recognition.recognise import Recogniser
+from oaml.support.files import FACE_SIZE
 from oaml.template import Templates
-from oaml.template_file import load, model_id
+from oaml.templates.file import load, model_id
+from oaml.templates.quantised import QuantisedTemplates
 from oaml.visibility import GRID
 
 PARENTS, ALIKE = 4, 0.7

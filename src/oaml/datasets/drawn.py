@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.files import FACE_SIZE, check_empty, write_file
 from oaml.occluders.canvas import curve
 from oaml.occluders.texture import skin_colour, smooth_noise
+from oaml.support.files import FACE_SIZE, check_empty, write_file
 
 _TWICE = 2
 _SIDE = FACE_SIZE * _TWICE

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.files import FACE_SIZE, list_images, read_image, read_mask
+from oaml.support.files import FACE_SIZE, list_images, read_image, read_mask
 
 
 class MaskedFolder:

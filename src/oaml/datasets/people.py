@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.files import IMAGE_SUFFIXES, read_image
+from oaml.support.files import IMAGE_SUFFIXES, read_image
 
 Split = Literal["train", "calibrate", "report"]
 

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oaml.datasets.people import group_of, person_of
-from oaml.evaluation import metrics
 from oaml.evaluation.protocols import Identification, Pairs, labels
 from oaml.evaluation.results import (
     BOTH_OCCLUDED,
@@ -40,8 +39,9 @@ from oaml.evaluation.results import (
     MapQuality,
     Side,
 )
-from oaml.files import read_image
 from oaml.inference import extract, score_all, score_pairs
+from oaml.support import metrics
+from oaml.support.files import read_image
 from oaml.template import COLUMNS, Templates
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class MeasuredFaces:
 
         label = f"faces, {condition}" + (" (shared occluders)" if shared else "")
         if self.images.is_file():  # templates of unoccluded images
-            from oaml.template_file import load
+            from oaml.templates.file import load
 
             templates = load(self.images).faces(self.model, names)
         else:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from oaml.drawing import BLUE, GREEN, GREY, MAP_STYLE, ORANGE, PINK, SKY, save_figure
-from oaml.evaluation.metrics import Roc, roc
 from oaml.evaluation.results import Robustness
 from oaml.evaluation.tables import kind_name
+from oaml.support.maps import BLUE, GREEN, GREY, MAP_STYLE, ORANGE, PINK, SKY, save_figure
+from oaml.support.metrics import Roc, roc
 from oaml.template import TITLES
 
 if TYPE_CHECKING:

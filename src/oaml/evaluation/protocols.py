@@ -174,7 +174,7 @@ def _filled(file: Path, line: int, column: str, value: str) -> None:
 def _need_images(file: Path, images: str | Path, used: dict[str, int]) -> None:
     images = Path(images)
     if images.is_file():
-        from oaml.template_file import load
+        from oaml.templates.file import load
 
         held = set(load(images).paths)
         missing = [(f"{path}: not in {images}", line) for path, line in used.items() if path not in held]

@@ -12,14 +12,15 @@ import numpy as np
 from oaml import __version__
 from oaml.datasets.people import person_of
 from oaml.errors import OamlError
-from oaml.evaluation import conditions, metrics, page
+from oaml.evaluation import conditions, page
 from oaml.evaluation.conditions import IMPOSTOR_LIMIT, Measured, MeasuredFaces
 from oaml.evaluation.protocols import Pairs, labels, read_identification, read_pairs
 from oaml.evaluation.results import PAIR_CLASSES, UNOCCLUDED, DrawnOccluders, Report, Side
 from oaml.evaluation.summary import CURVE_FAR, PairStatistics, identification_result, with_all
 from oaml.evaluation.tables import SHORT, all_tables, condition_name, markdown, show
-from oaml.files import write_file
 from oaml.inference import BATCH_SIZE, load_model
+from oaml.support import metrics
+from oaml.support.files import write_file
 from oaml.template import COLUMNS, TITLES
 
 
@@ -50,7 +51,7 @@ def evaluate(
     image's path alone, as in `oaml occlude`. Whatever side is asked for, pairs are also measured with one and with both
     images occluded, each by its own occluder and by the same one (see `oaml.evaluation.conditions`); of long lists a fixed
     random part. An interval in brackets covers 95 % of what other people would give (see
-    `oaml.evaluation.metrics.summarise`); a person is a folder of images.
+    `oaml.support.metrics.summarise`); a person is a folder of images.
 
     Example:
         oaml evaluate runs/first/best --images faces --pairs pairs.csv --out report --occlude niqab,mask
@@ -318,7 +319,7 @@ def _brief(path: str, length: int = 34) -> str:
 
 
 def _draw_maps(path: Path, faces: MeasuredFaces) -> Path:
-    from oaml.drawing import draw_map_sheet
+    from oaml.support.maps import draw_map_sheet
 
     each = max(2, 8 // len(faces.examples))
     rows, names = [], []

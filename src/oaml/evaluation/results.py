@@ -12,7 +12,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from oaml.evaluation.metrics import Interval
+from oaml.support.metrics import Interval
 
 if TYPE_CHECKING:
     from oaml.model import ModelConfig

@@ -9,8 +9,8 @@ import numpy as np
 
 from oaml.errors import OamlError
 from oaml.evaluation.protocols import read_pairs
-from oaml.files import read_image, write_file
 from oaml.inference import BATCH_SIZE, extract, load_model, score_pairs
+from oaml.support.files import read_image, write_file
 
 
 def score(
@@ -56,7 +56,7 @@ def score(
     names = sorted({*listed.path_a, *listed.path_b})
     place = {path: i for i, path in enumerate(names)}
     if images.is_file():
-        from oaml.template_file import load
+        from oaml.templates.file import load
 
         faces = load(images).faces(loaded, names)
     else:

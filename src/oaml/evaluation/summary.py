@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from oaml.datasets.people import person_of
-from oaml.evaluation import metrics, results
+from oaml.evaluation import results
 from oaml.evaluation.conditions import IMPOSTOR_LIMIT, Measured, Pool, Trials
 from oaml.evaluation.protocols import Identification, Pairs, labels
 from oaml.evaluation.results import (
@@ -22,6 +22,7 @@ from oaml.evaluation.results import (
     Measures,
     OperatingPoint,
 )
+from oaml.support import metrics
 from oaml.template import COLUMNS
 
 CURVE_FAR = 1e-2

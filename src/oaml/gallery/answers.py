@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from oaml.decision import LEAST_SHARED, Answer, Decision, Threshold, decide, told_apart
-from oaml.detect import Face
+from oaml.photographs.detect import Face
+from oaml.recognition.decision import LEAST_SHARED, Answer, Decision, Threshold, decide, told_apart
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oaml.errors import OamlError
-from oaml.files import printable
+from oaml.support.files import printable
 
 if TYPE_CHECKING:
-    from oaml.gallery import Gallery
     from oaml.gallery.answers import Duplicates, SearchAnswer
-    from oaml.tracks import Track
+    from oaml.gallery.gallery import Gallery
+    from oaml.recognition.tracks import Track
 
 SHOWN = 100
 """Pairs of duplicates listed on the terminal."""
@@ -50,8 +50,8 @@ def enroll(
     Raises:
         OamlError: no such folder, not one image that can be enrolled, or a gallery of another model.
     """
-    from oaml.gallery import Gallery
-    from oaml.recognise import load
+    from oaml.gallery.gallery import Gallery
+    from oaml.recognition.recognise import load
 
     opened = Gallery(gallery, load(model, detector, device))
     changed = opened.enroll_folder(folder, thumbnails)
@@ -106,10 +106,10 @@ def search(
     Raises:
         OamlError: no gallery or one of another model, a bad image, rate, threshold or name for the picture.
     """
-    from oaml.gallery import Gallery
-    from oaml.picture import need_free_name
-    from oaml.recognise import load
-    from oaml.video import is_video
+    from oaml.gallery.gallery import Gallery
+    from oaml.photographs.video import is_video
+    from oaml.recognition.picture import need_free_name
+    from oaml.recognition.recognise import load
 
     if draw is not None:
         draw = Path(draw)
@@ -175,7 +175,7 @@ def gallery(
         OamlError: no gallery, nobody of a name, a file that is no export or of another model, no threshold for the rate, or more
             than one thing to do.
     """
-    from oaml.gallery import Gallery
+    from oaml.gallery.gallery import Gallery
 
     asked = [name for name, value in _options(delete, rename, export, restore, duplicates) if value]
     if len(asked) > 1:
@@ -183,7 +183,7 @@ def gallery(
     if rename and len(rename) != 2:
         raise OamlError(f"--rename: takes a name and the new one, not {len(rename)}; quote names with spaces")
     if duplicates:
-        from oaml.recognise import load
+        from oaml.recognition.recognise import load
 
         named = Gallery(path, load(model, device=device)).duplicates(far)
         if json:
@@ -230,7 +230,7 @@ def _print_duplicates(path: str, named: Duplicates) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from oaml.terminal import origin
+    from oaml.recognition.terminal import origin
 
     console = Console(highlight=False)
     if named.pairs:
@@ -252,8 +252,8 @@ def _print_duplicates(path: str, named: Duplicates) -> None:
 
 def _draw(gallery: Gallery, name: str, answer: SearchAnswer, draw: Path) -> str | None:
     """Draw a face beside the best candidate; or say why not."""
-    from oaml.explain import explain_pair
-    from oaml.picture import draw_pair
+    from oaml.recognition.explain import explain_pair
+    from oaml.recognition.picture import draw_pair
 
     if not answer.candidates:
         return "nobody is enrolled"
@@ -276,7 +276,7 @@ def _print(answers: list[SearchAnswer], tracks: list[Track]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from oaml.terminal import origin, print_decision
+    from oaml.recognition.terminal import origin, print_decision
 
     console = Console(highlight=False)
     for number, answer in enumerate(answers, 1):

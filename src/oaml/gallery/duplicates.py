@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 import torch
 
-from oaml.decision import LEAST_SHARED
 from oaml.gallery.answers import Duplicate
 from oaml.gallery.rows import Packing
 from oaml.gallery.store import Store, quoted
 from oaml.inference import gathered
 from oaml.model import Model
-from oaml.progress import progress
+from oaml.recognition.decision import LEAST_SHARED
+from oaml.support.progress import progress
 from oaml.template import Templates
 from oaml.visibility import shared_visibility
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oaml.errors import OamlError
-from oaml.files import write_file
 from oaml.gallery.folder import Entry
 from oaml.gallery.rows import Packing, table
 from oaml.gallery.store import Store
-from oaml.template_file import Layout, PartialFile, TemplateFile, load
+from oaml.support.files import write_file
+from oaml.templates.file import Layout, PartialFile, TemplateFile, load
 
 if TYPE_CHECKING:
     import pyarrow as pa

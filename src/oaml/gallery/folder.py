@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.files import Image, list_images
+from oaml.support.files import Image, list_images
 
 
 class Entry(NamedTuple):

@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from oaml.decision import Threshold
 from oaml.errors import OamlError, command
-from oaml.files import Image, name_of
 from oaml.gallery.answers import Candidate, Duplicates, Enrolled, Person, SearchAnswer, judge
 from oaml.gallery.folder import Entry, changes, digest, listed
 from oaml.gallery.store import Store, quoted
-from oaml.progress import progress
+from oaml.recognition.decision import Threshold
+from oaml.support.files import Image, name_of
+from oaml.support.progress import progress
 
 if TYPE_CHECKING:
-    from oaml.detect import Face
     from oaml.gallery.rows import Packing
-    from oaml.recognise import Recogniser
+    from oaml.photographs.detect import Face
+    from oaml.recognition.recognise import Recogniser
+    from oaml.recognition.tracks import Track
     from oaml.template import Templates
-    from oaml.tracks import Track
 
 GALLERY_FORMAT = 1
 CANDIDATES = 100
@@ -155,7 +155,7 @@ class Gallery:
 
     def _add(self, entries: Sequence[Entry], crops: Sequence[np.ndarray], thumbnails: bool) -> None:
         from oaml.gallery.rows import Packing, table
-        from oaml.quantised import QuantisedTemplates
+        from oaml.templates.quantised import QuantisedTemplates
 
         recogniser = self._need_recogniser()
         faces = QuantisedTemplates.of(recogniser.templates(crops))
@@ -316,7 +316,7 @@ class Gallery:
         if not rows:
             return None
         if rows[0]["thumbnail"] is not None:
-            from oaml.files import read_photograph
+            from oaml.support.files import read_photograph
 
             return read_photograph(rows[0]["thumbnail"])
         source = Path(rows[0]["source"])
@@ -364,7 +364,7 @@ class Gallery:
 
     @cached_property
     def _model(self) -> str:
-        from oaml.template_file import model_id
+        from oaml.templates.file import model_id
 
         return model_id(self._need_recogniser().model)
 

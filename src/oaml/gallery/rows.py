@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oaml.gallery.folder import Entry
-from oaml.quantised import QuantisedTemplates
 from oaml.template import Templates, pooled
+from oaml.templates.quantised import QuantisedTemplates
 from oaml.visibility import GRID, cell_visibility
 
 if TYPE_CHECKING:

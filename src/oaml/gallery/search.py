@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from oaml.decision import LEAST_SHARED
 from oaml.gallery.answers import Candidate
 from oaml.gallery.rows import Packing, probe_vectors
 from oaml.gallery.store import Store, quoted
 from oaml.model import Model
+from oaml.recognition.decision import LEAST_SHARED
 from oaml.template import Templates
 from oaml.visibility import shared_visibility
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.files import FACE_SIZE
 from oaml.occluders.canvas import STYLES, Canvas, Occluded, Style
 from oaml.occluders.kinds_fabric import mask, niqab, scarf
 from oaml.occluders.kinds_other import hand, patch, sunglasses
 from oaml.occluders.material import retexture
 from oaml.occluders.pictures import fit_picture
+from oaml.support.files import FACE_SIZE
 
 _DRAW: dict[str, Callable[[np.random.Generator, Style, Canvas], None]] = {
     "niqab": niqab,

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from oaml.files import FACE_SIZE
+from oaml.support.files import FACE_SIZE
 
 Style = Literal["a", "b"]
 STYLES: tuple[Style, ...] = ("a", "b")

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.files import check_empty, list_images, png_names, read_image, write_file
 from oaml.occluders.api import Occluder, check_kind
 from oaml.occluders.canvas import Style
 from oaml.occluders.pictures import load_mask_pictures
-from oaml.progress import progress
+from oaml.support.files import check_empty, list_images, png_names, read_image, write_file
+from oaml.support.progress import progress
 
 
 def occlude_folder(

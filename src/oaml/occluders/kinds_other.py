@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from oaml.files import FACE_SIZE
 from oaml.occluders.canvas import (
     MID,
     TWICE,
@@ -29,6 +28,7 @@ from oaml.occluders.canvas import (
     stroked,
 )
 from oaml.occluders.texture import draped, grain, hsv, lit, pattern, skin_colour, smooth_noise
+from oaml.support.files import FACE_SIZE
 
 _EYES = np.array([[38.3, 51.7], [73.5, 51.5]])
 

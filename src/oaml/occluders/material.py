@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from oaml.files import FACE_SIZE
 from oaml.occluders.canvas import Occluded, X, Y, along
 from oaml.occluders.texture import smooth_noise
+from oaml.support.files import FACE_SIZE
 
 
 def retexture(

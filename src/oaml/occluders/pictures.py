@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.files import FACE_SIZE, list_images
 from oaml.occluders.canvas import MID, TWICE, Canvas, X, pose
+from oaml.support.files import FACE_SIZE, list_images
 
 
 def load_mask_pictures(folder: str | Path) -> list[np.ndarray]:

@@ -11,8 +11,8 @@ import math
 import cv2
 import numpy as np
 
-from oaml.files import FACE_SIZE
 from oaml.occluders.canvas import Style, X, Y, along
+from oaml.support.files import FACE_SIZE
 
 Range = tuple[float, float]
 

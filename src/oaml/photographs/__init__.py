@@ -1,0 +1,1 @@
+"""Photographs and videos to upright, aligned faces."""

@@ -1,0 +1,89 @@
+"""`oaml align`: a folder of photographs to a folder of aligned faces."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from oaml.errors import OamlError
+from oaml.photographs.subjects import find_subjects, load_detector
+from oaml.support.files import check_empty, list_images, png_names, write_file
+
+
+def align_folder(
+    folder: Path,
+    *,
+    out: Path,
+    detector: Path | None = None,
+    model: str | None = None,
+    all: bool = False,
+    refine: bool = False,
+    device: str = "auto",
+) -> None:
+    """Cut the faces out of a folder of photographs, aligned to 112x112.
+
+    `FOLDER/PERSON/NAME.jpg` becomes `OUT/PERSON/NAME.png`: the largest face, or with `all` every face, the second as
+    `NAME_2.png`. Images of 112x112 are aligned already and are taken as they are, but for `refine`. Files without a face that
+    can be used are listed at the end.
+
+    Example:
+        oaml align photographs --out faces
+
+    Args:
+        folder: photographs in any depth of folders.
+        out: a new or an empty folder.
+        detector: a YuNet file; by default the one of `oaml download yunet`.
+        model: a model folder; landmarks that it says are occluded count less.
+        all: write every face of a photograph.
+        refine: move images of 112x112 too. Whoever aligned them guessed the landmarks beneath masks and veils.
+        device: for the model: cpu, cuda, or auto for a GPU where there is one.
+
+    Raises:
+        OamlError: an `out` that holds files, a bad detector or model, two photographs that would be written under one name, or
+            not a single face.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    folder, out = Path(folder), Path(out)
+    check_empty(out)
+    paths = list_images(folder)
+    names = png_names(folder, paths)
+    finder = load_detector(detector)
+    if finder is None:
+        for path in paths:  # before anything is written
+            find_subjects(path, None)
+
+    from PIL import Image
+
+    from oaml.photographs.refine import refined_crop  # torch, once all has been checked
+
+    weigher = None
+    if model is not None:
+        from oaml.inference import load_model
+
+        weigher = load_model(model, device)
+    written, left_out = 0, []
+    for name, path in track(names.items(), "aligning", console=Console(stderr=True), total=len(names)):
+        try:
+            subjects = find_subjects(path, finder)
+        except OamlError as error:
+            left_out.append(str(error))
+            continue
+        for number, subject in enumerate(subjects if all else subjects[:1], 1):
+            target = name if number == 1 else name.with_name(f"{name.stem}_{number}.png")
+            if number > 1 and target in names:
+                raise OamlError(
+                    f"{path}: its face {number} would be written under the name of {names[target]}; rename one of them"
+                )
+            crop = subject.crop(weigher)
+            aligned = refined_crop(crop) if refine and subject.face is None else crop
+            write_file(out / target, Image.fromarray(aligned).save)
+            written += 1
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    if not written:
+        raise OamlError(
+            f"{folder}: no face in any of {len(paths)} photographs; choose sharper or closer ones"
+        )
+    print(f"{out}: {written} faces of {len(paths) - len(left_out)} photographs, {len(left_out)} left out")

@@ -1,0 +1,181 @@
+"""The Python API: `oaml.load()` gives a model with its detector, which takes images as they come.
+
+Colour order, said once: arrays are RGB. An image of 112x112 pixels is a face that is aligned already; in any other one faces are
+found and aligned, which needs a detector. Scores: higher is more similar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from oaml.errors import OamlError
+from oaml.photographs.detect import Detector, Face
+from oaml.photographs.subjects import Subject, find_subjects, is_aligned, large_enough, load_detector
+from oaml.recognition.decision import Threshold, VerifyAnswer, decide_pairs, fitted_threshold
+from oaml.support.files import Image, name_of, read_photograph
+
+if TYPE_CHECKING:
+    from oaml.model import Model
+    from oaml.recognition.tracks import FacesOfFrame, Track
+    from oaml.template import Templates
+
+STARTER = Path(__file__).parents[1] / "starter"
+"""The model folder that comes with the package."""
+
+
+def load(
+    model: str | Path | None = None, detector: str | Path | None = None, device: str = "auto"
+) -> Recogniser:
+    """A model and a detector, ready for images.
+
+    Args:
+        model: a model folder, as `oaml adapt --out` writes it; by default the starter model of the package.
+        detector: a YuNet file; by default the one of `oaml download yunet`, or none: aligned faces need none.
+        device: cpu, cuda, or auto for a GPU where there is one.
+
+    Raises:
+        OamlError: no such model, detector or device.
+    """
+    from oaml.inference import load_model
+
+    finder = load_detector(None if detector is None else Path(detector))
+    folder = str(STARTER if model is None else model)
+    return Recogniser(load_model(folder, device), finder, "starter" if model is None else folder)
+
+
+class Recogniser:
+    """A model with its detector; not to be shared between threads.
+
+    Args:
+        model: in eval mode, on any device.
+        detector: None for aligned faces alone.
+        name: of the model in errors and answers.
+    """
+
+    def __init__(self, model: Model, detector: Detector | None = None, name: str = "the model") -> None:
+        self.model, self.detector, self.name = model, detector, name
+
+    def detect(self, image: Image) -> list[Face]:
+        """All faces of an image with box, five landmarks and confidence, the largest and surest first; none is an empty list.
+
+        Raises:
+            OamlError: an unreadable image, or no detector.
+        """
+        if self.detector is None:
+            raise OamlError(
+                f"{name_of(image)}: finding faces needs a detector; `oaml download yunet` gets one, "
+                "oaml.load(detector=FILE) names one"
+            )
+        return self.detector.find(read_photograph(image))
+
+    def subjects(self, image: Image) -> list[Subject]:
+        """The faces of an image that are large enough to be compared, the largest and surest first; one at least.
+
+        Raises:
+            OamlError: an unreadable image, no face, too small a face, or no detector for an image that is no aligned face.
+        """
+        return find_subjects(image, self.detector)
+
+    def faces_of_frame(self, frame: np.ndarray) -> FacesOfFrame | None:
+        """As `subjects`, of one frame of a video, uint8 RGB [H,W,3]; None where there is no face."""
+        from oaml.recognition.tracks import FacesOfFrame
+
+        subjects = [Subject(frame, None)] if is_aligned(frame) else large_enough(frame, self.detect(frame))
+        if not subjects:
+            return None
+        crops = [self.crop(subject) for subject in subjects]
+        return FacesOfFrame([subject.face for subject in subjects], crops, self.templates(crops))
+
+    def tracks(self, video: str | Path, every: int = 1) -> list[Track]:
+        """The faces of a video or of a folder of frames, each followed through it; see `oaml.recognition.tracks`.
+
+        Args:
+            video: a file, or a folder of images in the order of their names.
+            every: look at every n-th frame only.
+
+        Raises:
+            OamlError: a video or frame that can't be read; no detector; a model without thresholds.
+        """
+        from oaml.photographs.video import read_frames
+        from oaml.recognition.tracks import SAME_TRACK_FAR, find_tracks
+
+        threshold = self.threshold(SAME_TRACK_FAR)
+        if threshold is None:
+            raise OamlError(
+                f"{self.name}: has no thresholds, without which faces can't be followed; fit them with `oaml adapt`"
+            )
+        frames = ((number, self.faces_of_frame(frame)) for number, frame in read_frames(video, every))
+        return find_tracks(self.model, threshold.value, frames)
+
+    def align(self, image: Image) -> list[np.ndarray]:
+        """The same faces as aligned crops, uint8 RGB [112,112,3]; landmarks that the model says are occluded count less."""
+        return [self.crop(subject) for subject in self.subjects(image)]
+
+    def crop(self, subject: Subject) -> np.ndarray:
+        """The aligned face of a subject, uint8 RGB [112,112,3]."""
+        return subject.crop(self.model)
+
+    def templates(self, crops: Sequence[np.ndarray]) -> Templates:
+        """What is kept of aligned faces, on the CPU.
+
+        Args:
+            crops: one or more, uint8 RGB [112,112,3].
+        """
+        from oaml.inference import extract
+
+        return extract(self.model, crops, len(crops))
+
+    def represent(self, images: Image | Sequence[Image]) -> Templates:
+        """Templates of the largest face of each image.
+
+        Args:
+            images: one image or a list of them; none may be without a face.
+
+        Raises:
+            OamlError: an empty list, or an image that `subjects` refuses.
+        """
+        several: list[Image] = list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
+        if not several:
+            raise OamlError("represent: no images; give one at least")
+        return self.templates([self.crop(self.subjects(image)[0]) for image in several])
+
+    def threshold(self, far: float = 0.001, own: float | None = None) -> Threshold | None:
+        """The threshold to decide by: the user's own or, without one, the model's at a false-accept rate.
+
+        See `oaml.recognition.decision.fitted_threshold`.
+        """
+        return fitted_threshold(self.model.config, far, self.name) if own is None else Threshold.of_user(own)
+
+    def verify(self, a: Image, b: Image, far: float = 0.001, threshold: float | None = None) -> VerifyAnswer:
+        """Are the largest faces of two images one person?
+
+        Args:
+            a, b: images.
+            far: share of impostor pairs that may pass; one of those that the model has thresholds for.
+            threshold: decide at this fused score instead, 0 included.
+
+        Raises:
+            OamlError: as `subjects`; a rate without a threshold, or a threshold that is no finite number.
+        """
+        return self.verify_subjects(self.subjects(a)[:1], self.subjects(b)[:1], far, threshold)[0]
+
+    def verify_all(
+        self, a: Image, b: Image, far: float = 0.001, threshold: float | None = None
+    ) -> list[VerifyAnswer]:
+        """`verify` for every face of one image with every face of the other, the largest with the largest first."""
+        return self.verify_subjects(self.subjects(a), self.subjects(b), far, threshold)
+
+    def verify_subjects(
+        self, a: Sequence[Subject], b: Sequence[Subject], far: float = 0.001, threshold: float | None = None
+    ) -> list[VerifyAnswer]:
+        """`verify_all` for faces that were looked for before."""
+        limit = self.threshold(far, threshold)
+        crops = [self.crop(subject) for subject in (*a, *b)]
+        pairs = list(product(range(len(a)), range(len(a), len(a) + len(b))))
+        faces = [subject.face for subject in (*a, *b)]
+        return decide_pairs(self.model, crops, pairs, limit, faces)

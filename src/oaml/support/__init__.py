@@ -1,0 +1,1 @@
+"""Files, downloads, progress bars, drawings of maps, and metrics as pure functions."""

@@ -1,0 +1,1 @@
+"""What is kept of a face: in a byte a number, in files, of whole folders."""

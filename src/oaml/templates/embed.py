@@ -1,0 +1,176 @@
+"""`oaml embed`: a folder of aligned faces to one file of int8 templates, with every core busy and in constant memory.
+
+Readers decode images ahead; on a CPU every core then takes batches of its own on one thread, which is faster than all cores on one
+batch, through a network whose batch normalisation is folded into its convolutions. Faces are written in their order, so that a run
+that was killed goes on where it stopped and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from oaml.errors import OamlError
+from oaml.inference import as_input, load_model
+from oaml.kernels.threads import one_thread_each
+from oaml.support.files import FACE_SIZE, list_images, read_image
+from oaml.support.progress import progress
+
+if TYPE_CHECKING:
+    from oaml.model import Model
+    from oaml.templates.quantised import QuantisedTemplates
+
+Precision = Literal["float32", "bfloat16"]
+BATCH = 16
+READERS = 2
+WRITTEN = 16  # batches between two writes, which wait for the disk
+
+
+def embed(
+    model: str,
+    *,
+    images: Path,
+    out: Path,
+    precision: Precision = "float32",
+    resize: bool = False,
+    device: str = "auto",
+) -> None:
+    """Write the templates of all images below a folder into one safetensors file, 13 KB a face, with the images' paths.
+
+    Until it is complete the file is called OUT.partial. The same command goes on with it after a kill; it refuses where the model,
+    an option, or the name, size or date of any image has changed. Templates differ from those of `Model.extract` by the rounding
+    to int8 alone (cosine of the embeddings above .9998). With bfloat16, on a machine that has instructions for it, it takes a bit
+    more than half the time, and that cosine is above .999: what the fused score accepts hardly changes, what the plain cosine
+    accepts of covered faces changes by half a point. `oaml score` and `oaml evaluate` take the file in place of the images;
+    `docs/templates.md` says what it holds.
+
+    Example:
+        oaml embed runs/adapted --images faces/ --out faces.safetensors
+
+    Args:
+        model: a model folder, as `oaml adapt --out` and `oaml train --out` write it.
+        images: folder of aligned faces; all images below it, sorted.
+        out: file to write; an old one is replaced when the new one is complete.
+        precision: of the network: float32 or bfloat16.
+        resize: scale images of another size instead of refusing them.
+        device: cpu, cuda, or auto for a GPU where there is one.
+
+    Raises:
+        OamlError: a bad model or image (named), a file begun with another model or other images, or no room for it.
+    """
+    out, images = Path(out), Path(images)
+    if out.is_dir():
+        raise OamlError(f"{out}: is a folder; name a file to write")
+    files = list_images(images)
+    stamp = _stamp(images, files)
+
+    from oaml.templates.file import Layout, PartialFile, model_id
+
+    loaded = load_model(model, device)
+    facts = {
+        "model": model_id(loaded),
+        "model_name": str(model),
+        "precision": precision,
+        "resize": str(resize).lower(),
+        "images": stamp,
+    }
+    extractor = FastExtractor(loaded, precision == "bfloat16")
+    like = extractor(np.zeros((1, FACE_SIZE, FACE_SIZE, 3), np.uint8))
+    paths = [path.relative_to(images).as_posix() for path in files]
+    file = PartialFile(out, Layout(like, paths, facts))
+    try:
+        rest = files[file.done :]
+        with progress("embedding faces", len(files), file.done) as advance:
+            for faces in extractor.all(rest, lambda path: read_image(path, resize=resize)):
+                file.write(faces)
+                advance(len(faces))
+        file.finish()
+    finally:
+        file.close()
+    print(f"{len(files):,} faces of {like.bytes_per_face:,} bytes in {out}")
+
+
+class FastExtractor:
+    """Images to int8 templates as fast as the machine allows.
+
+    Args:
+        model: in eval mode, on any device.
+        bfloat16: let the network compute in it.
+        batch: faces a pass; depends on no other number, so that a template doesn't depend on the number of cores.
+    """
+
+    def __init__(self, model: Model, bfloat16: bool, batch: int = BATCH) -> None:
+        from oaml.templates.folded import folded
+
+        self.model, self.bfloat16, self.batch = folded(model), bfloat16, batch
+        self.device = model.device
+
+    def __call__(self, images: np.ndarray) -> QuantisedTemplates:
+        """uint8 RGB [N,112,112,3] -> N templates, on the CPU; one pass of the network."""
+        import torch
+
+        from oaml.templates.quantised import QuantisedTemplates
+
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
+        ):
+            faces = self.model.extract(as_input(images, self.device))
+            return QuantisedTemplates.of(faces.to("cpu"))
+
+    def all(
+        self, paths: list[Path], read: Callable[[Path], np.ndarray] = read_image
+    ) -> Iterator[QuantisedTemplates]:
+        """Templates of many images in their order, some hundreds at a time.
+
+        Raises:
+            OamlError: an image can't be read; the templates before it have come by then, but for the last hundreds.
+        """
+        import torch
+
+        from oaml.templates.quantised import QuantisedTemplates
+
+        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        groups = (paths[i : i + self.batch] for i in range(0, len(paths), self.batch))
+        found: list[QuantisedTemplates] = []
+        for faces in _pipeline(groups, lambda group: np.stack([read(p) for p in group]), self, workers):
+            found.append(faces)
+            if len(found) == WRITTEN:
+                yield QuantisedTemplates.join(found)
+                found = []
+        if found:
+            yield QuantisedTemplates.join(found)
+
+
+def _pipeline(
+    groups: Iterable[list[Path]],
+    read: Callable[[list[Path]], np.ndarray],
+    work: Callable[[np.ndarray], QuantisedTemplates],
+    workers: int,
+) -> Iterator[QuantisedTemplates]:
+    """`work(read(group))` of every group in order; reading runs ahead of working, both a bounded way ahead of the caller."""
+    waiting: deque[Future[QuantisedTemplates]] = deque()
+    with one_thread_each(READERS) as readers, one_thread_each(workers) as pool:
+        for group in groups:
+            pixels = readers.submit(read, group)
+            waiting.append(pool.submit(lambda pixels=pixels: work(pixels.result())))
+            if len(waiting) > 2 * workers + READERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _stamp(folder: Path, files: list[Path]) -> str:
+    """Changes when any image is added, removed, renamed or written to."""
+    digest = hashlib.sha256()
+    for path in files:
+        facts = os.stat(path)
+        digest.update(f"{path.relative_to(folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
