@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from oaml.datasets.drawn import draw_face
+from oaml.datasets.drawn import DrawnPeople, draw_face
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.photographs.align import STANDARD_LANDMARKS
@@ -48,6 +52,34 @@ def group(*people: int) -> np.ndarray:
     for x, person in zip((10, 160), people, strict=True):
         image[10:122, x : x + 112] = draw_face(person, 0)
     return image
+
+
+def with_statistics(model: Model) -> Model:
+    """The model in eval mode, with other weights and statistics than a new one has."""
+    for name, value in model.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2)
+        elif value.dtype.is_floating_point:
+            value.add_(torch.randn_like(value) * 0.05)
+    return model.eval()
+
+
+def write_drawn_pairs(folder: Path, people: int, shots: int, directory: str = "") -> list[str]:
+    """Drawn people as FOLDER/faces and all their pairs as FOLDER/pairs.csv; returns the images' names.
+
+    Args:
+        directory: put before the name of every person's folder.
+    """
+    drawn = DrawnPeople(people, shots, seed=5)
+    names = [f"{directory}{name}.png" for name in drawn.names]
+    for i, name in enumerate(names):
+        path = folder / "faces" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn[i][0]).save(path)
+    rows = [(a, b, int(Path(a).parent == Path(b).parent)) for a, b in combinations(names, 2)]
+    with (folder / "pairs.csv").open("w", encoding="utf-8", newline="") as opened:
+        csv.writer(opened).writerows([("path_a", "path_b", "same"), *rows])
+    return names
 
 
 class TwoFaces:

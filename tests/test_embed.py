@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     last = sorted(faces.rglob("*.png"))[-1]
     code = (  # a run that never gets past the last image
         "import sys, pathlib, time\n"
-        "from oaml import embed as e\n"
+        "from oaml.templates import embed as e\n"
         "e.WRITTEN = 1\n"
         "read = e.read_image\n"
         "def slow(path, **options):\n"

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import write_drawn_pairs
 from oaml import inference
-from oaml.datasets.drawn import DrawnPeople
 from oaml.errors import OamlError
 from oaml.evaluation import scoring
 from oaml.evaluation.protocols import labels, read_pairs
@@ -46,19 +46,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         training={"people": "none"},
     )
     Model(config).eval().save(folder / "model")
-    people = DrawnPeople(PEOPLE, SHOTS, seed=5)
-    names = [f"{name}.png" for name in people.names]
-    for i, name in enumerate(names):
-        path = folder / "faces" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), people[i][0][..., ::-1])
-    rows = [
-        (a, b, int(people.labels[i] == people.labels[j]))
-        for i, a in enumerate(names)
-        for j, b in enumerate(names)
-        if i < j
-    ]
-    _write_csv(folder / "pairs.csv", ["path_a", "path_b", "same"], rows)
+    names = write_drawn_pairs(folder, PEOPLE, SHOTS)
     roles = [(n, n.split("/")[0], "probe" if n.endswith("002.png") else "gallery") for n in names]
     _write_csv(folder / "roles.csv", ["path", "person", "role"], roles)
     return folder

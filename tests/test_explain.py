@@ -13,6 +13,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
+from conftest import with_statistics
 from oaml.datasets.drawn import draw_face
 from oaml.errors import OamlError
 from oaml.model import Model, ModelConfig
@@ -35,12 +36,7 @@ def small(method: Any = "normalized", **net: Any) -> Model:
     torch.manual_seed(0)
     made = NetConfig(**{"architecture": "ir_mini", "embedding_size": 16, **net})
     model = Model(ModelConfig(made, QAConvConfig(method, adapter=8)))
-    for name, value in model.state_dict().items():
-        if name.endswith("running_var"):
-            value.uniform_(0.5, 2)
-        elif value.dtype.is_floating_point:
-            value.add_(torch.randn_like(value) * 0.05)
-    return model.eval()
+    return with_statistics(model)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from conftest import with_statistics
 from oaml.errors import OamlError
 from oaml.model import FORMAT, Model, ModelConfig
 from oaml.net import NetConfig
@@ -37,12 +38,7 @@ def small(seed: int = 0, **net: Any) -> Model:
             licence="CC0-1.0",
         )
     )
-    for name, value in model.state_dict().items():
-        if name.endswith("running_var"):
-            value.uniform_(0.5, 2)
-        elif value.dtype.is_floating_point:
-            value.add_(torch.randn_like(value) * 0.05)
-    return model.eval()
+    return with_statistics(model)
 
 
 def images(count: int = 2) -> Tensor:

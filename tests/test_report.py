@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from oaml.datasets.drawn import DrawnPeople
+from conftest import write_drawn_pairs
 from oaml.datasets.people import group_of, person_of
 from oaml.evaluation import conditions, page, results
 from oaml.evaluation.conditions import Measured, MeasuredFaces, Trials
@@ -62,20 +62,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         licence="Apache-2.0 & more",
     )
     Model(config).eval().save(folder / "model <i>")
-    people = DrawnPeople(PEOPLE, SHOTS, seed=5)
-    names = [f"<b>&$x^{n.partition('/')[0]}/{n.partition('/')[2]}.png" for n in people.names]
-    for i, name in enumerate(names):
-        path = folder / "faces" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), people[i][0][..., ::-1])
-    rows = [
-        (a, b, int(people.labels[i] == people.labels[j]))
-        for i, a in enumerate(names)
-        for j, b in enumerate(names)
-        if i < j
-    ]
-    with (folder / "pairs.csv").open("w", encoding="utf-8", newline="") as opened:
-        csv.writer(opened).writerows([("path_a", "path_b", "same"), *rows])
+    write_drawn_pairs(folder, PEOPLE, SHOTS, "<b>&$x^")
     return folder
 
 

@@ -87,4 +87,10 @@ def test_the_wheel_holds_it(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for name in ("config.json", "model.safetensors", "README.md"):
         assert f"oaml/starter/{name}" in names
-    assert "oaml/refiner/model.safetensors" in names
+    for name in (
+        "photographs/refiner/model.safetensors",
+        "kernels/best_matches.cpp",
+        "kernels/joint.cpp",
+        "py.typed",
+    ):
+        assert f"oaml/{name}" in names
