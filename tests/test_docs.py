@@ -1,4 +1,4 @@
-"""The README's code runs, its commands parse, and versions agree."""
+"""The README's code runs, its commands parse, files and names in documents exist, and versions agree."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -83,3 +84,30 @@ def test_changelog_version_and_package_agree() -> None:
     assert latest is not None
     assert declared is not None
     assert latest.group(1) == declared.group(1) == __version__
+
+
+DOCUMENTS = [
+    "README.md", "OCCLUSION_LAYER_SPEC.md", "CHANGELOG.md", "docs/IMPLEMENTATION_PLAN.md", "docs/architecture.md", "docs/report.md",
+    "docs/templates.md", "benchmarks/README.md", "studies/README.md", "src/oaml/starter/README.md",
+    "src/oaml/photographs/refiner/README.md",
+]  # fmt: skip
+CODE = [
+    path
+    for top in ("src", "studies", "tests")
+    for kind in ("py", "cpp")
+    for path in (ROOT / top).rglob(f"*.{kind}")
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_and_names_in_a_document_exist(document: str) -> None:
+    """A file of code is named by its path below the package or the root, or by a name that no other file has."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for named in re.findall(r"[\w/]*\w\.(?:py|cpp)\b", text):
+        exact = [path for path in (ROOT / "src" / "oaml" / named, ROOT / named) if path in CODE]
+        assert exact or sum(path.name == named for path in CODE) == 1, named
+    for named in re.findall(r"`((?:docs|studies|benchmarks|configs|src)/[\w/]+\.(?:md|yaml))`", text):
+        assert (ROOT / named).is_file(), named
+    if document != "CHANGELOG.md":  # which tells what names were
+        for named in re.findall(r"`(oaml(?:\.\w+)+)", text):
+            resolve_name(named)
