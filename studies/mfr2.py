@@ -24,7 +24,7 @@ from oaml.support.metrics import tar_at_far
 def real_masks(
     model: Model, folder: Path, move: Callable[[np.ndarray], np.ndarray] = lambda crop: crop
 ) -> dict[str, dict[str, float]]:
-    """TAR at FAR 1e-2 on MFR2: all pairs, masked-masked, masked-bare, bare-bare; of its crops after `move`."""
+    """TAR at FAR 1e-2 on MFR2: all pairs, masked-masked, masked-unmasked, unmasked-unmasked; of its crops after `move`."""
     with (folder.parent / "mfr2_images.csv").open() as file:
         masked = {row["path"]: row["mask_type"] != "no-mask" for row in csv.DictReader(file)}
     names = sorted(masked)
@@ -40,7 +40,7 @@ def real_masks(
     mask = np.array([masked[name] for name in names])
     classes = {
         "all": np.ones(len(a), bool), "masked-masked": mask[a] & mask[b],
-        "masked-bare": mask[a] ^ mask[b], "bare-bare": ~mask[a] & ~mask[b],
+        "masked-unmasked": mask[a] ^ mask[b], "unmasked-unmasked": ~mask[a] & ~mask[b],
     }  # fmt: skip
     return {
         score: {

@@ -1,10 +1,10 @@
-"""What the gain on covered faces comes from: each part taken away, with its controls.
+"""What the gain on occluded faces comes from: each part taken away, with its controls.
 
 `python studies/occlusion.py --data ../shared/data --out runs/occlusion [--steps 300] [--seeds 0] [--arms frozen,stage,...]`
 
 One cache of the training people's features serves all arms (`oaml adapt` makes the same one). An arm trains what it names for
-`--steps` steps and is judged on the report people (never trained on, nor used to fit anything) under covers of style b and mask
-pictures that no training saw, one bare gallery face a person; and on MFR2 (real masks). Results go to OUT/results.json after
+`--steps` steps and is judged on the report people (never trained on, nor used to fit anything) under occluders of style b and mask
+pictures that no training saw, one unoccluded gallery face a person; and on MFR2 (real masks). Results go to OUT/results.json after
 every arm, and an arm that is there is not repeated.
 """
 
@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from mfr2 import real_masks
 
-from oaml.adaptation.adapt import Stage, predict_visibility, start, train_head, train_matchers
+from oaml.adaptation.adapt import Schedule, predict_visibility, start, train_matchers, train_occlusion_head
 from oaml.adaptation.cache import CachePlan, FeatureCache
-from oaml.adaptation.held_out import ALL, BARE, HeldOut, scores, tars
+from oaml.adaptation.held_out import ALL_TOGETHER, UNOCCLUDED, HeldOut, scores, tars
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.main import keep_freed_memory
 from oaml.model import Model
@@ -52,9 +52,9 @@ def train_arm(
         model = again.eval()
     model.net.occlusion_head.load_state_dict(head)
     visibility = predict_visibility(model, cache)
-    if arm == "ones":  # the same training on the same covered faces, without being told where they are
+    if arm == "ones":  # the same training on the same faces, without being told where they are occluded
         visibility[:] = 255
-    train_matchers(model, cache, visibility, Stage(steps, 96, 1e-3), seed)
+    train_matchers(model, cache, visibility, Schedule(steps, 96, 1e-3), seed)
     return model, "ones" if arm == "ones" else "predicted"
 
 
@@ -75,8 +75,8 @@ class Told(Model):
 
 def judge(model: Model, faces: HeldOut, mfr2: Path) -> Results:
     """TAR of every score and condition, and of MFR2 by pair class."""
-    found, same, errors = scores(model, faces)
-    table = tars(found, same)
+    scored, same, errors = scores(model, faces)
+    table = tars(scored, same)
     for condition, error in errors.items():
         table[condition]["map error"] = {"mean": error}
     table["MFR2"] = real_masks(model, mfr2)
@@ -85,44 +85,44 @@ def judge(model: Model, faces: HeldOut, mfr2: Path) -> Results:
 
 def baselines(model: Model, faces: HeldOut) -> Results:
     """What needs no training: upper half of the face, own V, true V, all with the untrained output layer."""
-    bare = faces.templates(model, BARE)
-    gallery = bare[faces.gallery]
+    unoccluded = faces.templates(model, UNOCCLUDED)
+    gallery = unoccluded[faces.gallery]
     same = (faces.person[faces.probes, None] == faces.person[faces.gallery]).numpy()
     upper = torch.zeros(CELLS)
     upper[: CELLS * 4 // 7] = 1
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for condition in (BARE, *faces.kinds):
-        probes = bare[faces.probes] if condition == BARE else faces.templates(model, condition)
+    scored: dict[str, dict[str, np.ndarray]] = {}
+    for condition in (UNOCCLUDED, *faces.kinds):
+        probes = unoccluded[faces.probes] if condition == UNOCCLUDED else faces.templates(model, condition)
         own_p = (probes.cell_embeddings * probes.visibility.flatten(1)[..., None]).sum(1)
         own_g = (gallery.cell_embeddings * gallery.visibility.flatten(1)[..., None]).sum(1)
         half = [F.normalize((t.cell_embeddings * upper[:, None]).sum(1), dim=1) for t in (probes, gallery)]
-        found[condition] = {
+        scored[condition] = {
             "cosine of the upper half": (half[0] @ half[1].T).numpy(),
             "own V": (F.normalize(own_p, dim=1) @ F.normalize(own_g, dim=1).T).numpy(),
             "joint, predicted V": model.joint.match(
                 probes.cell_embeddings, gallery.cell_embeddings, probes.visibility, gallery.visibility
             ).cosine.numpy(),
         }
-        if condition != BARE:
+        if condition != UNOCCLUDED:
             true = mask_to_cells(torch.from_numpy(faces.true[condition])[:, None], (7, 7))
-            told = replace(probes, visibility=true)
-            found[condition]["joint, true V"] = model.joint.match(
-                told.cell_embeddings,
+            exact = replace(probes, visibility=true)
+            scored[condition]["joint, true V"] = model.joint.match(
+                exact.cell_embeddings,
                 gallery.cell_embeddings,
-                told.visibility,
+                exact.visibility,
                 torch.ones_like(gallery.visibility),
             ).cosine.numpy()
         else:
-            found[condition]["joint, true V"] = (probes.embedding @ gallery.embedding.T).numpy()
-    return tars(found, same)
+            scored[condition]["joint, true V"] = (probes.embedding @ gallery.embedding.T).numpy()
+    return tars(scored, same)
 
 
 def markdown(results: dict[str, Results]) -> str:
     """All results as one table: TAR at FAR 1e-2 / 1e-3."""
-    columns = [BARE, *KINDS_SHOWN, ALL]
+    columns = [UNOCCLUDED, *KINDS_SHOWN, ALL_TOGETHER]
     lines = ["| arm | score | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 2) + "|"]
     for arm, table in results.items():
-        for score in table[BARE]:
+        for score in table[UNOCCLUDED]:
             if score == "map error":
                 continue
             cells = [
@@ -130,7 +130,11 @@ def markdown(results: dict[str, Results]) -> str:
                 for c in columns
             ]
             lines.append(f"| {arm} | {score} | " + " | ".join(cells) + " |")
-    lines += ["", "| arm | score | all pairs | masked-masked | masked-bare | bare-bare |", "| --- " * 6 + "|"]
+    lines += [
+        "",
+        "| arm | score | all pairs | masked-masked | masked-unmasked | unmasked-unmasked |",
+        "| --- " * 6 + "|",
+    ]
     for arm, table in results.items():
         for score, values in table.get("MFR2", {}).items():
             lines.append(f"| {arm} | {score} | " + " | ".join(f"{v:.3f}" for v in values.values()) + " |")
@@ -175,7 +179,7 @@ def main() -> None:
         saved = given.out / f"head_{seed}.pt"
         head_model = start(weights)
         if not saved.exists():
-            train_head(head_model, cache, Stage(given.occlusion_steps, 128, 2e-3), seed)
+            train_occlusion_head(head_model, cache, Schedule(given.occlusion_steps, 128, 2e-3), seed)
             torch.save(head_model.net.occlusion_head.state_dict(), saved)
         head = torch.load(saved, weights_only=True)
         if "untrained" not in results:
@@ -186,7 +190,7 @@ def main() -> None:
             if name in results:
                 continue
             chosen = cache
-            if arm == "without_sunglasses":  # the head too has never seen any
+            if arm == "without_sunglasses":  # the occlusion head too has never seen any
                 kinds = [kind for kind in KINDS if kind != "sunglasses"]
                 chosen = FeatureCache(
                     given.out / "cache_without_sunglasses",
@@ -197,13 +201,13 @@ def main() -> None:
                 )
                 chosen.build()
                 other = start(weights)
-                train_head(other, chosen, Stage(given.occlusion_steps, 128, 2e-3), seed)
-                trained, told = train_arm(
+                train_occlusion_head(other, chosen, Schedule(given.occlusion_steps, 128, 2e-3), seed)
+                trained, judged_with = train_arm(
                     arm, weights, chosen, other.net.occlusion_head.state_dict(), given.steps, seed
                 )
             else:
-                trained, told = train_arm(arm, weights, chosen, head, given.steps, seed)
-            if told == "ones":
+                trained, judged_with = train_arm(arm, weights, chosen, head, given.steps, seed)
+            if judged_with == "ones":
                 control = Told(trained.config)
                 control.load_state_dict(trained.state_dict())
                 trained = control.eval()

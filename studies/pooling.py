@@ -3,7 +3,8 @@
 `python studies/pooling.py MODEL --data ../shared/data`
 
 The report people of LFW with three images or more are asked about, those with two are only in the gallery. Everybody is enrolled
-with their first two images, the second bare or under a cover; all others are probes, bare and under covers of style b.
+with their first two images, the second unoccluded or under an occluder; all others are probes, unoccluded and under occluders of
+style b.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from report_people import asked_for
 
-from oaml.adaptation.held_out import BARE
+from oaml.adaptation.held_out import UNOCCLUDED
 from oaml.support.metrics import tar_at_far
 from oaml.template import Templates, pooled
 
@@ -24,7 +25,7 @@ FARS = (1e-2, 1e-3)
 def main() -> None:
     model, held = asked_for(__doc__, KINDS, everybody=True)
     people = held.people
-    faces = {kind: held.templates(model, kind) for kind in (BARE, *KINDS)}
+    faces = {kind: held.templates(model, kind) for kind in (UNOCCLUDED, *KINDS)}
 
     images = [np.flatnonzero(people.labels == person) for person in np.unique(people.labels)]
     enrolled = sorted((rows for rows in images if len(rows) > 1), key=len, reverse=True)
@@ -36,7 +37,7 @@ def main() -> None:
     print("| --- " * (len(faces) + 4) + "|")
     for second in faces:
         pairs = [
-            Templates.join([faces[BARE][rows[0] : rows[0] + 1], faces[second][rows[1] : rows[1] + 1]])
+            Templates.join([faces[UNOCCLUDED][rows[0] : rows[0] + 1], faces[second][rows[1] : rows[1] + 1]])
             for rows in enrolled
         ]
         apart, together = Templates.join(pairs), Templates.join([pooled(pair) for pair in pairs])
@@ -55,9 +56,9 @@ def main() -> None:
         for way, parts in found.items():
             cells = [_tars(scores, same) for scores in parts]
             cells.append(_tars(torch.cat(parts), np.tile(same, (len(parts), 1))))
-            strangers = torch.cat(parts).numpy()[~np.tile(same, (len(parts), 1))]
-            far = (strangers >= model.config.thresholds["0.001"]).mean()
-            print(f"| {BARE} + {second} | {way} | {' | '.join(cells)} | {far:.1e} |", flush=True)
+            impostors = torch.cat(parts).numpy()[~np.tile(same, (len(parts), 1))]
+            far = (impostors >= model.config.thresholds["0.001"]).mean()
+            print(f"| {UNOCCLUDED} + {second} | {way} | {' | '.join(cells)} | {far:.1e} |", flush=True)
 
 
 def _tars(scores: torch.Tensor, same: np.ndarray) -> str:

@@ -1,9 +1,9 @@
-"""Maps on real eyeglasses, hats and hair (CelebAMask-HQ), by a head that learned from drawn covers alone and from both.
+"""Maps on real eyeglasses, hats and hair (CelebAMask-HQ), by a head taught with drawn occluders alone and with both.
 
 `python studies/real_masks.py --data ../shared/data --cache CACHE --out runs/real_masks`
 
-CACHE is that of `oaml adapt --use train`. Every second picture of CelebAMask-HQ trains the second head (half of each batch), the
-others judge both. What counts as covered is said in `celebamask.py`.
+CACHE is that of `oaml adapt --use train`. Every second image of CelebAMask-HQ trains the second head (half of each batch), the
+others judge both. What counts as occluded is said in `celebamask.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from celebamask import EYEGLASSES, HAT, visibility
 from PIL import Image
 from torch import Tensor
 
-from oaml.adaptation.adapt import Stage, start, train_head
+from oaml.adaptation.adapt import Schedule, start, train_occlusion_head
 from oaml.adaptation.cache import CachePlan, FeatureCache, as_maps, stage3
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.main import keep_freed_memory
@@ -78,11 +78,11 @@ def main() -> None:
     shares = {
         "eyeglasses": np.array([(c == EYEGLASSES).mean() for c in parsing]),
         "hat": np.array([(c == HAT).mean() for c in parsing]),
-        "any cover": 1 - masks.mean((1, 2)),
+        "any occluder": 1 - masks.mean((1, 2)),
     }
 
     def judge(judged: Model) -> dict[str, dict[str, float]]:
-        found: dict[str, dict[str, float]] = {}
+        errors: dict[str, dict[str, float]] = {}
         with torch.inference_mode():
             x = as_maps(maps[~teach])
             seen = torch.nn.functional.avg_pool2d(judged.net.occlusion_head(x), 2)[:, 0].numpy()
@@ -90,19 +90,19 @@ def main() -> None:
         error = np.abs(seen - true).mean((1, 2))
         for name, share in shares.items():
             chosen = share[~teach] > 0.02
-            found[name] = {"faces": int(chosen.sum()), "error": float(error[chosen].mean())}
-            found[name]["error if all were called visible"] = float((1 - true[chosen]).mean())
-        bare = shares["any cover"][~teach] < 0.005
-        found["bare"] = {"faces": int(bare.sum()), "error": float(error[bare].mean())}
-        return found
+            errors[name] = {"faces": int(chosen.sum()), "error": float(error[chosen].mean())}
+            errors[name]["error if all were called visible"] = float((1 - true[chosen]).mean())
+        unoccluded = shares["any occluder"][~teach] < 0.005
+        errors["unoccluded"] = {"faces": int(unoccluded.sum()), "error": float(error[unoccluded].mean())}
+        return errors
 
     results = {}
-    for name in ("drawn covers alone", "drawn and real"):
+    for name in ("drawn occluders alone", "drawn and real"):
         torch.manual_seed(0)
         trained = start(weights)
         real = teach if name == "drawn and real" else np.zeros(len(paths), bool)
         cache.add(maps[real], aligned[real])
-        train_head(trained, cache, Stage(given.steps, 128, 2e-3), 0)
+        train_occlusion_head(trained, cache, Schedule(given.steps, 128, 2e-3), 0)
         results[name] = judge(trained)
         print(name, json.dumps(results[name], indent=1), flush=True)
     write_file(

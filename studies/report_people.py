@@ -1,4 +1,4 @@
-"""What several studies begin with: a model folder from the command line, and the report people of LFW, bare and in style b."""
+"""What several studies begin with: a model folder from the command line, and the report people of LFW under occluders."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def asked(description: str | None) -> tuple[Model, Path]:
 def asked_for(
     description: str | None, kinds: Sequence[str], everybody: bool = False
 ) -> tuple[Model, HeldOut]:
-    """The model that the command line names, and the people under covers of some kinds that no training saw.
+    """The model that the command line names, and the people under occluders that no training saw.
 
     Args:
         description: what `--help` says.
-        kinds: of covers.
-        everybody: cover all images; see `HeldOut`.
+        kinds: of occluders.
+        everybody: occlude all images; see `HeldOut`.
     """
     model, data = asked(description)
     people = PeopleFolder(data / "lfw", lambda name: split_name(name) == "report")

@@ -1,9 +1,9 @@
-"""The first stage of a search: which one vector of a face finds covered people again, against the fused score of everybody.
+"""The first step of a search: which one vector of a face finds occluded people again, against the fused score of everybody.
 
 `python studies/searching.py MODEL --data ../shared/data`
 
-The report people of LFW, one bare gallery face each, against their other images bare and under covers of style b. Of the person
-whom the fused score names first (and of the true one), the share that is among the first 10, 20 and 50 by a single vector.
+The report people of LFW, one unoccluded gallery face each, against their other images, as they are and under occluders. Of the
+person whom the fused score names first (and of the true one), the share that is among the first 10, 20 and 50 by a single vector.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from report_people import asked_for
 
-from oaml.adaptation.held_out import BARE
+from oaml.adaptation.held_out import UNOCCLUDED
 from oaml.gallery.rows import column_names, pattern_vectors, probe_vectors
 from oaml.visibility import cell_visibility
 
@@ -23,8 +23,8 @@ FIRST = (10, 20, 50)
 @torch.inference_mode()
 def main() -> None:
     model, held = asked_for(__doc__, KINDS)
-    bare = held.templates(model, BARE)
-    gallery = bare[held.gallery]
+    unoccluded = held.templates(model, UNOCCLUDED)
+    gallery = unoccluded[held.gallery]
     person = held.person[held.probes, None] == held.person[held.gallery]
     columns = dict(zip(column_names(), pattern_vectors(gallery).values(), strict=True))
 
@@ -32,8 +32,8 @@ def main() -> None:
         f"{len(held.probes)} probes of each kind, {len(gallery)} people; share within the first {FIRST}\n"
         "| probes | vector | whom the fused score names first | the true person |\n| --- | --- | --- | --- |"
     )
-    for kind in (BARE, *KINDS):
-        probes = bare[held.probes] if kind == BARE else held.templates(model, kind)
+    for kind in (UNOCCLUDED, *KINDS):
+        probes = unoccluded[held.probes] if kind == UNOCCLUDED else held.templates(model, kind)
         fused = model.compare_all(probes, gallery)["fused"]
         chosen, shown = probe_vectors(probes)
         ways = {

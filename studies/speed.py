@@ -1,8 +1,9 @@
-"""What comparing faces costs, and that doing less of it loses nothing: pairs a second and TAR on covered people.
+"""What comparing faces costs, and that doing less of it loses nothing: pairs a second and TAR on occluded people.
 
 `python studies/speed.py MODEL --data ../shared/data`
 
-The report people of LFW, one bare gallery face each, against their other images bare and covered (style b), as in `occlusion.py`.
+The report people of LFW, one unoccluded gallery face each, against their other images, as they are and under occluders of
+style b, as in `occlusion.py`.
 Baseline: the plain published formulation on the backbone's own channels: einsum to [P,G,R,S], two maxima, in one piece for each
 64 by 64 faces. All ways take turns in one process and the best of each is printed, judged by the TAR of its own scores.
 """
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from report_people import asked_for
 
-from oaml.adaptation.held_out import BARE
+from oaml.adaptation.held_out import UNOCCLUDED
 from oaml.model import Model
 from oaml.support.metrics import tar_at_far
 from oaml.template import Templates
@@ -110,9 +111,9 @@ def table(model: Model, probes: Templates, gallery: Templates, same: np.ndarray)
 @torch.inference_mode()
 def main() -> None:
     model, faces = asked_for(__doc__, KINDS)
-    bare = faces.templates(model, BARE)
-    gallery = bare[faces.gallery]
-    probes = Templates.join([bare[faces.probes], *(faces.templates(model, kind) for kind in KINDS)])
+    unoccluded = faces.templates(model, UNOCCLUDED)
+    gallery = unoccluded[faces.gallery]
+    probes = Templates.join([unoccluded[faces.probes], *(faces.templates(model, kind) for kind in KINDS)])
     same = (faces.person[faces.probes, None] == faces.person[faces.gallery]).repeat(1 + len(KINDS), 1)
     table(model, probes, gallery, same.numpy())
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from oaml.adaptation import adapt, cache
-from oaml.adaptation.cache import BARE, CachePlan, FeatureCache
+from oaml.adaptation.cache import NO_OCCLUDER, CachePlan, FeatureCache
 from oaml.datasets.drawn import draw_face
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import PeopleFolder, split_name
@@ -57,9 +57,9 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cached(folder: Path, backbone: Path, people: Path, masks: Path | None = None) -> FeatureCache:
-    found = PeopleFolder(people, lambda name: split_name(name) == "train")
+    trained = PeopleFolder(people, lambda name: split_name(name) == "train")
     sources = [] if masks is None else [MaskedFolder(masks)]
-    return FeatureCache(folder, adapt.start(backbone), found, CachePlan.make(found, KINDS, 2, 0), sources)
+    return FeatureCache(folder, adapt.start(backbone), trained, CachePlan.make(trained, KINDS, 2, 0), sources)
 
 
 # --- the cache
@@ -70,27 +70,27 @@ def test_rows_hold_what_their_names_say(tmp_path: Path, backbone: Path, people: 
     built.build(show=False)
     plan, images = built.plan, built.people
     several = np.bincount(images.labels)[images.labels] > 1
-    for image in range(len(images)):  # two views, each bare and under as many covers as the person deserves
+    for image in range(len(images)):  # two views, each unoccluded and under two occluders, or one
         mine = [row for row in plan.rows if row.image == image]
         for view in (0, 1):
             kinds = [row.kind for row in mine if row.view == view]
-            assert kinds.count(BARE) == 1
+            assert kinds.count(NO_OCCLUDER) == 1
             assert len(kinds) == (3 if several[image] else 2)
     for index in (0, 1, 4, 7, len(plan.rows) - 1):
         face, mask = built.face(index)
         features, visibility = built.rows(np.array([index]))
         expected = cache.stage3(built.model, [face]).astype(np.float32)
-        found = features.permute(0, 2, 3, 1).numpy()
+        stored = features.permute(0, 2, 3, 1).numpy()
         # a row was computed among others, and possibly in bfloat16: up to 3 % of the largest number
-        assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+        assert np.abs(stored - expected).max() < 0.03 * np.abs(expected).max()
         aligned = mask_to_cells(torch.from_numpy(mask)[None, None], (14, 14))
         assert (visibility - aligned).abs().max() <= 0.5 / 255 + 1e-6
-    bare = next(i for i, row in enumerate(plan.rows) if row.kind == BARE and row.view == 0)
-    assert np.array_equal(built.face(bare)[0], images.image(plan.rows[bare].image))
-    # covers leave the visible pixels of their own view alone unless relit, and the view is one for all of its covers
-    covered = next(i for i, row in enumerate(plan.rows) if row.kind != BARE and row.view == 1)
-    assert not np.array_equal(built.face(covered)[0], built.face(bare)[0])
-    assert np.array_equal(built.face(covered)[0], built.face(covered)[0])
+    plain = next(i for i, row in enumerate(plan.rows) if row.kind == NO_OCCLUDER and row.view == 0)
+    assert np.array_equal(built.face(plain)[0], images.image(plan.rows[plain].image))
+    # occluders leave the visible pixels of their own view alone unless relit, and the view is one for all of its occluders
+    occluded = next(i for i, row in enumerate(plan.rows) if row.kind != NO_OCCLUDER and row.view == 1)
+    assert not np.array_equal(built.face(occluded)[0], built.face(plain)[0])
+    assert np.array_equal(built.face(occluded)[0], built.face(occluded)[0])
 
 
 def test_a_killed_build_goes_on_and_ends_the_same(
@@ -136,7 +136,7 @@ def test_a_stale_cache_is_made_anew(tmp_path: Path, backbone: Path, people: Path
     assert changed.key() != key
     changed.build(show=False)
     assert np.abs(np.array(changed.features) - before).max() > 0
-    # another picture under the old name
+    # another image under the old name
     path = first.people.files[0]
     Image.fromarray(draw_face(99, 0, 0)).save(path)
     assert cached(tmp_path / "cache", backbone, own).key() not in (key, changed.key())
@@ -163,15 +163,15 @@ def test_no_room_is_found_out_first(
 def test_pairs_show_one_person_and_keep_to_their_view(tmp_path: Path, backbone: Path, people: Path) -> None:
     built = cached(tmp_path / "cache", backbone, people)
     sampler = adapt.PairSampler(built, seed=0)
-    rows, clean = sampler.batch(8)
+    rows, originals = sampler.batch(8)
     plan, labels = built.plan.rows, built.people.labels
     pairs = len(rows) // 2
     person = labels[[plan[row].image for row in rows]]
     assert (person[:pairs] == person[pairs:]).all()
     assert len(set(person[:pairs])) == pairs
-    for row, bare in zip(rows, clean, strict=True):
-        assert plan[bare].kind == BARE
-        assert plan[bare][:2] == plan[row][:2]
+    for row, original in zip(rows, originals, strict=True):
+        assert plan[original].kind == NO_OCCLUDER
+        assert plan[original][:2] == plan[row][:2]
     for a, b in zip(rows[:pairs], rows[pairs:], strict=True):  # never one view twice
         assert plan[a][:2] != plan[b][:2]
 
@@ -183,23 +183,26 @@ def run(people: Path, backbone: Path, out: Path, *more: str) -> int:
     return main(
         [
             *("adapt", "--backbone", str(backbone), "--people", str(people), "--out", str(out)),
-            *("--covers", "2", "--occlusion_steps", "3", "--steps", "2", "--device", "cpu"),
+            *("--occluders_per_view", "2", "--occlusion_steps", "3", "--steps", "2", "--device", "cpu"),
             *more,
         ]
     )
 
 
 @pytest.mark.parametrize("last_stage", [True, False])
-@pytest.mark.filterwarnings("ignore:.*pairs of different people are held out")
+@pytest.mark.filterwarnings("ignore:.*impostor pairs are held out")
 def test_adapt(
     tmp_path: Path, backbone: Path, people: Path, last_stage: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(people, backbone, tmp_path / "model", "--last_stage", str(last_stage).lower()) == 0
     shown = capsys.readouterr().out
-    for word in ("cosine", "fused", "bare", "niqab", "all, one threshold"):
+    for word in ("cosine", "fused", "unoccluded", "niqab", "all, one threshold"):
         assert word in shown
-    model, given = Model.load(tmp_path / "model"), Model.load(backbone)
-    for name, values in given.net.backbone.state_dict().items():  # the checkpoint's own network is untouched
+    model, checkpoint = Model.load(tmp_path / "model"), Model.load(backbone)
+    for (
+        name,
+        values,
+    ) in checkpoint.net.backbone.state_dict().items():  # the checkpoint's own network is untouched
         assert torch.equal(values, model.net.backbone.state_dict()[name])
     fresh = adapt.start(backbone, last_stage)
     trained = dict(model.named_parameters())
@@ -215,7 +218,7 @@ def test_adapt(
     assert training["people"].startswith("1") or training["people"].startswith("2")
     faces = torch.rand(2, 3, 112, 112)
     with torch.inference_mode():
-        same = (model(faces).embedding - given(faces).embedding).abs().max()
+        same = (model(faces).embedding - checkpoint(faces).embedding).abs().max()
     assert same < 1e-5
 
 
@@ -234,7 +237,7 @@ def test_every_trained_part_gets_a_gradient(
 
     monkeypatch.setattr(adapt, "_step", look)
     visibility = np.array(built.visibility[: len(built.plan.rows)])
-    adapt.train_matchers(model, built, visibility, adapt.Stage(1, 8, 1e-3), 0)
+    adapt.train_matchers(model, built, visibility, adapt.Schedule(1, 8, 1e-3), 0)
     for name, _ in model.named_parameters():
         if name.startswith(("net.branch.", "matcher.", "joint.")) and "num_batches" not in name:
             assert seen.get(name, 0) > 0, name
@@ -253,8 +256,8 @@ def test_real_masks_join_in(tmp_path: Path, backbone: Path, people: Path) -> Non
     source = MaskedFolder(tmp_path / "masks")
     for i in range(6):
         image, mask = source.pair(i // 2)
-        found, visible = built.face(len(built.plan.rows) + i)
-        assert np.array_equal(found, image[:, ::-1] if i % 2 else image)
+        face, visible = built.face(len(built.plan.rows) + i)
+        assert np.array_equal(face, image[:, ::-1] if i % 2 else image)
         assert np.array_equal(visible, mask[:, ::-1] if i % 2 else mask)
     assert built.name(built.count - 1).endswith("2.png")
 
@@ -262,7 +265,7 @@ def test_real_masks_join_in(tmp_path: Path, backbone: Path, people: Path) -> Non
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--covers", "0"], ["--covers: 0"]),
+        (["--occluders_per_view", "0"], ["--occluders_per_view: 0"]),
         (["--seed", "-1"], ["--seed: -1"]),
         (["--device", "nowhere"], ["nowhere", "cpu"]),
     ],
@@ -303,16 +306,18 @@ def test_a_folder_that_is_no_model_is_kept(
     assert (tmp_path / "mine" / "a.txt").read_text() == "x"
 
 
-def test_strangers_are_others_and_bare(tmp_path: Path, backbone: Path, people: Path) -> None:
-    found = cached(tmp_path / "cache", backbone, people)
-    sampler = adapt.PairSampler(found, 0)
+def test_impostors_of_the_gallery_are_other_people_unoccluded(
+    tmp_path: Path, backbone: Path, people: Path
+) -> None:
+    built = cached(tmp_path / "cache", backbone, people)
+    sampler = adapt.PairSampler(built, 0)
     present = {0, 1}
-    rows = sampler.strangers(present, 3)
+    rows = sampler.impostors(present, 3)
     assert len(rows) == 3
-    owners = [int(found.people.labels[found.plan.rows[row].image]) for row in rows]
+    owners = [int(built.people.labels[built.plan.rows[row].image]) for row in rows]
     assert len({*owners} | present) == 5
-    assert all(found.plan.rows[row].kind == BARE for row in rows)
-    assert len(sampler.strangers(present, 10_000)) == len(found.people.people) - 2
+    assert all(built.plan.rows[row].kind == NO_OCCLUDER for row in rows)
+    assert len(sampler.impostors(present, 10_000)) == len(built.people.people) - 2
 
 
 def test_gallery_loss_against_a_loop_over_pairs(backbone: Path) -> None:

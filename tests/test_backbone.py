@@ -91,7 +91,7 @@ def test_a_backbone_is_one_class(
             Image.fromarray(draw_face(person, shot)).save(folder / f"{shot}.png")
     adapted, people = tmp_path / "adapted", tmp_path / "people"
     adapt = ["adapt", "--backbone", str(trained), "--people", str(people), "--out", str(adapted)]
-    assert main([*adapt, "--covers", "1", "--occlusion_steps", "3", "--steps", "3"]) == 0
+    assert main([*adapt, "--occluders_per_view", "1", "--occlusion_steps", "3", "--steps", "3"]) == 0
     capsys.readouterr()
     for changed, value in Model.load(trained).net.backbone.state_dict().items():
         assert torch.equal(value, Model.load(adapted).net.backbone.state_dict()[changed])

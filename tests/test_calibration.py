@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from oaml.adaptation.calibration import MARGIN, fit_lift, fit_offset, fit_overlap, fit_thresholds
+from oaml.adaptation.calibration import UNSEEN_MARGIN, fit_lift, fit_offset, fit_overlap, fit_thresholds
 from oaml.joint import KNOTS
 
 KNOT = np.linspace(0, 1, KNOTS)
@@ -22,14 +22,14 @@ def test_offset_holds_the_rate_at_every_share() -> None:
     scores, unseen = impostors()
     offset = fit_offset(scores, unseen)
     assert offset[0] == 0
-    margin = MARGIN * (np.quantile(scores, 1 - 1e-3) - np.quantile(scores, 1 - 1e-2)) * KNOT
+    margin = UNSEEN_MARGIN * (np.quantile(scores, 1 - 1e-3) - np.quantile(scores, 1 - 1e-2)) * KNOT
     scores, unseen = impostors(seed=1)  # others than it was fitted on
     level = 3.09  # that a share of 1e-3 of the pairs that show all exceeds
     for low in np.arange(0, 0.9, 0.1):
-        some = (unseen >= low) & (unseen < low + 0.1)
-        held = scores[some] - np.interp(unseen[some], KNOT, offset - margin)
+        near = (unseen >= low) & (unseen < low + 0.1)
+        held = scores[near] - np.interp(unseen[near], KNOT, offset - margin)
         assert 0.5e-3 < (held >= level).mean() < 1.3e-3
-        fused = scores[some] - np.interp(unseen[some], KNOT, offset)
+        fused = scores[near] - np.interp(unseen[near], KNOT, offset)
         assert (fused >= level).mean() < 1.2e-3
     raw = scores >= np.quantile(scores[unseen < 0.05], 1 - 1e-3)
     assert raw[unseen > 0.8].mean() > 0.1  # what it would be without
@@ -39,7 +39,7 @@ def test_little_shared_area_lowers_confidence() -> None:
     rng = np.random.default_rng(2)
     unseen = rng.uniform(0, 0.7, 1_000_000)
     offset = fit_offset(rng.normal(0, 1, len(unseen)), unseen)  # the law doesn't depend on the share
-    assert offset[13] == pytest.approx(MARGIN * 0.65 * (3.09 - 2.33), abs=0.15)
+    assert offset[13] == pytest.approx(UNSEEN_MARGIN * 0.65 * (3.09 - 2.33), abs=0.15)
     assert offset[-1] > 1  # and where nothing was ever seen in common, nothing is accepted
     assert (np.diff(offset[14:]) > 0).all()
 
@@ -53,11 +53,11 @@ def test_offset_of_one_share_alone() -> None:
 
 
 def test_offset_needs_enough_pairs() -> None:
-    with pytest.raises(ValueError, match=r"19,999 pairs .* 20,000 are needed"):
+    with pytest.raises(ValueError, match=r"19,999 impostor pairs, .* 20,000 are needed"):
         fit_offset(np.zeros(19_999), np.zeros(19_999))
 
 
-def test_overlap_holds_the_rate_under_shared_covers() -> None:
+def test_overlap_holds_the_rate_under_shared_occluders() -> None:
     rng = np.random.default_rng(4)
 
     def pairs(n: int = 400_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -65,13 +65,13 @@ def test_overlap_holds_the_rate_under_shared_covers() -> None:
         return rng.normal(0, 1, n) - 3.5 + 6 * overlap * np.maximum(cosine, 0), overlap, cosine
 
     excess, overlap, cosine = pairs()
-    found = fit_overlap(excess, overlap, cosine, np.ones(len(excess)))
+    factor = fit_overlap(excess, overlap, cosine, np.ones(len(excess)))
     assert (excess > 0).mean() > 0.02
     excess, overlap, cosine = pairs()  # others than it was fitted on
-    rate = (excess - found * overlap * np.maximum(cosine, 0) > 0).mean()
+    rate = (excess - factor * overlap * np.maximum(cosine, 0) > 0).mean()
     assert 0.8e-3 < rate < 1.25e-3
     # no less does
-    assert (excess - (found - 0.5) * overlap * np.maximum(cosine, 0) > 0).mean() > rate
+    assert (excess - (factor - 0.5) * overlap * np.maximum(cosine, 0) > 0).mean() > rate
 
 
 def test_overlap_by_hand() -> None:
@@ -95,8 +95,8 @@ def test_lift_is_what_accepted_pairs_needed() -> None:
 
 def test_thresholds_accept_the_stated_share() -> None:
     scores = np.random.default_rng(3).permutation(20_000).astype(float)
-    found = fit_thresholds(scores)
-    assert set(found) == {"0.01", "0.001"}  # 1e-4 would be two errors
-    for far, threshold in found.items():
+    thresholds = fit_thresholds(scores)
+    assert set(thresholds) == {"0.01", "0.001"}  # 1e-4 would be two errors
+    for far, threshold in thresholds.items():
         assert sum(score >= threshold for score in scores) == round(float(far) * len(scores))
     assert fit_thresholds(np.zeros(0)) == {}

@@ -219,16 +219,16 @@ def test_recognition_images_follow_their_seed(people: DrawnFolder) -> None:
     assert len(stream) == 6
     samples = [stream[3, seed] for seed in range(40)]
     assert all(same_sample(samples[seed], stream[3, seed]) for seed in range(0, 40, 7))
-    covered = sum(float(sample["mask"].min()) < 1 for sample in samples)
-    assert 8 <= covered <= 32
+    occluded = sum(float(sample["mask"].min()) < 1 for sample in samples)
+    assert 8 <= occluded <= 32
     for sample in samples[:10]:
         assert (sample["image"].shape, sample["image"].dtype) == ((3, 112, 112), torch.uint8)
         assert (sample["mask"].shape, sample["mask"].dtype) == ((1, 112, 112), torch.float32)
         assert (sample["label"], sample["path"]) == (1, people.names[3])
-        bare = torch.from_numpy(people.image(3)).permute(2, 0, 1)
+        image = torch.from_numpy(people.image(3)).permute(2, 0, 1)
         visible = sample["mask"][0] == 1
         assert torch.equal(
-            sample["image"][:, visible], bare[:, visible]
+            sample["image"][:, visible], image[:, visible]
         )  # the face shows where the mask says so
 
 
@@ -237,21 +237,21 @@ def test_cover_probability(people: DrawnFolder, probability: float) -> None:
     stream = RecognitionStream(people, config(cover_probability=probability))
     for seed in range(12):
         sample = stream[seed % 6, seed]
-        bare = torch.from_numpy(people.image(seed % 6)).permute(2, 0, 1)
+        image = torch.from_numpy(people.image(seed % 6)).permute(2, 0, 1)
         if probability:
             assert float(sample["mask"].mean()) < 1
-            assert not torch.equal(sample["image"], bare)
+            assert not torch.equal(sample["image"], image)
         else:
             assert (sample["mask"] == 1).all()
-            assert torch.equal(sample["image"], bare)
+            assert torch.equal(sample["image"], image)
 
 
 def test_occlusion_stream_has_three_groups(people: DrawnFolder, tmp_path: Path) -> None:
     folders = [niqab_folder(tmp_path / "first", [10, 20]), niqab_folder(tmp_path / "second", [30, 40, 50])]
     for level in (200, 210):
-        saved(tmp_path / "bare" / f"{level}.png", np.full((112, 112, 3), level, np.uint8))
+        saved(tmp_path / "clean" / f"{level}.png", np.full((112, 112, 3), level, np.uint8))
     stream = OcclusionStream(
-        people, config(masks=folders, clean=[tmp_path / "bare"], clean_share=0.2, drawn_share=0.25)
+        people, config(masks=folders, clean=[tmp_path / "clean"], clean_share=0.2, drawn_share=0.25)
     )
     assert [(g.start, g.stop) for g in stream.groups] == [(0, 5), (5, 11), (11, 13)]
     assert len(stream) == 13
@@ -261,19 +261,19 @@ def test_occlusion_stream_has_three_groups(people: DrawnFolder, tmp_path: Path) 
         assert (sample["image"] == level).all()
         assert torch.allclose(sample["mask"], torch.tensor(level / 255))
         assert sample["path"].endswith(f"{level}.png")
-    for index in range(5, 11):  # covers drawn on recognition images
+    for index in range(5, 11):  # occluders drawn on recognition images
         sample = stream[index, 7]
         assert sample["path"] == people.names[index - 5]
         assert float(sample["mask"].mean()) < 1
         assert same_sample(sample, stream[index, 7])
         assert not same_sample(sample, stream[index, 8])
-    for index, level in ((11, 200), (12, 210)):  # bare faces
+    for index, level in ((11, 200), (12, 210)):  # unoccluded faces
         assert (stream[index, 0]["image"] == level).all()
         assert (stream[index, 0]["mask"] == 1).all()
 
 
 def test_occlusion_stream_without_files(people: DrawnFolder) -> None:
-    """All covers are drawn, and the recognition images are the bare faces."""
+    """All occluders are drawn, and the recognition images are the unoccluded faces."""
     stream = OcclusionStream(people, config(drawn_share=0.0, clean_share=0.25))
     assert [len(group) for group in stream.groups] == [0, 6, 6]
     assert stream.shares == pytest.approx([0, 0.75, 0.25])
@@ -316,7 +316,7 @@ def test_batches_of_a_loader(people: DrawnFolder) -> None:
 
 
 def picture(count: int) -> Tensor:
-    """Smooth grey pictures [B,1,112,112] within [0.4, 0.6], alike under no flip, shift or turn."""
+    """Smooth grey images [B,1,112,112] within [0.4, 0.6], symmetric under no flip, shift or turn."""
     y, x = torch.meshgrid(torch.linspace(0, 1, 112), torch.linspace(0, 1, 112), indexing="ij")
     shift = torch.arange(count).view(-1, 1, 1) * 0.3
     waves = torch.sin(9 * x + 4 * y + shift) + torch.sin(13 * y * x + 2 * x + shift) + 2 * x
@@ -368,7 +368,9 @@ def test_augmented_values() -> None:
         for x in (out_images, out_masks):
             assert x.dtype == torch.float32
             assert 0 <= float(x.min()) <= float(x.max()) <= 1
-        assert (out_masks[2:4] > 1 - 1e-5).all()  # a bare face stays bare: no border comes in as covered
+        assert (
+            out_masks[2:4] > 1 - 1e-5
+        ).all()  # an unoccluded face stays so: no border comes in as occluded
         assert not torch.equal(out_images, images)
 
 
@@ -399,7 +401,7 @@ def test_augmentation_is_reproducible() -> None:
         ({"kinds": ["niqab", "wig"]}, "wig"),
         ({"kinds": []}, "data.kinds"),
         ({"kinds": [], "cover_probability": 0.0, "drawn_share": 0.5}, "data.kinds"),
-        # without folders of masks, the covers of the occlusion stream are drawn
+        # without folders of masks, the occluders of the occlusion stream are drawn
         ({"kinds": [], "cover_probability": 0.0}, "data.kinds"),
     ],
 )

@@ -26,13 +26,13 @@ from oaml.support import download
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:.*pairs of different people are held out"),
+    pytest.mark.filterwarnings("ignore:.*impostor pairs are held out"),
 ]
 MORE = {
     "demo": "--steps 1",
     "train": "--net.architecture ir_mini --net.embedding_size 16 --qaconv.adapter 8 --steps 1 --data.identities 2 --data.images 2 "
     "--data.occlusion_batch 2 --data.workers 0 --precision 32-true --validate_every 0 --picture_every 0 --accelerator cpu",
-    "adapt": "--no-last_stage --covers 1 --occlusion_steps 1 --steps 1",
+    "adapt": "--no-last_stage --occluders_per_view 1 --occlusion_steps 1 --steps 1",
     "evaluate": "--bootstrap 0",
 }
 LEFT = {

@@ -369,7 +369,7 @@ def test_the_help_shows_how_a_switch_is_said(capsys: pytest.CaptureFixture[str])
     ("arguments", "said"),
     [
         (["adapt", "--out"], "--out: takes PATH"),
-        (["adapt", "--covers", "many"], "--covers: takes INT, not many"),
+        (["adapt", "--occluders_per_view", "many"], "--occluders_per_view: takes INT, not many"),
         (["adapt", "--use", "some"], "--use: takes {all,train}, not some"),
         (["adapt", "--use", "all"], "missing: --backbone, --people, --out"),
         (["verify", "a"], "missing: b"),

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from oaml.adaptation.cache import CachePlan, FeatureCache
-from oaml.adaptation.held_out import SHARED, HeldOut
+from oaml.adaptation.held_out import SHARED_OCCLUDER, HeldOut
 from oaml.data import DataConfig, OcclusionStream, RecognitionStream
 from oaml.datasets.drawn import draw_face
 from oaml.datasets.people import DrawnFolder, PeopleFolder
@@ -49,7 +49,7 @@ def of_cache(people: PeopleFolder | DrawnFolder, folder: Path) -> FeatureCache:
 
 
 def of_held_out(held_out: HeldOut) -> Faces:
-    shared = [SHARED.format(kind) for kind in KINDS] if held_out.group is not None else []
+    shared = [SHARED_OCCLUDER.format(kind) for kind in KINDS] if held_out.group is not None else []
     for condition in (*KINDS, *shared):
         yield from zip(held_out._faces(condition), held_out.true[condition], strict=True)
 

@@ -63,13 +63,13 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
-@pytest.mark.parametrize("kind", ["bare", "mask", "niqab", "sunglasses"])
+@pytest.mark.parametrize("kind", ["unoccluded", "mask", "niqab", "sunglasses"])
 def test_crops_from_different_places_come_together(kind: str) -> None:
     """Whatever the landmarks said. Drawn faces are none of those that the network has learned from."""
     before, after = [], []
     for person in range(4):
         face = draw_face(person, 0)
-        if kind != "bare":
+        if kind != "unoccluded":
             face = occlude(face, kind, np.random.default_rng(person), style="b").image
         photograph = scene(face)
         places = [off(1, 0, 0, 0), off(1.12, 7, 6, -5), off(0.9, -6, -5, 7)]

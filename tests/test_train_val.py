@@ -57,7 +57,7 @@ def tiny(out: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(out=out, data=data, **(settings | changes))
 
 
-def batch_of(images: int = 4, covered: int = 2, seed: int = 0) -> dict[str, Any]:
+def batch_of(images: int = 4, occluded: int = 2, seed: int = 0) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
 
     def stream(count: int) -> dict[str, Any]:
@@ -69,8 +69,8 @@ def batch_of(images: int = 4, covered: int = 2, seed: int = 0) -> dict[str, Any]
 
     recognition = {**stream(images), "label": torch.arange(images) // 2}
     return (
-        {"recognition": recognition, "occlusion": stream(covered)}
-        if covered
+        {"recognition": recognition, "occlusion": stream(occluded)}
+        if occluded
         else {"recognition": recognition}
     )
 
@@ -190,7 +190,7 @@ def test_every_parameter_is_trained(module_of_net: OcclusionFace) -> None:
 
 def test_a_batch_without_masks_trains_everything_but_the_head(tmp_path: Path) -> None:
     module = module_of(tmp_path)
-    _, terms = module.terms(batch_of(covered=0))
+    _, terms = module.terms(batch_of(occluded=0))
     assert float(terms["occlusion"].detach()) == 0
     sum(terms.values(), torch.tensor(0.0)).backward()
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -239,7 +239,7 @@ def test_train_writes_models_logs_pictures_and_every_term(tmp_path: Path) -> Non
     with (config.out / "logs" / "metrics.csv").open() as file:
         header = next(csv.reader(file))
     wanted = {f"{kind}/{term}" for kind in ("loss", "gradient") for term in TERMS}
-    measures = (*(f"tar_{score}" for score in COLUMNS), "map_error_bare", "map_error_covered")
+    measures = (*(f"tar_{score}" for score in COLUMNS), "map_error_unoccluded", "map_error_occluded")
     assert (wanted | {"loss/total"} | {f"val/{m}" for m in measures}) <= set(header)
     picture = np.asarray(Image.open(config.out / "pictures" / "maps_0000002.png"))
     assert picture.std() > 10  # something is drawn

@@ -35,7 +35,7 @@ class DataConfig:
     drawn_people: int = 0
     """Draw this many people instead of reading a folder (a test pattern)."""
     drawn_shots: int = 20
-    """Pictures of every drawn person."""
+    """Images of every drawn person."""
     use: Literal["all", "train"] = "all"
     """all: every person trains. train: only the training split (by the hash of the person's name, 7 of 10)
     trains, one of 10 validates, two of 10 are left for the report."""
@@ -51,7 +51,7 @@ class DataConfig:
     graph_every: int = 1000
     """Steps between look-ups of the nearest identities (sampler graph)."""
     cover_probability: float = 0.5
-    """Share of recognition images that are covered by a drawn occluder."""
+    """Share of recognition images that get a drawn occluder."""
     kinds: list[str] = field(default_factory=lambda: list(KINDS))
     """Drawn occluders in use."""
     mask_pictures: Path | None = None
@@ -97,7 +97,7 @@ class DataConfig:
 
 
 class RecognitionStream(Dataset[dict[str, Any]]):
-    """People, each image covered with `cover_probability` by a drawn occluder."""
+    """Images of people, each under a drawn occluder with `cover_probability`."""
 
     def __init__(self, people: People, config: DataConfig) -> None:
         self.people = people

@@ -1,6 +1,6 @@
 """The terms of the training loss, and the guard that stops on a non-finite one.
 
-Shapes: P probes, G gallery faces, B images; visibility [B,1,h,w] with 1 = visible. Scores are logits, higher is more alike.
+Shapes: P probes, G gallery faces, B images; visibility [B,1,h,w] with 1 = visible. Scores are logits, higher is more similar.
 """
 
 from __future__ import annotations
@@ -67,23 +67,23 @@ def hard_triplet_loss(scores: Tensor, same: Tensor, margin: float = 16.0) -> Ten
 
 
 def balanced_matching_loss(scores: Tensor, same: Tensor, hardest: float = 0.05) -> Tensor:
-    """Binary cross-entropy with positives, all negatives and the hardest negatives each given one voice, plus
+    """Binary cross-entropy, the mean over the genuine pairs + over all impostor pairs + over the hardest of these, plus
     cross-entropy over rows and over columns.
 
-    In a batch, negatives outnumber positives a hundredfold; summed as they come they only teach the matcher to say no.
+    In a batch there are a hundred impostor pairs for each genuine one: in a plain sum they only teach the matcher to say no.
 
     Args:
-        scores: [P,G]; same: [P,G] bool with at least one positive and one negative pair.
-        hardest: share of the negatives that counts as the hardest.
+        scores: [P,G]; same: [P,G] bool with at least one genuine and one impostor pair.
+        hardest: share of the impostor pairs that counts as the hardest.
 
     Returns:
         scalar.
     """
     scores = scores.float()
-    negatives = scores[~same]
-    count = max(1, round(hardest * len(negatives)))
+    impostors = scores[~same]
+    count = max(1, round(hardest * len(impostors)))
     loss = F.softplus(-scores[same]).mean()
-    loss = loss + F.softplus(negatives).mean() + F.softplus(negatives.topk(count).values).mean()
+    loss = loss + F.softplus(impostors).mean() + F.softplus(impostors.topk(count).values).mean()
     for matrix, target in ((scores, same), (scores.T, same.T)):
         rows = target.any(1)
         every = matrix[rows].logsumexp(1)
@@ -117,13 +117,14 @@ def occlusion_loss(visibility: Tensor, mask: Tensor, has_mask: Tensor | None = N
 
 
 def distillation_loss(cell_embeddings: Tensor, target: Tensor, visibility: Tensor) -> Tensor:
-    """How far the cells that show are from what the unchanged network makes of the same face without its cover.
+    """How far the visible cells of occluded faces are from what the unchanged network gives for the unoccluded images.
 
     Args:
-        cell_embeddings: [B,R,E] of covered faces; target: [B,R,E] of the bare ones; visibility: [B,R] in [0,1].
+        cell_embeddings: [B,R,E] of the occluded faces; target: [B,R,E] of the unoccluded images, by the unchanged network;
+            visibility: [B,R] in [0,1], of the occluded faces.
 
     Returns:
-        scalar: squared error of the visible cells, relative to their squared length.
+        scalar: squared error of the per-cell embeddings, weighted by visibility, relative to the squared length of the target.
     """
     error = (cell_embeddings.float() - target.float()).square().sum(-1)
     length = target.float().square().sum(-1)

@@ -102,7 +102,7 @@ COMMANDS = {
 }
 RENAMED = {
     "train": {"--data.templates": "--data.mask_pictures"},
-    "adapt": {"--head_steps": "--occlusion_steps"},
+    "adapt": {"--head_steps": "--occlusion_steps", "--covers": "--occluders_per_view"},
     "evaluate": {"--templates": "--mask_pictures"},
     "occlude": {"--templates": "--mask_pictures"},
 }

@@ -1,4 +1,4 @@
-"""Training: AdaFace + QAConv + occlusion MSE from two streams, one forward pass a step, validated on covered faces.
+"""Training: AdaFace + QAConv + occlusion MSE from two streams, one forward pass a step, validated on occluded faces.
 
 `oaml train --config FILE` reads a TrainConfig. Time is counted in optimiser steps. Every random choice is a function of
 (seed, step, process), so a resumed run equals an uninterrupted one.
@@ -116,12 +116,12 @@ class TrainConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     weights: LossWeights = field(default_factory=LossWeights)
     matching_loss: Literal["balanced", "pairwise"] = "balanced"
-    """balanced: positives, negatives and hard negatives with one voice each. pairwise: as published for QAConv (pairwise
+    """balanced: genuine, impostor and hard impostor pairs weigh the same. pairwise: as published for QAConv (pairwise
     cross-entropy + hard triplet)."""
     occlusion_gradient: Literal["shared", "head"] = "shared"
     """shared: the occlusion loss trains the backbone too. head: only the occlusion head."""
     recognition_masks: bool = False
-    """Let drawn covers of the recognition stream train the occlusion head as well."""
+    """Let drawn occluders of the recognition stream train the occlusion head as well."""
     augment: bool = True
     """Flip, move, colour and blur images (their masks move with them)."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -138,7 +138,7 @@ class TrainConfig:
     seed: int = 0
     """Of everything random."""
     validate_every: int = 1000
-    """Steps between validations on covered faces of the calibration people; 0 does not validate."""
+    """Steps between validations on occluded faces of the calibration people; 0 does not validate."""
     validation_people: int = 200
     """Most people in a validation."""
     picture_every: int = 1000
@@ -216,7 +216,9 @@ class OcclusionFace(L.LightningModule):
         output = self.model(images, detach_occlusion=self.config.occlusion_gradient == "head")
         count = len(recognition["label"])
         label, features = recognition["label"], output.features[:count]
-        visibility = output.visibility[:count].detach()  # the head learns to see, not to please the matcher
+        visibility = output.visibility[
+            :count
+        ].detach()  # a map tells what shows, not what would please the matcher
         logits = self.head(output.embedding[:count], output.norm[:count], label)
         scores = self.model.matcher(features, features, visibility, visibility)
         cells = self.model.cell_embeddings(output)[:count]
@@ -333,9 +335,9 @@ class Validation:
         self.outputs.append((faces.to("cpu"), mask.cpu()))
 
     def finish(self, model: Model) -> dict[str, float]:
-        """Measures of all scores on covered probes, and the map's mean absolute error, bare and covered apart."""
-        faces = Templates.join([found for found, _ in self.outputs])
-        mask = torch.cat([m for _, m in self.outputs])
+        """Measures of all scores, and the maps' mean absolute error on unoccluded gallery faces and on occluded probes."""
+        faces = Templates.join([templates for templates, _ in self.outputs])
+        mask = torch.cat([masks for _, masks in self.outputs])
         self.outputs.clear()
         gallery, probe = slice(0, None, 2), slice(1, None, 2)
         scores = model.compare_all(faces[probe].to(model.device), faces[gallery].to(model.device), plain=True)
@@ -350,10 +352,8 @@ class Validation:
             results[f"tar_{name}"] = tar_at_far(values, same, 1e-2).tar
             results[f"auc_{name}"] = auc(values, same)
         error = (faces.visibility - mask_to_cells(mask, model.net.grid)).abs().flatten(1).mean(1)
-        results["map_error_bare"], results["map_error_covered"] = (
-            float(error[gallery].mean()),
-            float(error[probe].mean()),
-        )
+        results["map_error_unoccluded"] = float(error[gallery].mean())
+        results["map_error_occluded"] = float(error[probe].mean())
         return results
 
 
@@ -437,10 +437,8 @@ class Keeper(Callback):
 
         assert module.latest is not None
         images, masks, maps = (part.float().cpu() for part in module.latest)
-        some = range(
-            len(images) - min(8, len(images)), len(images)
-        )  # the end of the batch: the occlusion stream
-        rows = [(images[i].permute(1, 2, 0).numpy(), masks[i, 0].numpy(), maps[i, 0].numpy()) for i in some]
+        last = range(len(images))[-8:]  # of the occlusion stream
+        rows = [(images[i].permute(1, 2, 0).numpy(), masks[i, 0].numpy(), maps[i, 0].numpy()) for i in last]
         path = self.config.out / "pictures" / f"maps_{self.step:07d}.png"
         draw_map_sheet(path, rows, title=f"Visibility maps at step {self.step}")
         for logger in trainer.loggers:

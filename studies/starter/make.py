@@ -1,8 +1,8 @@
 """The starter model of the package, from published weights and faces: `python studies/starter/make.py --data ../shared/data`.
 
-Three steps, each taken up where it stopped: a student learns from the teacher (`distil.py`), `oaml adapt` makes it see covers, and
-the model is measured as it will be shipped, in half precision, on people that no step saw. OUT/shipped then holds the model folder
-with its card; `--ship` also puts it into the package.
+Three steps, each resumed where it stopped: a student learns from the teacher (`distil.py`), `oaml adapt` makes it see occluders,
+and the model is measured as it will be shipped, in half precision, on people that no step saw. OUT/shipped then holds the model
+folder with its card; `--ship` also puts it into the package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from distil import distil
 from safetensors.torch import load_file, save_file
 
 from oaml.adaptation.adapt import adapt
-from oaml.adaptation.held_out import ALL, BARE, HeldOut, scores, tars
+from oaml.adaptation.held_out import ALL_TOGETHER, UNOCCLUDED, HeldOut, scores, tars
 from oaml.datasets.people import PeopleFolder, split_name
 from oaml.main import keep_freed_memory
 from oaml.model import Model, ModelConfig
@@ -42,16 +42,16 @@ tags: [face-recognition, occlusion, research-only]
 # OAML starter
 
 A small model to begin with: it is in the package, so that the first answer needs no download. For real work adapt a published
-network that was trained on millions of faces (`oaml download`, `oaml adapt`; see the README): this one is weaker, on bare faces
-above all.
+network that was trained on millions of faces (`oaml download`, `oaml adapt`; see the README): this one is weaker, on
+unoccluded faces above all.
 
 **What it is.** A MobileFaceNet of {parameters:,} parameters with an occlusion head, QAConv, a joint embedding and thresholds, for
 aligned RGB faces of 112x112. {size:.1f} MB in half precision.
 
 **How it was made.** By `python studies/starter/make.py`, seed 0: {steps}.
-The student started from random numbers and learned the maps and the embedding of one teacher, for covered faces those of the same
-face without its cover, on {people}.
-`oaml adapt` then trained the rest on the same people, covers {covers}.
+The student started from random numbers and learned the maps and the embedding of one teacher, for occluded faces those of the
+same face without its occluder, on {people}.
+`oaml adapt` then trained the rest on the same people, occluders {occluders}.
 Thresholds were fitted on {fitted}.
 
 | from | what | licence |
@@ -66,9 +66,9 @@ figures by age, sex or origin have been measured.
 
 ## Figures
 
-On {report:,} people of LFW that no step saw ({date}); one bare gallery face each against {probes} probes, drawn covers in a style
-and with mask pictures that no training saw. The model as shipped, mirrored faces averaged, the cosine too. Accuracy of bare pairs,
-{probes} of one person and {probes} of two, ten folds: **{accuracy:.3f}** (teacher {teacher:.3f}).
+On {report:,} people of LFW that no step saw ({date}); one unoccluded gallery face each against {probes} probes, occluders drawn in
+a style and with mask pictures that no training saw. The model as shipped, mirrored faces averaged, the cosine too. Accuracy of
+unoccluded pairs, {probes} genuine and {probes} impostor ones, ten folds: **{accuracy:.3f}** (teacher {teacher:.3f}).
 
 TAR at FAR 1e-2 / 1e-3:
 
@@ -114,7 +114,7 @@ def main() -> None:
         size=(out / "shipped" / "model.safetensors").stat().st_size / 1e6,
         steps=steps,
         people=shipped.config.training["people"],
-        covers=shipped.config.training["covers"],
+        occluders=shipped.config.training["covers"],
         fitted=shipped.config.training["thresholds_fitted_on"],
         date=date.today(),
         **measured,
@@ -143,9 +143,9 @@ def measure(model: Model, teacher: Model, data: Path) -> dict[str, object]:
     report = PeopleFolder(data / "lfw", lambda name: split_name(name) == "report")
     pictures = load_mask_pictures(data / "mask_templates")
     faces = HeldOut(model, report, SHOWN, 0, "b", pictures)
-    found, same, errors = scores(model, faces)
-    table = tars(found, same)
-    columns = [BARE, *SHOWN, ALL]
+    scored, same, errors = scores(model, faces)
+    table = tars(scored, same)
+    columns = [UNOCCLUDED, *SHOWN, ALL_TOGETHER]
     lines = ["| score | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for name in ("cosine", "qaconv_visibility", "joint", "fused"):
         lines.append(
@@ -158,8 +158,8 @@ def measure(model: Model, teacher: Model, data: Path) -> dict[str, object]:
     return {
         "report": len(report.people),
         "probes": len(faces.probes),
-        "accuracy": accuracy(faces.templates(model, BARE).embedding, faces),
-        "teacher": accuracy(taught.templates(teacher, BARE).embedding, taught),
+        "accuracy": accuracy(faces.templates(model, UNOCCLUDED).embedding, faces),
+        "teacher": accuracy(taught.templates(teacher, UNOCCLUDED).embedding, taught),
         "table": "\n".join(lines),
         "mfr2": real_masks_table(model, data / "mfr2"),
         "errors": ", ".join(f"{name} {error:.3f}" for name, error in errors.items()),
@@ -167,7 +167,7 @@ def measure(model: Model, teacher: Model, data: Path) -> dict[str, object]:
 
 
 def accuracy(embedding: torch.Tensor, faces: HeldOut) -> float:
-    """Of the plain cosine on bare pairs: every probe with its own gallery face and with that of another person."""
+    """Of the plain cosine on unoccluded pairs: every probe with its own gallery face and with that of another person."""
     rng = np.random.default_rng(0)
     gallery, probes = faces.gallery.numpy(), faces.probes.numpy()
     own = faces.person.numpy()[probes]

@@ -1,9 +1,10 @@
 """`oaml adapt`: any checkpoint made occlusion-aware in minutes, on a CPU or a GPU.
 
-The backbone up to stage 3 stays as it is, so that the features of every training image under several covers are computed once
-(`cache.py`). On them are trained, in turn: the occlusion head; then QAConv, the joint embedding and a branch, a second last
-stage whose input is hidden where the head sees a cover. The backbone's own last stage and with it the plain embedding never
-change: bare faces are anchored to it, and the cosine that is reported beside everything is that of the checkpoint.
+The backbone up to stage 3 stays as it is, so that the features of every training image under several occluders are computed
+once (`cache.py`). On these features are trained, in turn: the occlusion head; then QAConv, the joint embedding (the
+visibility-masked embedding, `oaml.joint`) and a branch, which is a copy of the last stage whose input is zero where the occlusion
+head sees an occluder. The backbone's own last stage never changes, and neither does the plain embedding: the branch is held to it
+where a face shows, and the cosine that is reported beside all other scores is that of the checkpoint.
 Thresholds are fitted on people that no training saw.
 """
 
@@ -20,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oaml.adaptation.cache import BARE, CachePlan, FeatureCache
-from oaml.adaptation.held_out import GROUPS, HeldOut, calibrate, scores, show, tars
+from oaml.adaptation.cache import NO_OCCLUDER, CachePlan, FeatureCache
+from oaml.adaptation.held_out import OCCLUDER_GROUPS, HeldOut, calibrate, scores, show, tars
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import PeopleFolder, Split, split_name
 from oaml.errors import OamlError
@@ -34,35 +35,43 @@ from oaml.support.files import check_model_folder
 from oaml.support.progress import progress
 from oaml.visibility import GRID, on_grid
 
-DISTILLATION = 2.0
-"""Weight of the loss that keeps visible cells as the unchanged network has them, beside matching losses of about 2 to 4."""
-EMBEDDING = 4.0
-"""Weight of the loss that draws what shows of a face towards the unchanged embedding of the same face without its cover."""
-MORE = {"niqab": 2.0}
-"""Kinds that are drawn into a batch more often than others: what leaves least of a face is learned last."""
-QACONV = 0.25
-"""Weight of QAConv's logit in the fused score: it sees other things than the joint embedding, but less. Chosen with COSINE on the
-people of the calibration split."""
-COSINE = 6.0
-"""Weight of the unchanged embedding's cosine in the fused score, times the share that both faces show; joint logits have scales of
-12 to 15."""
-STRANGERS = 320
-"""Bare faces of other people that every training face is compared with beside its batch, as in a gallery: the unchanged network's,
-so that they cost one product of matrices. Of the few that come near are the errors at small false-accept rates."""
-NEVER = -30.0
-"""Logit of a pair that a loss shall not see."""
+DISTILLATION_WEIGHT = 2.0
+"""Weight of the loss that holds each visible cell of a face to the per-cell embedding that the checkpoint gives for the image
+without its occluder. The matching losses beside it are about 2 to 4."""
+EMBEDDING_WEIGHT = 4.0
+"""Weight of the loss 1 - cosine, of the sum of a face's visible cells and the checkpoint's embedding of the image without its
+occluder."""
+UNOCCLUDED_SHARE = 0.3
+"""Of the faces of a batch of pairs."""
+SINGLE_SHARE = 0.3
+"""Of the pairs of a batch: those of people with one image, where there are so many."""
+KIND_WEIGHTS = {"niqab": 2.0}
+"""How often a kind of occluder is drawn into a batch, 1 for all others: a niqab leaves least of a face and is learned last."""
+QACONV_WEIGHT = 0.25
+"""Weight of QAConv's logit in the fused score, beside 1 for the joint embedding's: it errs on other pairs, but more often. Chosen
+with COSINE_WEIGHT on the people of the calibration split."""
+COSINE_WEIGHT = 6.0
+"""Weight in the fused score of the plain embeddings' cosine times the share of the face that both show. A joint logit is a cosine
+times 12 to 15."""
+GALLERY_IMPOSTORS = 320
+"""Unoccluded faces of other people that every face of a batch is compared with, as if it searched a gallery. Their embeddings are
+the checkpoint's and never change, so that all these pairs cost one matrix product. The few impostors with a high score are those
+that make the errors at small false-accept rates."""
+IGNORED_LOGIT = -30.0
+"""Logit put in the place of a pair that shall not count: as an impostor pair it adds nothing to the loss, nor to its gradient."""
 BRANCH_RATE = 0.3
-"""Learning rate of the branch beside the matchers': it starts from weights that are good already."""
+"""Learning rate of the branch, as a factor on that of the matchers: it starts as a copy of trained weights."""
 
 
 @dataclass
-class Stage:
-    """How one part is trained."""
+class Schedule:
+    """How long and how fast one part is trained."""
 
     steps: int
     batch: int
+    """Faces in a step of the occlusion head, pairs in one of the matchers."""
     lr: float
-    """Highest learning rate; it rises over the first twentieth and falls as a cosine."""
+    """Highest learning rate: reached after a twentieth of the steps, then falling along a cosine."""
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -80,7 +89,7 @@ def adapt(
     last_stage: bool = True,
     flip: bool = True,
     use: Literal["all", "train"] = "all",
-    covers: int = 6,
+    occluders_per_view: int = 6,
     occlusion_steps: int = 700,
     steps: int = 700,
     seed: int = 0,
@@ -98,20 +107,21 @@ def adapt(
         backbone: published weights (AdaFace, InsightFace iresnet, MobileFaceNet) or a model folder.
         people: a folder per person with aligned 112x112 faces.
         out: model folder to write.
-        masks: folders of covered photographs with real masks (images/ + masks/, or kept_faces/ + masks/); half of what the
-            occlusion head learns from. Without any it learns from drawn covers alone.
-        occluders: kinds of cover to draw: niqab, mask, sunglasses, scarf, hand, patch.
-        last_stage: train a second last stage for matching. Without it only a second output layer is trained: faster, and
-            the maps stay those of the checkpoint.
+        masks: folders of photographs of occluded faces with real masks (images/ + masks/, or kept_faces/ + masks/); half of
+            what the occlusion head learns from. Without any it learns from drawn occluders alone.
+        occluders: kinds of occluder to draw: niqab, mask, sunglasses, scarf, hand, patch.
+        last_stage: train a copy of the last stage for matching. Without it only a copy of the output layer is trained: faster,
+            and the feature maps stay those of the checkpoint.
         flip: average every face with its mirror image from here on, the plain embedding as well.
         use: all keeps back only the people that thresholds and the final table need (1 of 10, by the hash of their name);
             train keeps back 2 of 10 more for a report of your own.
-        covers: covers drawn on each of the two views of a training image (half as many for a person with one image).
+        occluders_per_view: occluded copies to draw of a training image, and as many of its mirror image; half as many for a
+            person with one image.
         occlusion_steps: training steps of the occlusion head.
         steps: training steps of matchers and last stage.
         seed: of everything random.
         cache: folder for the cached features, 50 kB a face for a MobileFaceNet; kept, and used again when weights, images and
-            covers are the same. By default OUT.cache.
+            occluders are the same. By default OUT.cache.
         resize: scale images of another size instead of refusing them.
         licence: of the model that results, written into config.json.
         device: cpu, cuda, or auto for a GPU where there is one.
@@ -125,7 +135,8 @@ def adapt(
     from rich.console import Console
 
     out = Path(out)
-    _check(occluders, covers, occlusion_steps, steps, seed, out)
+    counts = {"occluders_per_view": occluders_per_view, "occlusion_steps": occlusion_steps, "steps": steps}
+    _check(occluders, counts, seed, out)
     console = Console(stderr=True)
     sources = [MaskedFolder(folder, resize) for folder in masks]
     _check_people(people, use)
@@ -134,7 +145,7 @@ def adapt(
     model = to_device(start(backbone, last_stage, flip), device)
     torch.manual_seed(seed)
 
-    plan = CachePlan.make(trained, list(occluders), covers, seed)
+    plan = CachePlan.make(trained, list(occluders), occluders_per_view, seed)
     cached = FeatureCache(Path(cache or out.with_name(out.name + ".cache")), model, trained, plan, sources)
     console.print(
         f"{len(trained.people):,} people with {len(trained):,} images train, {len(held_out.people):,} people are held out; "
@@ -143,26 +154,25 @@ def adapt(
         highlight=False,
     )
     cached.build()
-    train_head(model, cached, Stage(occlusion_steps, 128, 2e-3), seed)
-    train_matchers(model, cached, predict_visibility(model, cached), Stage(steps, 96, 1e-3), seed)
+    train_occlusion_head(model, cached, Schedule(occlusion_steps, 128, 2e-3), seed)
+    train_matchers(model, cached, predict_visibility(model, cached), Schedule(steps, 96, 1e-3), seed)
     console.print("fitting thresholds on the people held out", highlight=False)
-    calibrate(model, HeldOut(model, held_out, occluders, seed, "a", everybody=True, groups=GROUPS))
+    calibrate(model, HeldOut(model, held_out, occluders, seed, "a", everybody=True, groups=OCCLUDER_GROUPS))
     real = f"; real masks of {', '.join(map(str, masks))}" if masks else ""
     model.config.training.update(
         backbone=str(backbone),
         people=f"{len(trained.people)} people with {len(trained)} images of {people}",
         covers=f"drawn ({', '.join(occluders)}), style a in any material{real}",
-        adapted=f"{'last stage, ' if last_stage else ''}heads and matchers, {occlusion_steps} + {steps} steps, seed {seed}",
+        adapted=f"occlusion head, {'last stage, ' if last_stage else ''}matchers, {occlusion_steps} + {steps} steps, seed {seed}",
     )
     if licence:
         model.config.licence = licence
-    judged = HeldOut(model, held_out, occluders, seed, "b")
-    found, same, errors = scores(model, judged)
+    scored, same, map_errors = scores(model, HeldOut(model, held_out, occluders, seed, "b"))
     printed = Console()
     show(
         printed if printed.is_terminal else Console(width=120),
-        tars(found, same),
-        errors,
+        tars(scored, same),
+        map_errors,
         len(held_out.people),
     )
     model.cpu().save(out)
@@ -174,16 +184,15 @@ def adapt(
 
 
 def start(backbone: Path, last_stage: bool = True, flip: bool = False) -> Model:
-    """A model around a checkpoint, as `adapt` trains it: maps by stage 3, matching on 7x7 cells, by choice with a branch.
+    """An untrained model around a checkpoint, as `adapt` trains it: visibility maps from stage 3, matching on 7x7 cells, a branch.
 
     Args:
         backbone: weights in any format of `oaml.weights`, or a model folder (of which the backbone is taken).
+        last_stage: the branch is a copy of the last stage and of the output layer; otherwise of the output layer alone.
+        flip: average every face with its mirror image.
     """
-    if Path(backbone).is_dir():
-        given = Model.load(backbone)
-    else:
-        given = Model.from_backbone(backbone)
-    config = given.config
+    checkpoint = Model.load(backbone) if Path(backbone).is_dir() else Model.from_backbone(backbone)
+    config = checkpoint.config
     config.net = NetConfig(
         architecture=config.net.architecture,
         embedding_size=config.net.embedding_size,
@@ -194,59 +203,57 @@ def start(backbone: Path, last_stage: bool = True, flip: bool = False) -> Model:
     )
     config.thresholds, config.flip = {}, flip
     model = Model(config)
-    model.net.backbone.load_state_dict(given.net.backbone.state_dict())
+    model.net.backbone.load_state_dict(checkpoint.net.backbone.state_dict())
     if model.net.branch is not None:
         model.net.branch = model.net.backbone.without_front(last_stage)
     with torch.no_grad():
-        model.fusion.qaconv_weight.fill_(QACONV)
-        model.fusion.cosine_weight.fill_(COSINE)
+        model.fusion.qaconv_weight.fill_(QACONV_WEIGHT)
+        model.fusion.cosine_weight.fill_(COSINE_WEIGHT)
     return model.eval()
 
 
 class PairSampler:
-    """Batches of pairs of rows: two images of one person (or one image twice, under two covers), every pair another person.
+    """Batches of genuine pairs of rows, each of another person: two images, or the two views of the only image.
 
     Args:
         cache: its plan and people; the features needn't be there.
         seed: of the choice.
-        bare: share of bare faces.
-        single: share of the pairs from people with one image, where there are any.
     """
 
-    def __init__(self, cache: FeatureCache, seed: int, bare: float = 0.3, single: float = 0.3) -> None:
-        self.bare, self.single = bare, single
+    def __init__(self, cache: FeatureCache, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         rows: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
         for index, row in enumerate(cache.plan.rows):
-            rows.setdefault((row.image, row.view), ([], []))[row.kind != BARE].append(index)
+            rows.setdefault((row.image, row.view), ([], []))[row.kind != NO_OCCLUDER].append(index)
         self.rows = rows
-        """(image, view) -> its bare row, its covered rows."""
-        self.bare_rows: dict[int, list[int]] = {}
-        """Person -> bare rows of all views."""
-        for (image, _), (clean, _) in rows.items():
-            self.bare_rows.setdefault(int(cache.people.labels[image]), []).extend(clean)
+        """(image, view) -> its unoccluded row (a list of one), its occluded rows."""
+        self.unoccluded_rows: dict[int, list[int]] = {}
+        """Person -> unoccluded rows of all views."""
+        for (image, _), (unoccluded, _) in rows.items():
+            self.unoccluded_rows.setdefault(int(cache.people.labels[image]), []).extend(unoccluded)
         self.weight = np.array(
             [
-                1.0 if row.kind == BARE else MORE.get(cache.plan.kinds[row.kind], 1.0)
+                1.0 if row.kind == NO_OCCLUDER else KIND_WEIGHTS.get(cache.plan.kinds[row.kind], 1.0)
                 for row in cache.plan.rows
             ]
         )
-        images: dict[int, list[int]] = {}
+        """How often a row is drawn among the occluded rows of its view."""
+        images_of: dict[int, list[int]] = {}
         for image, person in enumerate(cache.people.labels):
-            images.setdefault(int(person), []).append(image)
-        self.several = [found for found in images.values() if len(found) > 1]
-        self.alone = [found for found in images.values() if len(found) == 1]
+            images_of.setdefault(int(person), []).append(image)
+        self.several = [images for images in images_of.values() if len(images) > 1]
+        self.alone = [images for images in images_of.values() if len(images) == 1]
 
     def batch(self, pairs: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the first faces and then of the second ones [2 * pairs], and the bare row of each one's view."""
-        singles = min(len(self.alone), round(self.single * pairs))
+        """Rows of the first faces and then of the second ones [2 * pairs], and the unoccluded row of each one's view."""
+        singles = min(len(self.alone), round(SINGLE_SHARE * pairs))
         pairs = min(pairs - singles, len(self.several)) + singles
         people = [
             *(self.several[i] for i in self.rng.choice(len(self.several), pairs - singles, replace=False)),
             *(self.alone[i] for i in self.rng.choice(len(self.alone), singles, replace=False)),
         ]
         sides: tuple[list[int], list[int]] = ([], [])
-        bare: tuple[list[int], list[int]] = ([], [])
+        originals: tuple[list[int], list[int]] = ([], [])
         for images in people:
             if len(images) > 1:
                 chosen = self.rng.choice(images, 2, replace=False)
@@ -254,33 +261,33 @@ class PairSampler:
             else:
                 chosen, views = (images[0], images[0]), self.rng.permutation(2)
             for side, (image, view) in enumerate(zip(chosen, views, strict=True)):
-                clean, covered = self.rows[int(image), int(view)]
-                if self.rng.random() < self.bare:
-                    sides[side].append(clean[0])
+                (unoccluded,), occluded = self.rows[int(image), int(view)]
+                if self.rng.random() < UNOCCLUDED_SHARE:
+                    sides[side].append(unoccluded)
                 else:
-                    weight = self.weight[covered]
-                    sides[side].append(self.rng.choice(covered, p=weight / weight.sum()))
-                bare[side].append(clean[0])
-        return np.array(sides[0] + sides[1]), np.array(bare[0] + bare[1])
+                    weight = self.weight[occluded]
+                    sides[side].append(self.rng.choice(occluded, p=weight / weight.sum()))
+                originals[side].append(unoccluded)
+        return np.array(sides[0] + sides[1]), np.array(originals[0] + originals[1])
 
-    def strangers(self, present: set[int], count: int) -> list[int]:
-        """One bare row each of at most `count` people who are not `present` (numbers of people)."""
-        others = [p for p in self.rng.permutation(list(self.bare_rows)).tolist() if p not in present]
-        return [int(self.rng.choice(self.bare_rows[p])) for p in others[:count]]
+    def impostors(self, present: set[int], count: int) -> list[int]:
+        """One unoccluded row each of at most `count` people who are not `present` (numbers of people)."""
+        others = [p for p in self.rng.permutation(list(self.unoccluded_rows)).tolist() if p not in present]
+        return [int(self.rng.choice(self.unoccluded_rows[p])) for p in others[:count]]
 
 
-def train_head(model: Model, cache: FeatureCache, stage: Stage, seed: int) -> None:
-    """The occlusion head on the cached maps, drawn covers and real masks half and half where there are both."""
+def train_occlusion_head(model: Model, cache: FeatureCache, schedule: Schedule, seed: int) -> None:
+    """The occlusion head on the cached maps; drawn occluders and real masks half and half where there are both."""
     head, device = model.net.occlusion_head, model.device
     rng = np.random.default_rng((seed, 1))
     drawn, real = np.arange(len(cache.plan.rows)), np.arange(len(cache.plan.rows), cache.count)
-    optimiser = torch.optim.AdamW(head.parameters(), lr=stage.lr, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=schedule.lr, weight_decay=0.01)
     head.train()
-    for step in _steps("occlusion head", stage, optimiser):
-        share = stage.batch // 2 if len(real) else 0
-        rows = rng.choice(drawn, stage.batch - share)
-        if share:
-            rows = np.concatenate([rows, rng.choice(real, share)])
+    for step in _steps("occlusion head", schedule, optimiser):
+        count = schedule.batch // 2 if len(real) else 0
+        rows = rng.choice(drawn, schedule.batch - count)
+        if count:
+            rows = np.concatenate([rows, rng.choice(real, count)])
         features, mask = (x.to(device) for x in cache.rows(rows))
         loss = occlusion_loss(head(features), mask)
         _step(optimiser, {"occlusion": loss}, step, cache, rows)
@@ -289,34 +296,34 @@ def train_head(model: Model, cache: FeatureCache, stage: Stage, seed: int) -> No
 
 @torch.inference_mode()
 def predict_visibility(model: Model, cache: FeatureCache) -> np.ndarray:
-    """What the head sees in every drawn row, uint8 [N,14,14]."""
-    found = np.empty((len(cache.plan.rows), *cache.visibility.shape[1:]), np.uint8)
-    for start in range(0, len(found), 256):
-        rows = np.arange(start, min(start + 256, len(found)))
+    """The maps of the occlusion head for all rows with people, uint8 [N,14,14]: 255 where the face shows."""
+    predicted = np.empty((len(cache.plan.rows), *cache.visibility.shape[1:]), np.uint8)
+    for start in range(0, len(predicted), 256):
+        rows = np.arange(start, min(start + 256, len(predicted)))
         features = cache.rows(rows)[0].to(model.device)
-        seen = model.net.occlusion_head(features)[:, 0]
-        found[rows] = (seen * 255).round().byte().cpu().numpy()
-    return found
+        maps = model.net.occlusion_head(features)[:, 0]
+        predicted[rows] = (maps * 255).round().byte().cpu().numpy()
+    return predicted
 
 
 def train_matchers(
-    model: Model, cache: FeatureCache, visibility: np.ndarray, stage: Stage, seed: int
+    model: Model, cache: FeatureCache, visibility: np.ndarray, schedule: Schedule, seed: int
 ) -> None:
-    """Branch, QAConv and joint embedding on predicted visibility.
+    """Branch, QAConv and joint embedding together.
 
     Args:
-        visibility: of `predict_visibility`.
+        visibility: uint8 [N,14,14] of all rows with people, as `predict_visibility` gives it.
     """
     net, device = model.net, model.device
     assert net.branch is not None
     sampler = PairSampler(cache, seed)
     target = _targets(model, cache, sampler)
-    optimiser = torch.optim.AdamW(_groups(model, stage.lr), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(_parameter_groups(model, schedule.lr), weight_decay=0.01)
     rng = np.random.default_rng((seed, 2))
     model.eval()  # the branch normalises as the checkpoint does, with running statistics
     model.matcher.train()
-    for step in _steps("matching", stage, optimiser):
-        rows, clean = sampler.batch(stage.batch)
+    for step in _steps("matching", schedule, optimiser):
+        rows, originals = sampler.batch(schedule.batch)
         pairs = len(rows) // 2
         stage3 = cache.rows(rows)[0].to(device)
         fine = torch.from_numpy(visibility[rows]).to(device).float()[:, None] / 255
@@ -328,63 +335,66 @@ def train_matchers(
         joint = model.joint.logit(compared.cosine, compared.unseen)
         terms = {"joint": balanced_matching_loss(joint, same)}
         # QAConv is most of a step: half of the pairs are a quarter of its work
-        some = torch.from_numpy(rng.choice(pairs, max(2, pairs // 2), replace=False)).to(device)
+        half = torch.from_numpy(rng.choice(pairs, max(2, pairs // 2), replace=False)).to(device)
         features, shown = (stage4, seen) if net.config.stage == 4 else (stage3, fine)
-        (a, b), (a_occ, b_occ) = ((x[some], x[pairs + some]) for x in (features, shown))
+        (a, b), (a_occ, b_occ) = ((x[half], x[pairs + half]) for x in (features, shown))
         local = model.matcher(a, b, a_occ, b_occ)
-        terms["qaconv"] = balanced_matching_loss(local, same[some][:, some])
-        terms["fused"] = balanced_matching_loss(joint[some][:, some] + QACONV * local, same[some][:, some])
-        bare = torch.stack([target[int(row)] for row in clean]).to(device).float()
-        owners = [int(cache.people.labels[cache.plan.rows[row].image]) for row in clean]
-        others = sampler.strangers(set(owners), STRANGERS)
-        known = torch.cat([bare, *(target[row].to(device).float()[None] for row in others)])
-        terms["gallery"] = _gallery_loss(model, cells, seen, known, owners)
-        terms["distillation"] = DISTILLATION * distillation_loss(cells, bare, seen.flatten(1))
-        shown_sum = (cells * seen.flatten(1)[..., None]).sum(1)
-        terms["embedding"] = EMBEDDING * (1 - F.cosine_similarity(shown_sum, bare.sum(1))).mean()
+        terms["qaconv"] = balanced_matching_loss(local, same[half][:, half])
+        fused = joint[half][:, half] + QACONV_WEIGHT * local
+        terms["fused"] = balanced_matching_loss(fused, same[half][:, half])
+        unoccluded = torch.stack([target[int(row)] for row in originals]).to(device).float()
+        owners = [int(cache.people.labels[cache.plan.rows[row].image]) for row in originals]
+        impostors = sampler.impostors(set(owners), GALLERY_IMPOSTORS)
+        gallery = torch.cat([unoccluded, *(target[row].to(device).float()[None] for row in impostors)])
+        terms["gallery"] = _gallery_loss(model, cells, seen, gallery, owners)
+        terms["distillation"] = DISTILLATION_WEIGHT * distillation_loss(cells, unoccluded, seen.flatten(1))
+        visible_sum = (cells * seen.flatten(1)[..., None]).sum(1)
+        cosine = F.cosine_similarity(visible_sum, unoccluded.sum(1))
+        terms["embedding"] = EMBEDDING_WEIGHT * (1 - cosine).mean()
         _step(optimiser, terms, step, cache, rows)
     model.eval()
 
 
-def _gallery_loss(model: Model, cells: Tensor, seen: Tensor, known: Tensor, owners: list[int]) -> Tensor:
-    """Every face of a batch of pairs against the bare faces of the batch and of strangers, with the joint embedding.
+def _gallery_loss(model: Model, cells: Tensor, seen: Tensor, gallery: Tensor, owners: list[int]) -> Tensor:
+    """Matching loss of the joint embedding: the faces of a batch as probes, against a gallery of unoccluded faces.
 
     Args:
-        cells: [B,49,E]; seen: [B,1,7,7].
-        known: [G,49,E] of the unchanged network, without gradient: first those of the B faces, then strangers'.
+        cells: per-cell embeddings of the B probes, [B,49,E]; seen: their visibility, [B,1,7,7].
+        gallery: the checkpoint's per-cell embeddings of G unoccluded faces, [G,49,E], without gradient: first those of the same B
+            images, then those of other people.
         owners: the person of each of the B faces.
     """
     weight = seen.flatten(1)
-    mine = (cells * weight[..., None]).sum(1)
-    with torch.no_grad():  # what each face shows, of every known one: [B,G,E]
-        theirs = (weight @ known.transpose(0, 1).flatten(1)).view(len(mine), len(known), -1)
-        theirs = F.normalize(theirs, dim=2)
-    cosine = (F.normalize(mine, dim=1)[:, None] * theirs).sum(2)
+    probes = (cells * weight[..., None]).sum(1)
+    with torch.no_grad():  # every gallery face by the cells that the probe shows: [B,G,E]
+        masked = (weight @ gallery.transpose(0, 1).flatten(1)).view(len(probes), len(gallery), -1)
+        masked = F.normalize(masked, dim=2)
+    cosine = (F.normalize(probes, dim=1)[:, None] * masked).sum(2)
     unseen = (1 - weight.mean(1, keepdim=True)).expand_as(cosine)
     person = torch.tensor(owners, device=cells.device)
     same = torch.zeros(cosine.shape, dtype=torch.bool, device=cells.device)
     same[:, : len(person)] = person[:, None] == person
     own = torch.eye(*same.shape, dtype=torch.bool, device=same.device)
-    # its own photograph without the cover is no test: it counts neither way
-    logit = model.joint.logit(cosine, unseen).masked_fill(own, NEVER)
+    # the very same image without the occluder is too easy: the pair counts neither as genuine nor as impostor
+    logit = model.joint.logit(cosine, unseen).masked_fill(own, IGNORED_LOGIT)
     return balanced_matching_loss(logit, same & ~own)
 
 
 def _targets(model: Model, cache: FeatureCache, sampler: PairSampler) -> dict[int, Tensor]:
-    """Bare row -> what the unchanged backbone makes of its cells, float16 [49,E]."""
-    found: dict[int, Tensor] = {}
-    bare = [clean[0] for clean, _ in sampler.rows.values()]
+    """Unoccluded row -> the checkpoint's per-cell embeddings of it, float16 [49,E]."""
+    targets: dict[int, Tensor] = {}
+    unoccluded = [row for (row,), _ in sampler.rows.values()]
     with torch.inference_mode():
-        for start in range(0, len(bare), 256):
-            rows = bare[start : start + 256]
+        for start in range(0, len(unoccluded), 256):
+            rows = unoccluded[start : start + 256]
             stage3 = cache.rows(np.array(rows))[0].to(model.device)
             cells = model.net.backbone.cells(model.net.backbone.forward_stage4(stage3))
-            found.update(zip(rows, cells.half().cpu(), strict=True))
-    return found
+            targets.update(zip(rows, cells.half().cpu(), strict=True))
+    return targets
 
 
-def _groups(model: Model, lr: float) -> list[dict[str, object]]:
-    """Scales, offsets and weights of cells learn ten times as fast and don't decay: they are few and start far away."""
+def _parameter_groups(model: Model, lr: float) -> list[dict[str, object]]:
+    """Scales, offsets and weights of cells learn ten times as fast and don't decay: they are few and start far from their end."""
     few = [model.joint.log_scale, model.joint.confidence]
     few += [p for name, p in model.matcher.named_parameters() if not name.startswith("adapter")]
     many = [p for name, p in model.matcher.named_parameters() if name.startswith("adapter")]
@@ -397,12 +407,12 @@ def _groups(model: Model, lr: float) -> list[dict[str, object]]:
     ]
 
 
-def _steps(label: str, stage: Stage, optimiser: torch.optim.Optimizer) -> Iterator[int]:
+def _steps(label: str, schedule: Schedule, optimiser: torch.optim.Optimizer) -> Iterator[int]:
     """Steps with a progress bar; sets the learning rate of each."""
-    with progress(label, stage.steps) as advance:
-        for step in range(stage.steps):
+    with progress(label, schedule.steps) as advance:
+        for step in range(schedule.steps):
             for group in optimiser.param_groups:
-                group["lr"] = stage.rate(step) * group.get("factor", 1.0)
+                group["lr"] = schedule.rate(step) * group.get("factor", 1.0)
             yield step
             advance(1)
 
@@ -430,13 +440,13 @@ def _trains(person: str, use: Literal["all", "train"]) -> bool:
     return split == "train" or (use == "all" and split == "report")
 
 
-def _check(occluders: list[str], covers: int, occlusion_steps: int, steps: int, seed: int, out: Path) -> None:
+def _check(occluders: list[str], counts: dict[str, int], seed: int, out: Path) -> None:
     if not occluders:
         raise OamlError(f"--occluders: names no kind; choose among {', '.join(KINDS)}")
     for kind in occluders:
         if kind not in KINDS:
             raise OamlError(f"--occluders: no occluder is called {kind!r}; choose among {', '.join(KINDS)}")
-    for flag, value in (("covers", covers), ("occlusion_steps", occlusion_steps), ("steps", steps)):
+    for flag, value in counts.items():
         if value < 1:
             raise OamlError(f"--{flag}: {value} is not at least 1")
     if seed < 0:

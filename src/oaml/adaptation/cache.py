@@ -1,8 +1,8 @@
 """Features of the training images under many occluders, computed once and kept in memory-mapped files.
 
 A cache is a folder: `features.npy` float16 [N,14,14,C] (the map after stage 3), `visibility.npy` uint8 [N,14,14] (255 where the
-face shows) and `state.json` with the key of what it was made of and how many rows are done. Rows are written in order and a row's
-chance depends on its own name alone, so that a build that was killed goes on where it stopped and ends with the same bytes.
+face shows) and `state.json` with the key of what it was made of and how many rows are done. Rows are written in order, and the
+random numbers of a row depend on its own name alone: a build that was killed goes on where it stopped and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from oaml.support.progress import progress
 from oaml.visibility import GRIDS, mask_to_cells
 
 VERSION = 1  # of what rows mean; raised when old caches would mislead
-CHUNK = 256
-PASS = 32  # images a pass
-BARE = -1
+CHUNK = 256  # rows that are computed and written at a time
+PASS = 32  # images a pass of the network
+NO_OCCLUDER = -1
+"""`Row.kind` of an unoccluded face."""
 
 
 class Row(NamedTuple):
@@ -45,29 +46,29 @@ class Row(NamedTuple):
     view: int
     """0: the photograph as it is. 1: mirrored, slightly moved and relit."""
     kind: int
-    """Index into the covers' kinds, or BARE."""
+    """Index into the kinds of the plan, or NO_OCCLUDER."""
     number: int
-    """Tells apart several covers of one kind on one view."""
+    """Tells apart several occluders of one kind on one view."""
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """Which rows there are; depends on the people, the kinds and the number of covers alone."""
+    """Which rows there are; depends on the people, the kinds and the number of occluders alone."""
 
     rows: list[Row]
     kinds: list[str]
     seed: int
 
     @classmethod
-    def make(cls, people: People, kinds: list[str], covers: int, seed: int) -> CachePlan:
-        """Two views of every image, each bare and under `covers` covers; half as many for a person with one image."""
+    def make(cls, people: People, kinds: list[str], occluders_per_view: int, seed: int) -> CachePlan:
+        """Two views of every image, each unoccluded and under so many occluders; half as many for a person with one image."""
         counts = np.bincount(people.labels)
         rows = []
         for image, person in enumerate(people.labels):
-            number = covers if counts[person] > 1 else (covers + 1) // 2
+            number = occluders_per_view if counts[person] > 1 else (occluders_per_view + 1) // 2
             for view in (0, 1):
-                rows.append(Row(image, view, BARE, 0))
-                # every kind in turn, in an order of its own
+                rows.append(Row(image, view, NO_OCCLUDER, 0))
+                # every kind in turn, each view in an order of its own
                 order = occluder_rng(seed, "order", f"{people.names[image]}/{view}").permutation(len(kinds))
                 rows += [Row(image, view, int(order[i % len(kinds)]), i // len(kinds)) for i in range(number)]
         return cls(rows, kinds, seed)
@@ -123,7 +124,7 @@ class FeatureCache:
         features = self._open("features.npy", np.float16, shape, fresh=done == 0)
         visibility = self._open("visibility.npy", np.uint8, shape[:3], fresh=done == 0)
         autocast = faster_in_bfloat16(self.model) if done < self.count else False
-        with progress("faces under covers" if show else None, self.count, done) as advance:
+        with progress("faces under occluders" if show else None, self.count, done) as advance:
             for start in range(done, self.count, CHUNK):
                 stop = min(start + CHUNK, self.count)
                 images, masks = zip(*(self.face(i) for i in range(start, stop)), strict=True)
@@ -138,13 +139,13 @@ class FeatureCache:
         self.visibility = np.load(self.folder / "visibility.npy")
 
     def _done(self, key: str) -> int:
-        """Rows that are there already; 0, and an empty folder, where the cache is another one's."""
+        """Rows that are there already; 0, and an empty folder, where the cache was made of something else."""
         state = self.folder / "state.json"
         if state.is_file():
             try:
-                found = json.loads(state.read_text(encoding="utf-8"))
-                if found["key"] == key:
-                    return int(found["done"])
+                stored = json.loads(state.read_text(encoding="utf-8"))
+                if stored["key"] == key:
+                    return int(stored["done"])
             except (ValueError, KeyError, TypeError):
                 pass  # as good as none: it is made anew
         elif self.folder.exists() and any(self.folder.iterdir()):
@@ -158,7 +159,7 @@ class FeatureCache:
             self.folder.rmdir()
             raise OamlError(
                 f"{self.folder}: the cache takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; free space, "
-                "ask for fewer covers, or name another folder with --cache"
+                "draw fewer with --occluders_per_view, or name another folder with --cache"
             )
         self._note(key, 0)
         return 0
@@ -181,7 +182,7 @@ class FeatureCache:
         row = self.plan.rows[index]
         name = f"{self.people.names[row.image]}/{row.view}"
         image = self._view(row.image, row.view, name)
-        if row.kind == BARE:
+        if row.kind == NO_OCCLUDER:
             return image, np.ones((FACE_SIZE, FACE_SIZE), np.float32)
         kind = self.plan.kinds[row.kind]
         rng = occluder_rng(self.plan.seed, f"{kind} {row.number}", name)
@@ -189,7 +190,7 @@ class FeatureCache:
         return (_relit(occluded.image, rng) if rng.random() < 0.3 else occluded.image), occluded.mask
 
     def _view(self, index: int, view: int, name: str) -> np.ndarray:
-        """An image as all occluders of this view cover it; rows come view by view, so that the latest one is kept."""
+        """The image that all occluders of this view are drawn on; rows come view by view, so that the latest one is kept."""
         if self._latest is None or self._latest[0] != (index, view):
             image = self.people.image(index)
             if view:
@@ -204,7 +205,7 @@ class FeatureCache:
             source, i, _ = self.extra[index - len(self.plan.rows)]
             return source.files[i]
         row = self.plan.rows[index]
-        return f"{self.people.files[row.image]} ({'unoccluded' if row.kind == BARE else self.plan.kinds[row.kind]})"
+        return f"{self.people.files[row.image]} ({'unoccluded' if row.kind == NO_OCCLUDER else self.plan.kinds[row.kind]})"
 
     def rows(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """Features float32 [B,C,14,14] (channels last) and true visibility [B,1,14,14] of some rows."""

@@ -1,9 +1,10 @@
-"""Thresholds that can be traced, and a fused score whose threshold does not move with what is covered.
+"""Thresholds at stated false-accept rates, and corrections of the fused score so that one threshold holds whatever is occluded.
 
-All is fitted on different people's faces, none of which was trained on. What is held still is the score that a small share of
-such pairs exceeds: its course is fitted by quantile regression (Koenker and Bassett, Regression Quantiles, Econometrica 1978).
+All is fitted on impostor pairs of people whom no training saw. The score that a small share of them exceeds (a quantile) depends on
+how much of the face both show. That dependence is fitted by quantile regression (Koenker and Bassett, Regression Quantiles,
+Econometrica 1978) and subtracted.
 
-Shapes: N pairs. Scores are logits: higher is more alike. `unseen` is the share of the face that a pair doesn't both show,
+Shapes: N pairs. Scores are logits: higher is more similar. `unseen` is the share of the face that the two don't both show,
 `overlap` how much of that both hide (`oaml.joint.Compared`).
 """
 
@@ -20,42 +21,45 @@ from oaml.support.metrics import MIN_FALSE_ACCEPTS
 
 FARS = (1e-2, 1e-3, 1e-4)
 ANCHOR_FAR = 1e-3
-"""False-accept rate at which the offset holds the threshold still."""
+"""False-accept rate whose threshold the corrections make the same for all pairs."""
 PAIRS_NEEDED = 20_000
-"""Different-person pairs that an offset can be fitted on: 20 of them exceed the quantile."""
-MARGIN = 0.3
-"""Of the distance between the thresholds of FAR 1e-2 and 1e-3, added at a share of 1: little shared area lowers confidence."""
+"""Impostor pairs that an offset can be fitted on: at `ANCHOR_FAR` 20 of them exceed the quantile."""
+UNSEEN_MARGIN = 0.3
+"""What a pair loses beyond the fit, as a score says less the less of the face both show: at an unseen share of 1 this much of the
+distance between the thresholds of FAR 1e-2 and 1e-3, at a smaller share in proportion."""
 STEPS = 250
-"""Of the descent; more change nothing."""
+"""Steps of gradient descent in the quantile regression; more change nothing."""
 
 
 def fit_offset(scores: np.ndarray, unseen: np.ndarray, far: float = ANCHOR_FAR) -> np.ndarray:
-    """Offset of every knot, so that the score that a share `far` of different people exceeds is the same at every share.
+    """What to subtract from the fused score at each unseen share so that at all of them a share `far` of impostor pairs exceeds the
+    same score.
 
     Args:
-        scores: of different people, one of them bare, before any offset, [N].
+        scores: of impostor pairs with one unoccluded face, before any correction, [N].
         unseen: [N] in [0,1].
 
     Returns:
-        float32 [KNOTS], 0 at a share of 0. A parabola: quantiles in windows follow the kinds of cover that happen to hide so
-        much, and held worse on other people's covers. Beyond the shares that occur it rises towards a share of 1 by the
-        highest score seen: with nothing in common nothing is accepted.
+        float32 [KNOTS], at unseen shares evenly from 0 to 1; 0 at a share of 0. A parabola, plus `UNSEEN_MARGIN`: a quantile for
+        each small range of shares would follow the few kinds of occluder that hide just so much, and held worse for occluders of
+        other people. Above the largest share that occurs it rises linearly, at a share of 1 by the distance from the fitted
+        quantile to the highest score: a pair with nothing in common is not accepted.
 
     Raises:
         ValueError: too few pairs.
     """
     if len(scores) < PAIRS_NEEDED:
-        raise ValueError(f"{len(scores):,} pairs of different people, at least {PAIRS_NEEDED:,} are needed")
+        raise ValueError(f"{len(scores):,} impostor pairs, at least {PAIRS_NEEDED:,} are needed")
     share = torch.from_numpy(np.asarray(unseen)).double()
     place = (share * (KNOTS - 1)).long()
-    # shares that few pairs have count for more than their number, but not as much as all others
+    # each range of shares counts by the square root of its pairs: rare ones for more than their number
     weight = torch.bincount(place, minlength=KNOTS)[place].double().rsqrt()
     level, slope, bend = _quantile(
         scores, torch.stack([torch.ones_like(share), share, share**2]), weight, far
     )
     knots = np.linspace(0, 1, KNOTS)
     spread = np.quantile(scores, 1 - far) - np.quantile(scores, 1 - 10 * far)
-    offset = (slope + MARGIN * spread) * knots + bend * knots**2
+    offset = (slope + UNSEEN_MARGIN * spread) * knots + bend * knots**2
     beyond = knots > unseen.max()
     if beyond.any():
         last = knots[~beyond][-1]
@@ -66,31 +70,36 @@ def fit_offset(scores: np.ndarray, unseen: np.ndarray, far: float = ANCHOR_FAR) 
 def fit_overlap(
     excess: np.ndarray, overlap: np.ndarray, cosine: np.ndarray, weight: np.ndarray, far: float = ANCHOR_FAR
 ) -> float:
-    """What to take off a pair of two covered faces for a whole overlap and a cosine of 1.
+    """The factor of a correction for two faces occluded in the same places: the pair loses factor * overlap * cosine.
+
+    Similar occluders make the plain embeddings of two people similar and, through cells at their edges, the fused score too high.
 
     Args:
-        excess: scores of different people, both covered, less the offset and less the threshold of `far`, [N].
+        excess: how far the scores of impostor pairs, both faces occluded, lie above the threshold of `far` (negative: below), once
+            the offset is subtracted, [N].
         overlap: [N] in [0,1].
         cosine: of the plain embeddings, [N]; below 0 it counts as 0.
         weight: of each pair, [N].
 
     Returns:
-        The least number, at least 0, with which no more than the weighted share `far` of the pairs exceeds the threshold.
-        Pairs with hardly any overlap or cosine exceed it for another reason and are not counted.
+        The least factor, at least 0, with which no more than the weighted share `far` of the pairs stays above the threshold.
+        Pairs whose overlap * cosine is below 0.05 are above it for another reason and are not counted.
     """
-    # a pair exceeds the threshold as long as the number is below its excess for each 1 of overlap times cosine
-    agreeing = overlap * np.maximum(cosine, 0)
-    reach = np.where(agreeing < 0.05, 0, np.maximum(excess, 0) / np.maximum(agreeing, 0.05))
-    order = np.argsort(-reach)
+    agreement = overlap * np.maximum(cosine, 0)
+    # the factor that each pair would take to fall to the threshold
+    needed = np.where(agreement < 0.05, 0, np.maximum(excess, 0) / np.maximum(agreement, 0.05))
+    order = np.argsort(-needed)
     share = np.cumsum(weight[order]) / weight.sum()
-    return float(reach[order][np.searchsorted(share, far, side="right")])
+    return float(needed[order][np.searchsorted(share, far, side="right")])
 
 
 def fit_lift(scores: np.ndarray, local: np.ndarray, thresholds: Iterable[float]) -> float:
-    """How far below a threshold the rest of a score may be for QAConv to lift it there, at least 0.
+    """How far below a threshold pairs lie without QAConv that it lifts to the threshold: the most of all pairs, at least 0.
+
+    A pair that lies further below needs no comparison of cells: it is rejected with QAConv too.
 
     Args:
-        scores: as they are decided by, [N].
+        scores: fused scores with all corrections, [N].
         local: what QAConv adds to them, [N].
     """
     needed = [0.0]
@@ -101,12 +110,16 @@ def fit_lift(scores: np.ndarray, local: np.ndarray, thresholds: Iterable[float])
 
 
 def _quantile(scores: np.ndarray, features: Tensor, weight: Tensor, far: float) -> list[float]:
-    """Coefficients [K] of features [K,N] whose sum a weighted share `far` of the scores [N] exceeds; the first is constant."""
+    """Quantile regression: coefficients [K] such that a weighted share `far` of the scores [N] exceeds coefficients @ features.
+
+    Args:
+        features: [K,N]; the first row is constant.
+    """
     target = torch.from_numpy(np.asarray(scores)).double()
     unit = target.std().clamp_min(1e-6)
     target, weight = target / unit, weight / weight.sum()
     # a share and its square go together; the descent needs directions that don't, each of length 1
-    ridge = 1e-6 * torch.eye(len(features), dtype=torch.float64)  # where all pairs show alike
+    ridge = 1e-6 * torch.eye(len(features), dtype=torch.float64)  # where all pairs show the same share
     triangle = torch.linalg.cholesky((features * weight) @ features.T + ridge)
     direction = torch.linalg.solve_triangular(triangle, features, upper=False)
     coefficients = torch.zeros(len(features), dtype=torch.float64)
@@ -120,12 +133,12 @@ def _quantile(scores: np.ndarray, features: Tensor, weight: Tensor, far: float) 
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    found = torch.linalg.solve_triangular(triangle.T, coefficients.detach()[:, None], upper=True)
-    return (found[:, 0] * unit).tolist()
+    fitted = torch.linalg.solve_triangular(triangle.T, coefficients.detach()[:, None], upper=True)
+    return (fitted[:, 0] * unit).tolist()
 
 
 def fit_thresholds(scores: np.ndarray) -> dict[str, float]:
-    """Scores of different people [N] -> false-accept rate, as written in config.json, -> threshold of it.
+    """Scores of impostor pairs [N] -> {false-accept rate, as written in config.json: its threshold}.
 
     A rate is left out where the pairs are too few for it: it needs `MIN_FALSE_ACCEPTS` false accepts. A pair is accepted when its
     score is at least the threshold.

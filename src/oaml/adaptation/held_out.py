@@ -1,7 +1,7 @@
-"""People that no training saw: on their faces thresholds are fitted and a table tells what a training gave.
+"""People that no training saw: thresholds are fitted on their faces, and a table of accept rates is measured on them.
 
 The maps after stage 3 do not depend on what `adapt` trains, so they are computed once and several models can be judged on them.
-Thresholds and offset are fitted on covers of style a, in any material; the table is about covers of style b.
+Thresholds and corrections are fitted on occluders of style a, in any material; the table is measured on occluders of style b.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ from oaml.visibility import mask_to_cells
 if TYPE_CHECKING:
     from rich.console import Console
 
-BARE, ALL = "bare", "all, one threshold"
-SHARED = "{}, one cover"
-"""Condition in which a group of people wear the very same cover of a kind."""
-GROUPS = 8
-BLOCK = 128  # faces a pass
+UNOCCLUDED, ALL_TOGETHER = "unoccluded", "all, one threshold"
+SHARED_OCCLUDER = "{}, one occluder"
+"""Condition in which all people of a group wear the very same occluder of a kind."""
+OCCLUDER_GROUPS = 8
+"""Groups of people in that condition, and so occluders of each kind."""
+BLOCK = 128  # faces a pass of the network
 
 Table = dict[str, dict[str, dict[str, float]]]
 """Condition -> score -> FAR as text -> TAR."""
 
 
 class HeldOut:
-    """Faces of people held out, bare and under every kind of cover, as maps after stage 3.
+    """Faces of people held out, unoccluded and under every kind of occluder, as maps after stage 3.
 
     Args:
         model: its backbone up to stage 3 is used, and whether it looks at mirrored faces.
@@ -55,8 +56,8 @@ class HeldOut:
         seed: of occluders.
         style: a, half of them in another material, for fitting; b for judging.
         mask_pictures: pictures for the kind mask (`occluders.load_mask_pictures`).
-        everybody: cover all images; otherwise all but the first one of each person, which is the gallery.
-        groups: also dress everybody in the cover of one of so many groups of people: the condition `SHARED.format(kind)`.
+        everybody: occlude all images; otherwise all but the first one of each person, which is the gallery.
+        groups: also draw every kind with one occluder for each of so many groups of people: `SHARED_OCCLUDER.format(kind)`.
     """
 
     def __init__(
@@ -76,11 +77,13 @@ class HeldOut:
         self.person = torch.from_numpy(people.labels)
         first = np.unique(people.labels, return_index=True)[1]
         self.gallery = torch.from_numpy(first)
-        others = np.arange(len(people)) if everybody else np.setdiff1d(np.arange(len(people)), first)
-        self.probes = torch.from_numpy(others)
-        self.true: dict[str, np.ndarray] = {BARE: np.ones((len(people), FACE_SIZE, FACE_SIZE), np.float32)}
+        probes = np.arange(len(people)) if everybody else np.setdiff1d(np.arange(len(people)), first)
+        self.probes = torch.from_numpy(probes)
+        self.true = {UNOCCLUDED: np.ones((len(people), FACE_SIZE, FACE_SIZE), np.float32)}
+        """Condition -> drawn visibility, float32 [N,112,112]: of all images unoccluded, of the probes under occluders."""
         self._maps: dict[str, list[np.ndarray]] = {}
-        for condition in (BARE, *kinds, *([SHARED.format(kind) for kind in kinds] if groups else [])):
+        shared = [SHARED_OCCLUDER.format(kind) for kind in kinds] if groups else []
+        for condition in (UNOCCLUDED, *kinds, *shared):
             faces = self._faces(condition)
             self._maps[condition] = [stage3(model, faces)]
             if model.config.flip:
@@ -88,11 +91,11 @@ class HeldOut:
 
     def _faces(self, condition: str) -> list[np.ndarray]:
         """uint8 RGB [112,112,3]: all images unoccluded, or the probes under an occluder."""
-        if condition == BARE:
+        if condition == UNOCCLUDED:
             return [self.people.image(i) for i in range(len(self.people))]
         faces, masks = [], []
         shared = condition not in self.kinds
-        kind = next(kind for kind in self.kinds if condition in (kind, SHARED.format(kind)))
+        kind = next(kind for kind in self.kinds if condition in (kind, SHARED_OCCLUDER.format(kind)))
         for i in self.probes.tolist():
             wearer = f"group {self.group[i]}" if shared and self.group is not None else self.people.names[i]
             rng = occluder_rng(self.occluder.seed, f"held out {kind}", wearer)
@@ -103,11 +106,11 @@ class HeldOut:
         return faces
 
     def templates(self, model: Model, condition: str) -> Templates:
-        """Templates of all bare images or of all covered probes."""
+        """Templates of all unoccluded images or of all occluded probes."""
         return templates_of(model, self._maps[condition])
 
     def map_error(self, probes: Templates, condition: str, rows: Tensor | None = None) -> float:
-        """Mean absolute error of the predicted visibility on the matched cells."""
+        """Mean absolute error of the predicted visibility on the matched cells; `rows` of the condition, or all of them."""
         true = self.true[condition] if rows is None else self.true[condition][rows.numpy()]
         grid = (probes.visibility.shape[2], probes.visibility.shape[3])
         aligned = mask_to_cells(torch.from_numpy(true)[:, None], grid)
@@ -116,7 +119,7 @@ class HeldOut:
 
 def templates_of(model: Model, sides: Sequence[np.ndarray]) -> Templates:
     """Templates from stored maps after stage 3, [N,14,14,C]: of the faces and, where there are two, of their mirror images."""
-    found = [
+    faces = [
         Templates.join(
             [
                 model.templates(as_maps(maps[start : start + BLOCK]).to(model.device)).to("cpu")
@@ -125,80 +128,85 @@ def templates_of(model: Model, sides: Sequence[np.ndarray]) -> Templates:
         )
         for maps in sides
     ]
-    return found[0].with_mirrored(found[1]) if len(found) == 2 else found[0]
+    return faces[0].with_mirrored(faces[1]) if len(faces) == 2 else faces[0]
 
 
 def calibrate(model: Model, faces: HeldOut) -> None:
-    """Fit what is taken off the fused score, then the thresholds on bare faces of different people; all go into the model.
+    """Fit the corrections of the fused score and its thresholds on impostor pairs of people held out; all go into the model.
 
-    The offset over the unseen share is fitted on bare faces against bare and covered ones, what overlapping covers add on
-    pairs of covered faces: of two kinds, of one kind and under the very same cover, by the strictest of these. With fewer
-    pairs than an offset needs there is a warning, and both stay zero.
+    1. The offset by unseen share: on unoccluded faces against unoccluded and occluded ones.
+    2. The factor for overlapping occluders: on pairs of two occluded faces, under different kinds, under one kind, and under the
+       very same occluder. Each of the three asks for a factor, and the largest is taken.
+    3. The thresholds: on pairs of two unoccluded faces.
+    4. How far below a threshold QAConv still matters (`fit_lift`): on the pairs of the first step.
+
+    With fewer pairs than the offset needs there is a warning, and offset and factor stay zero.
 
     Args:
-        faces: covered in style a, everybody, with groups.
+        faces: all images occluded in style a, with groups.
     """
     model.fusion.offset.zero_()
     model.fusion.overlap.zero_()
     model.fusion.lift.fill_(torch.inf)
-    bare = faces.templates(model, BARE)
+    unoccluded = faces.templates(model, UNOCCLUDED)
     first, person = faces.gallery, faces.person
-    gallery, owner = bare[first], person[faces.probes]
-    found = [_different(model, bare, person, gallery, person[first])]
-    covered = [faces.templates(model, kind) for kind in faces.kinds]
-    found += [_different(model, c, owner, gallery, person[first]) for c in covered]
-    pairs = _joined(found)
-    fused, unseen = pairs.fused, pairs.unseen
-    if len(fused) >= PAIRS_NEEDED:
-        model.fusion.offset.copy_(torch.from_numpy(fit_offset(fused, unseen)))
-        _calibrate_overlap(model, faces, covered, found[0])
+    gallery, owner = unoccluded[first], person[faces.probes]
+    pairs_unoccluded = _impostor_pairs(model, unoccluded, person, gallery, person[first])
+    occluded = [faces.templates(model, kind) for kind in faces.kinds]
+    pairs_occluded = [_impostor_pairs(model, probes, owner, gallery, person[first]) for probes in occluded]
+    pairs = _joined([pairs_unoccluded, *pairs_occluded])
+    if len(pairs.fused) >= PAIRS_NEEDED:
+        model.fusion.offset.copy_(torch.from_numpy(fit_offset(pairs.fused, pairs.unseen)))
+        _calibrate_overlap(model, faces, occluded, pairs_unoccluded)
     else:
         warnings.warn(
-            f"{len(fused):,} pairs of different people are held out and {PAIRS_NEEDED:,} are needed: the fused score is not "
-            "calibrated over the covered share; give more people",
+            f"{len(pairs.fused):,} impostor pairs are held out and {PAIRS_NEEDED:,} are needed: the fused score is not "
+            "calibrated over the occluded share; give more people",
             stacklevel=2,
         )
-    fused = _different(model, bare, person, bare, person, once=True).fused
+    fused = _impostor_pairs(model, unoccluded, person, unoccluded, person, once=True).fused
     model.config.thresholds = fit_thresholds(fused)
     model.config.training["thresholds_fitted_on"] = (
-        f"{len(fused):,} pairs of bare faces of {len(faces.people.people)} people held out"
+        f"{len(fused):,} impostor pairs of unoccluded faces of {len(faces.people.people)} people held out"
     )
     if model.config.thresholds:
-        taken = model.fusion.offset_at(torch.from_numpy(pairs.unseen)).numpy()
-        taken += model.fusion.overlap.item() * pairs.overlap * np.maximum(pairs.cosine, 0)
-        model.fusion.lift.fill_(fit_lift(pairs.fused - taken, pairs.local, model.config.thresholds.values()))
+        correction = model.fusion.offset_at(torch.from_numpy(pairs.unseen)).numpy()
+        correction += model.fusion.overlap.item() * pairs.overlap * np.maximum(pairs.cosine, 0)
+        lift = fit_lift(pairs.fused - correction, pairs.local, model.config.thresholds.values())
+        model.fusion.lift.fill_(lift)
 
 
-def _calibrate_overlap(model: Model, faces: HeldOut, covered: list[Templates], bare: _Pairs) -> None:
-    """Fit what is taken off where covers overlap; the offset is there, `bare` was scored before it."""
-    calibrated = bare.fused - model.fusion.offset_at(torch.from_numpy(bare.unseen)).numpy()
+def _calibrate_overlap(model: Model, faces: HeldOut, occluded: list[Templates], unoccluded: _Pairs) -> None:
+    """Fit the factor for overlapping occluders. The model has its offset already, `unoccluded` was scored before it had."""
+    calibrated = unoccluded.fused - model.fusion.offset_at(torch.from_numpy(unoccluded.unseen)).numpy()
     threshold = np.quantile(calibrated, 1 - ANCHOR_FAR)
-    some = torch.arange(0, len(faces.probes), 2)
-    owner = faces.person[faces.probes][some]
-    ways: list[list[_Pairs]] = [[], [], []]
-    for own, other in zip(covered, covered[1:] + covered[:1], strict=True):
-        ways[0].append(_different(model, own[some], owner, other[some], owner))
-        ways[1].append(_different(model, own[some], owner, own[some], owner, once=True))
+    half = torch.arange(0, len(faces.probes), 2)
+    owner = faces.person[faces.probes][half]
+    halves = [probes[half] for probes in occluded]
+    shifted = halves[1:] + halves[:1]
+    two_kinds = [_impostor_pairs(model, a, owner, b, owner) for a, b in zip(halves, shifted, strict=True)]
+    one_kind = [_impostor_pairs(model, a, owner, a, owner, once=True) for a in halves]
+    one_occluder = []
     if faces.group is not None:
         group = torch.from_numpy(faces.group)[faces.probes]
         for kind in faces.kinds:
-            same, parts = faces.templates(model, SHARED.format(kind)), []
+            same, parts = faces.templates(model, SHARED_OCCLUDER.format(kind)), []
             for number in group.unique():
                 rows = (group == number).nonzero()[:, 0]
                 owner = faces.person[faces.probes][rows]
-                parts.append(_different(model, same[rows], owner, same[rows], owner, once=True))
-            ways[2].append(_joined(parts))
-    needed = [0.0]
-    for kinds in ways:
-        weight = [np.full(len(pairs.fused), 1 / len(pairs.fused)) for pairs in kinds if len(pairs.fused)]
+                parts.append(_impostor_pairs(model, same[rows], owner, same[rows], owner, once=True))
+            one_occluder.append(_joined(parts))
+    factors = [0.0]
+    for by_kind in (two_kinds, one_kind, one_occluder):  # within each of the three all kinds weigh the same
+        weight = [np.full(len(pairs.fused), 1 / len(pairs.fused)) for pairs in by_kind if len(pairs.fused)]
         if weight:
-            fused, cosine, _, overlap, _ = _joined(kinds)
-            needed.append(fit_overlap(fused - threshold, overlap, cosine, np.concatenate(weight)))
-    model.fusion.overlap.fill_(max(needed))
+            fused, cosine, _, overlap, _ = _joined(by_kind)
+            factors.append(fit_overlap(fused - threshold, overlap, cosine, np.concatenate(weight)))
+    model.fusion.overlap.fill_(max(factors))
 
 
 class _Pairs(NamedTuple):
-    """Pairs of different people, [N] each."""
+    """Impostor pairs, [N] each."""
 
     fused: np.ndarray
     cosine: np.ndarray
@@ -212,41 +220,41 @@ def _joined(parts: list[_Pairs]) -> _Pairs:
     return _Pairs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
-def _different(
+def _impostor_pairs(
     model: Model, a: Templates, person_a: Tensor, b: Templates, person_b: Tensor, once: bool = False
 ) -> _Pairs:
-    """All pairs of different people; `once`: without the mirrored ones."""
+    """All impostor pairs of a face of a and one of b; `once`: a and b are the same faces, and (i, j) makes (j, i) needless."""
     different = person_a[:, None] != person_b
     different = (different.triu(1) if once else different).numpy()
-    found = score_all(model, a, np.arange(len(a)), b, np.arange(len(b)), plain=False)
+    by_score = score_all(model, a, np.arange(len(a)), b, np.arange(len(b)), plain=False)
     hidden = model.joint.hidden(a.visibility, b.visibility)
-    local = found["qaconv_visibility"] * model.fusion.qaconv_weight.item()
-    values = (found["fused"], found["cosine"], *(x.numpy() for x in hidden), local)
+    local = by_score["qaconv_visibility"] * model.fusion.qaconv_weight.item()
+    values = (by_score["fused"], by_score["cosine"], *(x.numpy() for x in hidden), local)
     return _Pairs(*(x[different].astype(np.float32) for x in values))
 
 
 def scores(
     model: Model, faces: HeldOut
 ) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray, dict[str, float]]:
-    """One bare face a person against all other images.
+    """One unoccluded gallery face of each person against all probes.
 
     Returns:
-        Condition -> score -> [probes, people]; whether each pair is one person; condition -> map error.
+        Condition -> score -> [probes, people]; whether each pair is genuine; condition -> map error.
     """
-    bare = faces.templates(model, BARE)
-    gallery = bare[faces.gallery]
-    found: dict[str, dict[str, np.ndarray]] = {}
+    unoccluded = faces.templates(model, UNOCCLUDED)
+    gallery = unoccluded[faces.gallery]
+    scored: dict[str, dict[str, np.ndarray]] = {}
     errors: dict[str, float] = {}
-    for condition in (BARE, *faces.kinds):
-        rows = faces.probes if condition == BARE else None
-        probes = bare[faces.probes] if condition == BARE else faces.templates(model, condition)
+    for condition in (UNOCCLUDED, *faces.kinds):
+        rows = faces.probes if condition == UNOCCLUDED else None
+        probes = faces.templates(model, condition) if rows is None else unoccluded[rows]
         errors[condition] = faces.map_error(probes, condition, rows)
-        found[condition] = score_all(model, probes, np.arange(len(probes)), gallery, np.arange(len(gallery)))
-    return found, (faces.person[faces.probes, None] == faces.person[faces.gallery]).numpy(), errors
+        scored[condition] = score_all(model, probes, np.arange(len(probes)), gallery, np.arange(len(gallery)))
+    return scored, (faces.person[faces.probes, None] == faces.person[faces.gallery]).numpy(), errors
 
 
 def tars(
-    found: dict[str, dict[str, np.ndarray]], same: np.ndarray, fars: Iterable[float] = (1e-2, 1e-3)
+    scored: dict[str, dict[str, np.ndarray]], same: np.ndarray, fars: Iterable[float] = (1e-2, 1e-3)
 ) -> Table:
     """Share of probes accepted, each condition at thresholds of its own, and all conditions together at one.
 
@@ -254,14 +262,14 @@ def tars(
     """
     fars = [far for far in fars if enough_negatives(int((~same).sum()), far)]
     together = {
-        score: np.concatenate([values[score] for values in found.values()])
-        for score in next(iter(found.values()))
+        score: np.concatenate([values[score] for values in scored.values()])
+        for score in next(iter(scored.values()))
     }
     table: Table = {}
-    for condition, by_score in {**found, ALL: together}.items():
-        alike = np.tile(same, (len(found), 1)) if condition == ALL else same
+    for condition, by_score in {**scored, ALL_TOGETHER: together}.items():
+        genuine = np.tile(same, (len(scored), 1)) if condition == ALL_TOGETHER else same
         table[condition] = {
-            score: {f"{far:g}": tar_at_far(values.ravel(), alike.ravel(), far).tar for far in fars}
+            score: {f"{far:g}": tar_at_far(values.ravel(), genuine.ravel(), far).tar for far in fars}
             for score, values in by_score.items()
         }
     return table
@@ -271,12 +279,12 @@ def show(console: Console, table: Table, errors: dict[str, float], people: int) 
     """Print a table of `tars`, with the map errors."""
     from rich.table import Table as Rich
 
-    fars = list(table[BARE]["cosine"])
+    fars = list(table[UNOCCLUDED]["cosine"])
     console.print(
-        f"{people} people held out: share of probes accepted (TAR) at FAR {' / '.join(fars)}, covers of a style that was not "
+        f"{people} people held out: share of probes accepted (TAR) at FAR {' / '.join(fars)}, occluders of a style that was not "
         "trained, thresholds of each row"
         if fars
-        else "insufficient data: too few pairs of different people are held out to state a TAR",
+        else "insufficient data: too few impostor pairs are held out to state a TAR",
         highlight=False,
     )
     shown = Rich("condition", "map error", *(TITLES[score] for score in COLUMNS))

@@ -6,10 +6,10 @@ be tried and tested without any data, and no figure measured on it says anything
 What makes it useful:
 
 - A person is a point in a continuous space (bones, eyes, brows, nose, mouth, hair, skin, marks), spread over
-  the upper and the lower face alike, so that whatever part shows still tells something.
+  the upper and the lower face, so that whatever part shows still tells something.
 - An image of a person varies in pose, light, expression, hair, make-up, beard, background, sharpness and
   compression, by more than people differ: raw pixels and colour statistics do little better than chance.
-- Faces lie on the five-point template of 112x112, as an aligner would leave them: nearly.
+- Faces lie nearly on the standard landmarks of a 112x112 face, as an aligner would leave them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from oaml.support.files import FACE_SIZE, check_empty, write_file
 
 _TWICE = 2
 _SIDE = FACE_SIZE * _TWICE
-_TEMPLATE = np.array([(38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4), (70.7, 92.2)])
+_STANDARD_LANDMARKS = np.array([(38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4), (70.7, 92.2)])
 _WARM = np.array([18.0, -6.0, -8.0])
 _CAMERA = 420.0  # distance of the viewer in the units of a face, for a mild perspective
 
@@ -137,7 +137,7 @@ _MEASURES: dict[str, tuple[float, float]] = {
 
 
 class _Person:
-    """One identity: lengths in pixels of the template, colours RGB in 0..255, everything else relative.
+    """One identity: lengths in pixels of the aligned face, colours RGB in 0..255, everything else relative.
 
     `v[name]` holds what `_MEASURES` lists.
     """
@@ -187,7 +187,7 @@ class _Shot:
         self._align()
 
     def _align(self) -> None:
-        """Lay the five points on the template by the best similarity, but for a little, as aligners do."""
+        """Lay the five landmarks on the standard ones by the best similarity transform, with a small error, as aligners do."""
         v, rng = self.who.v, self.rng
         points = np.array(
             [
@@ -197,7 +197,7 @@ class _Shot:
             np.float64,
         )  # fmt: skip
         flat = self._flat(points, None) @ (1, 1j)
-        goal = _TEMPLATE @ (1, 1j)
+        goal = _STANDARD_LANDMARKS @ (1, 1j)
         centred = flat - flat.mean()
         scale = np.vdot(centred, goal - goal.mean()) / np.vdot(centred, centred)
         scale *= (1 + rng.normal(0, 0.025)) * np.exp(1j * rng.normal(0, 0.035))
@@ -271,15 +271,15 @@ class _Shot:
 
     def _hair_behind(self) -> None:
         v, rng = self.who.v, self.rng
-        wide = v["brow_width"] + max(0.5, v["hair_side"] + rng.normal(0, 1.5))
+        reach = v["brow_width"] + max(0.5, v["hair_side"] + rng.normal(0, 1.5))
         down = v["hair_down"] + rng.normal(0, 9)
         up = v["top"] - max(1.0, v["hair_up"] + rng.normal(0, 2.5))
         half = [
             (16, up),
-            (0.8 * wide, up + 13),
-            (wide + 1, -14),
-            (wide + 2, 0.6 * down),
-            (wide - 2, down + 14),
+            (0.8 * reach, up + 13),
+            (reach + 1, -14),
+            (reach + 2, 0.6 * down),
+            (reach - 2, down + 14),
         ]
         outline = np.array(half + [(-x, y) for x, y in half[::-1]], np.float64)
         self._fill(curve(outline), self.hair * 0.75, -8)
@@ -340,7 +340,7 @@ class _Shot:
 
     def _nose(self) -> None:
         v = self.who.v
-        long, wide, tip, bridge = v["nose_l"], v["nose_w"], v["nose_tip"], v["nose_bridge"]
+        long, half, tip, bridge = v["nose_l"], v["nose_w"], v["nose_tip"], v["nose_bridge"]
         bend = v["nose_bend"]
         for side in (-1, 1):
             edge = [
@@ -353,13 +353,13 @@ class _Shot:
             wing = np.array(
                 [
                     (side * (tip + 1), long - 5),
-                    (side * wide, long - 2.5),
-                    (side * (wide - 0.5), long + 1.5),
+                    (side * half, long - 2.5),
+                    (side * (half - 0.5), long + 1.5),
                     (side * (tip - 1), long + 3),
                 ]
             )
             self._line(curve(wing, closed=False), self._skin(-0.3, 0.3), 1.0)
-            nostril = np.array([side * (0.55 * wide), long + 1.5]) + curve(
+            nostril = np.array([side * (0.55 * half), long + 1.5]) + curve(
                 np.array([(-2, 0), (0, -1), (2, 0), (0, 0.8)])
             ) * (0.8, v["nostril"])
             self._fill(nostril, self._skin(-0.6, 0.3))
@@ -385,7 +385,7 @@ class _Shot:
         fold = max(0.0, v["fold"] + 0.25 * max(self.smile, 0))
         for side in (-1, 1):
             line = [
-                (side * (wide + 2), long),
+                (side * (half + 2), long),
                 (side * (v["mouth_w"] + 3.5), 0.5 * (long + mouth) + 2),
                 (side * (v["mouth_w"] + 5), mouth + 2),
             ]
@@ -393,7 +393,7 @@ class _Shot:
 
     def _mouth(self) -> None:
         v, rng = self.who.v, self.rng
-        y, wide, gape = v["mouth_y"], v["mouth_w"] + self.smile, self.open
+        y, half, gape = v["mouth_y"], v["mouth_w"] + self.smile, self.open
         corner = y - 0.8 * self.smile - v["mouth_turn"] + 0.4 * gape
         up, low, bow = (
             max(0.6, v["lip_up"] - 0.2 * self.smile),
@@ -406,44 +406,44 @@ class _Shot:
         top = y - 0.3 * gape
         bottom = y + 0.7 * gape
         upper = [
-            (-wide, corner),
-            (-0.45 * wide, top - up),
-            (-0.13 * wide, top - up - bow),
+            (-half, corner),
+            (-0.45 * half, top - up),
+            (-0.13 * half, top - up - bow),
             (0, top - up),
-            (0.13 * wide, top - up - bow),
-            (0.45 * wide, top - up),
-            (wide, corner),
-            (0.5 * wide, bottom + 0.5 * low),
+            (0.13 * half, top - up - bow),
+            (0.45 * half, top - up),
+            (half, corner),
+            (0.5 * half, bottom + 0.5 * low),
             (0, bottom + low),
-            (-0.5 * wide, bottom + 0.5 * low),
+            (-0.5 * half, bottom + 0.5 * low),
         ]
         self._fill(curve(np.array(upper), steps=4), lips * 0.92)
         lower = [
-            (-0.92 * wide, corner + 0.3),
-            (-0.4 * wide, bottom + 0.5),
+            (-0.92 * half, corner + 0.3),
+            (-0.4 * half, bottom + 0.5),
             (0, bottom + 0.6),
-            (0.4 * wide, bottom + 0.5),
-            (0.92 * wide, corner + 0.3),
-            (0.5 * wide, bottom + 0.55 * low),
+            (0.4 * half, bottom + 0.5),
+            (0.92 * half, corner + 0.3),
+            (0.5 * half, bottom + 0.55 * low),
             (0, bottom + low),
-            (-0.5 * wide, bottom + 0.55 * low),
+            (-0.5 * half, bottom + 0.55 * low),
         ]
         self._fill(curve(np.array(lower), steps=4), np.minimum(lips * 1.06, 255))
         line = np.array(
-            [(-wide, corner), (-0.4 * wide, top), (0, top + 0.4), (0.4 * wide, top), (wide, corner)]
+            [(-half, corner), (-0.4 * half, top), (0, top + 0.4), (0.4 * half, top), (half, corner)]
         )
         if gape > 0.7:
             inside = np.concatenate(
-                [line * (0.9, 1), np.array([(0.4 * wide, bottom), (0, bottom + 0.3), (-0.4 * wide, bottom)])]
+                [line * (0.9, 1), np.array([(0.4 * half, bottom), (0, bottom + 0.3), (-0.4 * half, bottom)])]
             )
             self._fill(curve(inside, steps=4), np.array([62.0, 22, 26]))
             teeth = np.array(
                 [
-                    (-0.6 * wide, 0.6 * top + 0.4 * corner),
+                    (-0.6 * half, 0.6 * top + 0.4 * corner),
                     (0, top + 0.3),
-                    (0.6 * wide, 0.6 * top + 0.4 * corner),
-                    (0.4 * wide, top + 0.45 * gape),
-                    (-0.4 * wide, top + 0.45 * gape),
+                    (0.6 * half, 0.6 * top + 0.4 * corner),
+                    (0.4 * half, top + 0.45 * gape),
+                    (-0.4 * half, top + 0.45 * gape),
                 ]
             )
             self._fill(teeth, np.array([226.0, 220, 208]))
@@ -452,19 +452,19 @@ class _Shot:
 
     def _eye(self, side: int) -> None:
         v = self.who.v
-        x, wide, tilt = side * v["eye_apart"], v["eye_w"], v["eye_tilt"]
+        x, half, tilt = side * v["eye_apart"], v["eye_w"], v["eye_tilt"]
         high = v["eye_h"] * self.lids
-        peak = v["eye_round"] * wide * 0.5
+        peak = v["eye_round"] * half * 0.5
         # From the inner corner to the outer one, so that both eyes share their shape mirrored.
         lid = np.array(
             [
-                (-wide, 0.5 * tilt + 0.8),
-                (-0.4 * wide + peak, -0.85 * high),
-                (0.3 * wide + peak, -high - 0.1 * tilt),
-                (wide, -tilt),
+                (-half, 0.5 * tilt + 0.8),
+                (-0.4 * half + peak, -0.85 * high),
+                (0.3 * half + peak, -high - 0.1 * tilt),
+                (half, -tilt),
             ]
         )
-        under = np.array([(wide, -tilt), (0.4 * wide, 0.75 * high - 0.5 * tilt), (-0.4 * wide, 0.7 * high)])
+        under = np.array([(half, -tilt), (0.4 * half, 0.75 * high - 0.5 * tilt), (-0.4 * half, 0.7 * high)])
 
         def at(points: np.ndarray) -> np.ndarray:
             return points * (side, 1) + (x, 0.0)
@@ -486,7 +486,7 @@ class _Shot:
         inside = np.zeros((_SIDE, _SIDE), np.uint8)
         cv2.fillPoly(inside, [self._fixed(white, None)], 255, cv2.LINE_AA, 4)
         box = cv2.boundingRect(
-            self._fixed(at(np.array([(-wide - 9, -high - 9), (wide + 9, high + 9)])), None) // 16
+            self._fixed(at(np.array([(-half - 9, -high - 9), (half + 9, high + 9)])), None) // 16
         )
         part = np.s_[max(0, box[1]) : box[1] + box[3], max(0, box[0]) : box[0] + box[2]]
         alpha = inside[part].astype(np.float32)[..., None] / 255
@@ -524,23 +524,23 @@ class _Shot:
     def _hair_before(self) -> None:
         v, rng = self.who.v, self.rng
         line = min(v["hairline"] + rng.normal(0, 2.5), -22)
-        wide = v["brow_width"] + 1.5
+        half = v["brow_width"] + 1.5
         part = v["parting"] + rng.normal(0, 4)
         side = -8 + 0.4 * np.clip(v["hair_down"], -20, 30)
         edge = np.array([
-            (wide + 3, side), (wide - 4, -18), (0.75 * wide, line + 5), (0.35 * wide, line - 1),
+            (half + 3, side), (half - 4, -18), (0.75 * half, line + 5), (0.35 * half, line - 1),
             (part, line + v["peak"]),
-            (-0.35 * wide, line - 1), (-0.75 * wide, line + 5), (4 - wide, -18), (-wide - 3, side),
+            (-0.35 * half, line - 1), (-0.75 * half, line + 5), (4 - half, -18), (-half - 3, side),
         ])  # fmt: skip
         up = v["top"] - max(1.0, v["hair_up"])
         crown = np.array(
             [
-                (-wide - 3, -25),
-                (-0.8 * wide, up + 14),
+                (-half - 3, -25),
+                (-0.8 * half, up + 14),
                 (-15, up + 1),
                 (15, up + 1),
-                (0.8 * wide, up + 14),
-                (wide + 3, -25),
+                (0.8 * half, up + 14),
+                (half + 3, -25),
             ]
         )
         self._fill(np.concatenate([curve(edge, closed=False), curve(crown, closed=False)]), self.hair, 14)
@@ -548,9 +548,9 @@ class _Shot:
         for x, bright in strands:
             strand = np.array(
                 [
-                    (part + 0.2 * x * wide, up + 4),
-                    (0.7 * x * wide, 0.5 * (up + line)),
-                    (x * 0.95 * wide, line + 6 * abs(x)),
+                    (part + 0.2 * x * half, up + 4),
+                    (0.7 * x * half, 0.5 * (up + line)),
+                    (x * 0.95 * half, line + 6 * abs(x)),
                 ]
             )
             self._line(curve(strand, closed=False), np.clip(self.hair * (1 + 0.28 * bright), 0, 255), 1.4)

@@ -78,14 +78,14 @@ def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
 def _by_name(folder: Path, ending: str) -> dict[str, Path]:
     """Relative name without suffix and without `ending` -> path; a file without that ending keeps its own name."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in list_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         name = name.removesuffix(ending) if ending else name
-        if name in found:
-            raise OamlError(f"{path}: has the same name as {found[name]}; rename one")
-        found[name] = path
-    return found
+        if name in paths:
+            raise OamlError(f"{path}: has the same name as {paths[name]}; rename one")
+        paths[name] = path
+    return paths
 
 
 def _more(names: list[str]) -> str:

@@ -37,7 +37,7 @@ def group_of(path: str, groups: int) -> int:
 
 
 class PeopleFolder:
-    """Images of people, `ROOT/PERSON/*.jpg`. A person with one image is a class and a negative like any other.
+    """Images of people, `ROOT/PERSON/*.jpg`. A person with one image is a class and gives impostor pairs.
 
     Args:
         root: folder that holds a folder per person.

@@ -185,23 +185,23 @@ def scarf(rng: np.random.Generator, style: Style, canvas: Canvas) -> None:
         alpha = filled([place(head_cloth(rng))], [place(curve(face) if style == "a" else face)])
         canvas.add(alpha, draped(rng, style, dark=dark))
         canvas.paint(np.clip(1 - blurred(alpha, 3), 0, 1) * 0.6, 0.0)
-    wide = rng.uniform(46, 66)
+    reach = rng.uniform(46, 66)
     cloth = draped(rng, style, dark=dark, angle=angle)
     ribs = 2 * math.pi / rng.uniform(3, 8)
     for layer in range(count):  # each turn of the scarf lies on the one above it
         y = edge + layer * rng.uniform(12, 22)
         sag, tilt = rng.uniform(-4, 6), rng.normal(0, 3)
         line = [
-            (-wide, ends + layer * 12 + tilt),
+            (-reach, ends + layer * 12 + tilt),
             (-28, y - 1 + tilt / 2),
             (0, y + sag),
             (28, y - 1 - tilt / 2),
-            (wide, ends + layer * 12 - tilt),
+            (reach, ends + layer * 12 - tilt),
         ]
         points = moved(line, MID, 0)
         if style == "a":
             points = curve(points + np.stack([np.zeros(5), rng.normal(0, 1.2, 5)], axis=1), closed=False)
-        outline = place(np.concatenate([points, [[MID + wide + 6, 150], [MID - wide - 6, 150]]]))
+        outline = place(np.concatenate([points, [[MID + reach + 6, 150], [MID - reach - 6, 150]]]))
         alpha = filled([outline])
         piece = cloth * rng.uniform(0.85, 1.1)
         if style == "a" and layer == 0 and rng.random() < 0.5:

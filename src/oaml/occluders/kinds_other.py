@@ -87,10 +87,10 @@ def sunglasses(rng: np.random.Generator, style: Style, canvas: Canvas) -> None:
             canvas.add(stroked([place(moved(bridge, 0, -0.35 * h))], 1.2), frame)
     canvas.add(alpha * opacity, lens)
     if rng.random() < 0.7:
-        angle, at, wide = rng.uniform(0.4, 1.2), rng.uniform(-12, 12), rng.uniform(1.5, 7)
+        angle, at, width = rng.uniform(0.4, 1.2), rng.uniform(-12, 12), rng.uniform(1.5, 7)
         for eye in _EYES:  # both lenses mirror the same window
             offset = np.abs(along(angle) - (math.cos(angle) * eye[0] + math.sin(angle) * eye[1]) - at)
-            streak = np.clip((wide - offset) / 1.5, 0, 1) * (np.abs(X - eye[0]) < 20) * alpha
+            streak = np.clip((width - offset) / 1.5, 0, 1) * (np.abs(X - eye[0]) < 20) * alpha
             canvas.paint(streak * rng.uniform(0.08, 0.4), hsv(rng, (0, 1), (0, 0.2), (0.7, 1)))
     if family != 2 or rng.random() < 0.3:
         canvas.add(stroked(outlines, thick, closed=True), frame)
