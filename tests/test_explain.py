@@ -213,7 +213,7 @@ def test_green_speaks_for_and_pink_against(tmp_path: Path) -> None:
 
 
 def test_weak_shares_stay_pale(tmp_path: Path) -> None:
-    """The scale is the same for every pair: strangers must not look as if much spoke for them."""
+    """The scale is the same for every pair: impostor pairs must not look as if much spoke for them."""
     saturation = []
     for size in (0.002, 0.02, 0.05):
         face = face_of(drawn(tmp_path / "a.png", plain(share=np.full((7, 7), size))), LEFT, LOWER)

@@ -197,9 +197,9 @@ def test_both_sides_and_a_limit(work: Path, listed: Pairs, monkeypatch: pytest.M
     one = found.classes[ONE_OCCLUDED]["patch"]
     np.testing.assert_array_equal(one.rows, np.flatnonzero(same | (np.arange(len(listed)) % 3 == 0)))
     assert found.shared_occluders == 3
-    alike = found.classes[SAME_OCCLUDER]["patch"]
-    assert same[alike.rows].sum() == same.sum()  # genuine pairs always share
-    for i in alike.rows[::20]:
+    shared = found.classes[SAME_OCCLUDER]["patch"]
+    assert same[shared.rows].sum() == same.sum()  # genuine pairs always share
+    for i in shared.rows[::20]:
         assert group_of(listed.path_a[i], 3) == group_of(listed.path_b[i], 3)
 
 
@@ -232,8 +232,8 @@ def trials_of(rng: np.random.Generator, same: np.ndarray, rows: np.ndarray, lift
     noise = rng.normal(size=(len(COLUMNS), len(rows))) + 2 * same[rows]
     scores = dict(zip(COLUMNS, noise, strict=True))
     scores["fused"] = scores["fused"] + lift * (1 - visible)
-    alike = rng.normal(size=(2, len(rows)))
-    return Trials(rows, scores, rng.random(len(rows)), visible, alike[0], alike[1], {})
+    similar = rng.normal(size=(2, len(rows)))
+    return Trials(rows, scores, rng.random(len(rows)), visible, similar[0], similar[1], {})
 
 
 @pytest.fixture(scope="module")

@@ -156,11 +156,11 @@ def judge(
         verdict, reason = "unknown person", "nobody is enrolled"
     elif limit is None:
         verdict = "no threshold"
-        reason = f"{best.person} is the most alike with a score of {best.score:.3f}, and the model has no threshold to judge it by"
+        reason = f"{best.person} is the most similar, with a score of {best.score:.3f}; the model has no threshold to judge it by"
     else:
         score, wanted = told_apart(best.score, limit)
         verdict = "unknown person"
-        reason = f"{best.person} is the most alike, and the score {score} stays below the threshold {wanted}"
+        reason = f"{best.person} is the most similar; the score {score} stays below the threshold {wanted}"
     far = None if threshold is None else threshold.far
     return SearchAnswer(
         decision=verdict,

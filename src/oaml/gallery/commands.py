@@ -84,7 +84,7 @@ def search(
     """Say who is on a photograph or in a video: for every face the most similar people of a gallery, and a decision.
 
     The decision is that of `oaml verify` for the best of them, at the model's threshold for the false-accept rate `far`. A face
-    that nobody enrolled is like enough is an unknown person; one that shows too little is not decided. The larger the gallery, the
+    that reaches it with nobody enrolled is an unknown person; one that shows too little is not decided. The larger the gallery, the
     more often a stranger passes for somebody in it: how often is said too.
 
     Example:

@@ -1,6 +1,6 @@
 """A gallery: people enrolled with a few images each, and who a face is.
 
-A search has two stages. The first finds the faces nearest to a probe by one vector each, in a LanceDB table (`store.py`,
+A search takes two steps. The first finds the faces nearest to a probe by one vector each, in a LanceDB table (`store.py`,
 `rows.py`). The second reads the templates of these alone and ranks their people by the fused score.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 GALLERY_FORMAT = 1
 CANDIDATES = 100
-"""Faces that the first stage hands to the second."""
+"""Faces that the first step hands to the second."""
 BATCH = 64
 """Images embedded and written at a time: what an interrupted enrolment loses at most."""
 ALONE = 0.5

@@ -1,8 +1,8 @@
 """A face as a row of a gallery: its int8 template in one piece of bytes, and the vectors that find it.
 
-A covered face is a poor query by its whole embedding, for a cover has an embedding too. So a row holds a unit vector for each of a
-few patterns of visibility, the sum of what the cells of that pattern add to the joint embedding, and a probe is compared under the
-pattern that is most like its own visibility, with the sum of what it shows.
+The whole embedding of an occluded face is a poor query, since the occluder is part of it. So a row holds a unit vector for each of
+a few patterns of visibility: the sum of the per-cell embeddings of that pattern. The vector of a probe is the sum of the cells that
+it shows, and it is compared with the vectors of the pattern that is nearest to its own visibility.
 
 Shapes: N faces, E embedding size, K patterns, 49 cells.
 """
@@ -38,7 +38,7 @@ def _patterns() -> dict[str, Tensor]:
 
 
 PATTERNS = _patterns()
-"""What common covers leave of a face, [49] in [0,1] each: nothing covers it, a medical mask, a niqab, sunglasses."""
+"""What shows of a face, [49] in [0,1] each: without an occluder, over a medical mask, in a niqab, around sunglasses."""
 
 
 def column_names() -> list[str]:
@@ -100,16 +100,16 @@ class Packing:
 
     def unpack(self, packed: np.ndarray) -> QuantisedTemplates:
         """What `pack` gave, bit for bit."""
-        found: dict[str, Tensor] = {}
+        stored: dict[str, Tensor] = {}
         start = 0
         for name, kind, shape in self.fields:
             end = start + np.dtype(kind).itemsize * prod(shape)
             # a copy, since one row counts as contiguous whatever its stride
-            found[name] = torch.from_numpy(
+            stored[name] = torch.from_numpy(
                 packed[:, start:end].copy().view(kind).reshape(len(packed), *shape)
             )
             start = end
-        return QuantisedTemplates.from_stored(found)
+        return QuantisedTemplates.from_stored(stored)
 
     def unpack_column(self, column: pa.ChunkedArray) -> QuantisedTemplates:
         """The templates of a column of rows."""

@@ -1,4 +1,4 @@
-"""The two stages of a search: faces near a probe by one vector, then their people by the fused score of their templates."""
+"""A search in two steps: the faces near a probe by one vector, then their people by the fused score of their templates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def candidates(store: Store, packing: Packing, model: Model, probe: Templates, c
         packing: of its templates.
         model: that made them, on any device.
         probe: one template, on the CPU.
-        count: faces that the first stage hands over, several of which may be one person's. Of their people all faces are compared,
+        count: faces that the first step hands over, several of which may be one person's. Of their people all faces are compared,
             as one pooled template.
     """
     columns, vectors = probe_vectors(probe)

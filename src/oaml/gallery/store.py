@@ -201,8 +201,8 @@ class Store:
         Raises:
             OamlError: somebody did, or a file is damaged.
         """
-        found = self.table.search().select(list(columns)).limit(self.count()).to_batches(size)
-        while (batch := self._read(lambda: next(found, None), tries=1)) is not None:
+        batches = self.table.search().select(list(columns)).limit(self.count()).to_batches(size)
+        while (batch := self._read(lambda: next(batches, None), tries=1)) is not None:
             yield batch
 
     def nearest(self, column: str, vector: Any, count: int, columns: Sequence[str]) -> pa.Table:
@@ -232,8 +232,8 @@ class Store:
             where: SQL condition on the columns.
             values: column -> SQL expression of its new value; None deletes the rows.
         """
-        found = self.table.search().where(where).with_row_id(True).select(["person"]).limit(self.count())
-        numbers = found.to_arrow()["_rowid"].to_pylist()
+        rows = self.table.search().where(where).with_row_id(True).select(["person"]).limit(self.count())
+        numbers = rows.to_arrow()["_rowid"].to_pylist()
         if not numbers:
             return 0
         assert self._database is not None

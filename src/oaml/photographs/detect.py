@@ -28,7 +28,7 @@ SIDES = (320, 480, 640, 1280)
 AGAIN = (64, 96, 128, 160)
 """Sizes in which a face is looked at again: pixels of the side of its aligned crop."""
 MARGIN = 1.6
-"""Side of what is looked at again, in sides of the aligned crop."""
+"""A face is looked at again in a square whose side is this many times that of its aligned crop."""
 LARGEST = 2.0
 """A photograph is enlarged this many times at most: more shows nothing new."""
 SAME_FACE_OVERLAP = 0.3
@@ -37,7 +37,7 @@ SURE = 0.9
 """Mean confidence of looking again from which on the photograph is upright. Otherwise it is tried in all four directions: a face is
 found on its side and upside down too, with its landmarks in wrong places, and an occluded one is at times surer so than upright."""
 TURNED, FURTHER = 0.5, 0.02
-"""What that mean must be for a photograph to be turned, and by how much more than upright."""
+"""A photograph is turned if that mean is at least so high in another direction, and so much higher than upright."""
 LEAST_EYES = 12.0
 """Pixels between the eyes below which a face is too small: down to 12 next to nothing is lost, below it more with every pixel."""
 
@@ -73,13 +73,13 @@ class _Seen:
     """A photograph in one of four directions."""
 
     groups: list[list[Face]]
-    """Looks at each face, the surest first."""
+    """Detections of each face; the face with the surest one first."""
     again: list[Face]
     """The surest face looked at again."""
 
     @property
     def trust(self) -> float:
-        """Mean confidence of looking again, 0 for a look that finds nothing."""
+        """Mean confidence of looking again; a size or mirror image in which nothing is found counts as 0."""
         return sum(look.score for look in self.again) / (2 * len(AGAIN))
 
 
@@ -201,7 +201,7 @@ def _mirrored(face: Face, width: int) -> Face:
 
 
 def group_looks(faces: list[Face]) -> list[list[Face]]:
-    """Looks at one face each: all that overlap the surest, then all of the rest that overlap the surest of the rest."""
+    """Detections of one face each: all that overlap the surest, then all of the rest that overlap the surest of the rest."""
     groups: list[list[Face]] = []
     rest = sorted(faces, key=lambda face: -face.score)
     while rest:
@@ -211,7 +211,7 @@ def group_looks(faces: list[Face]) -> list[list[Face]]:
 
 
 def mean_face(looks: list[Face]) -> Face:
-    """Their mean, weighted by confidence, with the confidence of the surest."""
+    """The mean of several detections of a face, weighted by confidence, with the confidence of the surest."""
     weights = np.array([look.score for look in looks])
     box = np.average([look.box for look in looks], 0, weights)
     landmarks = np.average([look.landmarks for look in looks], 0, weights)

@@ -50,7 +50,7 @@ class Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What `verify` and `search` say alike: a decision, and the threshold that it was made by."""
+    """What `verify` and `search` both say: a decision, and the threshold that it was made by."""
 
     decision: Decision
     reason: str
@@ -85,7 +85,7 @@ class Answer:
         if self.decision == "no threshold":
             return REMEDY
         if self.decision == "too little visible to decide":
-            return "take a picture on which more of the face shows"
+            return "take a photograph on which more of the face shows"
         return None
 
     def to_dict(self) -> dict[str, Any]:

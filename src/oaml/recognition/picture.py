@@ -48,7 +48,7 @@ def draw_pair(
     needed: float | None = None,
     names: Sequence[str] = ("A", "B"),
 ) -> Path:
-    """Write one picture that says in pictures and plain words why the pair scored as it did.
+    """Write one picture that says by colours and in plain words why the pair scored as it did.
 
     Above, both faces, greyed and hatched where something occludes them, with lines between the parts that QAConv found most
     similar. Below, the same faces with each cell's share of the joint cosine.
@@ -141,7 +141,7 @@ def _coloured(picture: np.ndarray, share: np.ndarray, both: np.ndarray) -> np.nd
     """The face without its colours, under green and pink by share; pale and hatched where not both faces show.
 
     The scale is the same for all pairs that show as much: full colour is 2.5 times what a cell adds on average when an
-    image is compared with itself. Strangers stay pale, whatever their strongest cell is.
+    image is compared with itself. Impostor pairs stay pale, whatever their strongest cell is.
     """
     from matplotlib.colors import to_rgb
 
@@ -274,7 +274,7 @@ def _legend_of_shares(
     y = _say_lines(
         sheet, x, y + 10, f"All for +{plus} %, all against -{plus - total} %: together",
         f"what both show is {total} % similar.",
-        "(100 %: same image. Near 0 %: strangers.)",
+        "(100 %: same image. Near 0 %: two people.)",
     )  # fmt: skip
     if needed is not None:
         takes = (

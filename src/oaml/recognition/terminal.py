@@ -83,7 +83,7 @@ def print_all(console: Console, answers: list[VerifyAnswer], faces_b: int) -> No
 def origin(threshold: Threshold) -> str:
     """Where a threshold comes from and what it stands for."""
     if threshold.far is None:
-        return "your own; how many strangers it lets pass is not known"
+        return "your own; how many impostor pairs reach it is not known"
     fitted_on = threshold.fitted_on or "data that the model doesn't state"
     return f"reached by {_odds(threshold.far)} impostor pairs (FAR {threshold.far:g}); fitted on {fitted_on}"
 

@@ -119,7 +119,7 @@ def find_tracks(
 
 
 def _assign(model: Model, threshold: float, tracks: list[Track], faces: FacesOfFrame) -> dict[int, int]:
-    """Row of a face -> number of its track; faces of new tracks are left out. Nothing is given twice."""
+    """Row of a face -> number of its track; faces of new tracks are left out. No two faces get one track."""
     if not tracks:
         return {}
     import torch
