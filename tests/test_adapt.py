@@ -97,7 +97,7 @@ def test_a_killed_build_goes_on_and_ends_the_same(
     tmp_path: Path, backbone: Path, people: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "CHUNK", 16)
-    monkeypatch.setattr(cache, "faster_in_bfloat16", lambda _: False)
+    monkeypatch.setattr(cache, "computes_in_bfloat16", lambda _: False)
     whole = cached(tmp_path / "whole", backbone, people)
     whole.build(show=False)
 

@@ -142,8 +142,8 @@ def adapt(
     _check_people(people, use)
     trained = PeopleFolder(people, lambda name: _trains(name, use), resize)
     held_out = PeopleFolder(people, lambda name: split_name(name) == "calibrate", resize)
+    torch.manual_seed(seed)  # before the model is made: occlusion head and matchers start at random
     model = to_device(start(backbone, last_stage, flip), device)
-    torch.manual_seed(seed)
 
     plan = CachePlan.make(trained, list(occluders), occluders_per_view, seed)
     cached = FeatureCache(Path(cache or out.with_name(out.name + ".cache")), model, trained, plan, sources)
@@ -158,10 +158,11 @@ def adapt(
     train_matchers(model, cached, predict_visibility(model, cached), Schedule(steps, 96, 1e-3), seed)
     console.print("fitting thresholds on the people held out", highlight=False)
     calibrate(model, HeldOut(model, held_out, occluders, seed, "a", everybody=True, groups=OCCLUDER_GROUPS))
-    real = f"; real masks of {', '.join(map(str, masks))}" if masks else ""
+    # names and not paths: equal commands give equal files, wherever they are run
+    real = f"; real masks of {', '.join(map(_name, masks))}" if masks else ""
     model.config.training.update(
-        backbone=str(backbone),
-        people=f"{len(trained.people)} people with {len(trained)} images of {people}",
+        backbone=_name(backbone),
+        people=f"{len(trained.people)} people with {len(trained)} images of {_name(people)}",
         covers=f"drawn ({', '.join(occluders)}), style a in any material{real}",
         adapted=f"occlusion head, {'last stage, ' if last_stage else ''}matchers, {occlusion_steps} + {steps} steps, seed {seed}",
     )
@@ -433,6 +434,10 @@ def _step(
 
 
 # --- input ---
+
+
+def _name(path: Path) -> str:
+    return Path(path).resolve().name
 
 
 def _trains(person: str, use: Literal["all", "train"]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +89,7 @@ class FeatureCache:
         self, folder: Path, model: Model, people: People, plan: CachePlan, masked: list[MaskedFolder]
     ) -> None:
         self.folder, self.model, self.people, self.plan = folder, model, people, plan
+        self.bfloat16 = computes_in_bfloat16(model.device)
         self.extra = [(source, i, view) for source in masked for i in range(len(source)) for view in (0, 1)]
         self.count = len(plan.rows) + len(self.extra)
         step = max(1, len(people) // 150)
@@ -97,8 +98,8 @@ class FeatureCache:
         self.occluder = Occluder(plan.seed, retexture_share=0.5, photographs=photographs)
 
     def key(self) -> str:
-        """What the rows depend on: weights, images, masks, plan, and the version of this file."""
-        digest = hashlib.sha256(f"{VERSION} {self.plan.seed} {self.plan.kinds}".encode())
+        """What the rows depend on: weights, images, masks, plan, precision, and the version of this file."""
+        digest = hashlib.sha256(f"{VERSION} {self.plan.seed} {self.plan.kinds} {self.bfloat16}".encode())
         digest.update(np.array(self.plan.rows, np.int64).tobytes())
         for name, values in sorted(self.model.net.backbone.state_dict().items()):
             digest.update(name.encode())
@@ -123,12 +124,11 @@ class FeatureCache:
         shape = (self.count, *GRIDS[3], self.model.net.backbone.channels[3])
         features = self._open("features.npy", np.float16, shape, fresh=done == 0)
         visibility = self._open("visibility.npy", np.uint8, shape[:3], fresh=done == 0)
-        autocast = faster_in_bfloat16(self.model) if done < self.count else False
         with progress("faces under occluders" if show else None, self.count, done) as advance:
             for start in range(done, self.count, CHUNK):
                 stop = min(start + CHUNK, self.count)
                 images, masks = zip(*(self.face(i) for i in range(start, stop)), strict=True)
-                features[start:stop] = stage3(self.model, images, autocast)
+                features[start:stop] = stage3(self.model, images, self.bfloat16)
                 aligned = mask_to_cells(torch.from_numpy(np.stack(masks))[:, None], GRIDS[3])[:, 0]
                 visibility[start:stop] = np.rint(aligned.numpy() * 255).astype(np.uint8)
                 features.flush()
@@ -151,6 +151,10 @@ class FeatureCache:
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise OamlError(f"{self.folder}: is no cache and not empty; name another folder")
         if self.folder.exists():
+            print(
+                f"{self.folder}: was made of other weights, data or settings; it is made anew",
+                file=sys.stderr,
+            )
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
         size = self.count * (GRIDS[3][0] * GRIDS[3][1]) * (2 * self.model.net.backbone.channels[3] + 1)
@@ -250,15 +254,11 @@ def stage3(model: Model, images: Sequence[np.ndarray] | np.ndarray, bfloat16: bo
     return torch.cat(parts).numpy()
 
 
-def faster_in_bfloat16(model: Model) -> bool:
-    """Whether this machine runs the backbone faster in bfloat16: by trying (one with the instructions is twice as fast)."""
-    if model.device.type != "cpu":
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16, with which the backbone takes about half the time.
+
+    Read off the hardware and not measured: equal commands on one machine must make equal caches.
+    """
+    if device.type != "cpu":
         return torch.cuda.is_bf16_supported()
-    images = np.zeros((PASS, FACE_SIZE, FACE_SIZE, 3), np.uint8)
-    seconds = {}
-    for bfloat16 in (False, True):
-        stage3(model, images, bfloat16)
-        start = time.perf_counter()
-        stage3(model, images, bfloat16)
-        seconds[bfloat16] = time.perf_counter() - start
-    return seconds[True] < 0.8 * seconds[False]
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import torch
 
-from oaml.adaptation.cache import faster_in_bfloat16
+from oaml.adaptation.cache import computes_in_bfloat16
 from oaml.datasets.drawn import draw_face
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
@@ -33,7 +33,7 @@ def run() -> dict[str, object]:
     torch.manual_seed(0)
     net = NetConfig("mobilefacenet", 128, occlusion_stage=3, occlusion_context=True, branch="stage")
     model = Model(ModelConfig(net)).eval()
-    bfloat16 = faster_in_bfloat16(model)
+    bfloat16 = computes_in_bfloat16(model.device)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i:03d}.jpg" for i in range(IMAGES)]
         for i, path in enumerate(paths):
