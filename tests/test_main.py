@@ -34,6 +34,14 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
 
 
+def test_a_config_that_is_no_utf8_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"licence: caf\xe9\n")
+    assert main(["train", "--config", str(tmp_path / "latin.yaml"), "--out", str(tmp_path / "o")]) == 2
+    error = capsys.readouterr().err
+    assert "latin.yaml: is no UTF-8 text" in error
+    assert "Traceback" not in error
+
+
 def imported(*arguments: str) -> set[str]:
     """Top-level packages that Python imports on the way."""
     lines = python("-X", "importtime", *arguments).stderr.splitlines()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,26 @@ RENAMED = {
 """Command -> old flag -> new flag. The old one works for one release and says so; of `train` it is a key of the YAML file too."""
 
 
+KEPT = {
+    "train": "the last checkpoint is kept, and --resume goes on from it",
+    "adapt": "the cached features are kept, and the same command goes on with them",
+    "embed": "the faces embedded so far are kept, and the same command goes on with them",
+    "enroll": "the faces enrolled so far are kept, and the same command goes on with them",
+    "gallery": "a change that had begun is finished by the next command on it",
+    "align": "the faces written so far are kept",
+    "occlude": "the faces written so far are kept",
+    "download": "what has come so far is kept, and the same command goes on with it",
+}
+"""Command -> what an interruption leaves; the others leave nothing."""
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM. No KeyboardInterrupt, which the trainer takes for an order to leave with 1."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.signal_number = signal_number
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
@@ -121,6 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
         # command has done yet; a program that calls main() with arguments keeps its own environment.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         keep_freed_memory()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
         arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
@@ -143,12 +166,16 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"oaml {name}: {missing_package(package)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"oaml {name}: interrupted", file=sys.stderr)
-        return 130
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"oaml {name}: interrupted; {KEPT.get(name, 'nothing was written')}", file=sys.stderr)
+        return 128 + (stop.signal_number if isinstance(stop, Interrupted) else signal.SIGINT)
     except SystemExit as stop:  # of the argument parser
         return stop.code if isinstance(stop.code, int) else 2
     return 0
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise Interrupted(number)
 
 
 def _overview() -> str:

@@ -43,7 +43,7 @@ class Threshold:
     @staticmethod
     def of_user(value: float) -> Threshold:
         """A threshold of the user's own. Raises OamlError when it is no finite number."""
-        if not math.isfinite(value):
+        if not isinstance(value, int | float) or not math.isfinite(value):
             raise OamlError(f"threshold: {value} is no score; give a finite number")
         return Threshold(value)
 
@@ -142,10 +142,8 @@ def fitted_threshold(config: ModelConfig, far: float, source: str = "config.json
     Raises:
         OamlError: no rate; a model with thresholds, but not for this one; thresholds that are no numbers.
     """
-    if not 0 < far < 1:
-        raise OamlError(
-            f"far: {far:g} is no share of pairs; give a number above 0 and below 1, such as 0.001"
-        )
+    if not isinstance(far, int | float) or not 0 < far < 1:
+        raise OamlError(f"far: {far} is no share of pairs; give a number above 0 and below 1, such as 0.001")
     try:
         stored = {float(key): float(value) for key, value in config.thresholds.items()}
     except (AttributeError, TypeError, ValueError) as error:

@@ -111,6 +111,12 @@ class Parser(ArgumentParser):
     def parse_args(self, args: Any = None, *rest: Any, **named: Any) -> Any:
         return super().parse_args(self._plain(sys.argv[1:] if args is None else args), *rest, **named)
 
+    def parse_path(self, path: Any, *rest: Any, **named: Any) -> Any:
+        try:
+            return super().parse_path(path, *rest, **named)
+        except UnicodeDecodeError as error:
+            self.error(f"{path}: is no UTF-8 text ({error.reason}); save it as UTF-8")
+
     def parse_string(self, content: str, *rest: Any, **named: Any) -> Any:
         """Of a YAML file, whose old keys become the present ones."""
         try:
