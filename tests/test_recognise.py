@@ -8,6 +8,7 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,3 +138,15 @@ def test_bytes_of_a_file_are_turned_upright(made: Recogniser) -> None:
     exif[0x0112] = 3  # upside down
     Image.fromarray(draw_face(1, 0)[::-1, ::-1].copy()).save(stored, "PNG", exif=exif)
     assert np.array_equal(made.align(stored.getvalue())[0], draw_face(1, 0))
+
+
+@pytest.mark.parametrize("wrong", ["x", None, True, 0, 1, float("nan")])
+def test_a_rate_that_is_none_is_named(wrong: Any) -> None:
+    with pytest.raises(OamlError, match=r"far: .* is no share of pairs; give a number above 0 and below 1"):
+        oaml.load().verify(draw_face(1, 0), draw_face(1, 1), far=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["y", float("inf")])
+def test_a_threshold_that_is_none_is_named(wrong: Any) -> None:
+    with pytest.raises(OamlError, match=r"threshold: .* is no score; give a finite number"):
+        oaml.load().verify(draw_face(1, 0), draw_face(1, 1), threshold=wrong)
