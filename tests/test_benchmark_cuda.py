@@ -30,9 +30,9 @@ def test_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="triton is not installed: the GPU kernels are not tested")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        found = json.loads(json.dumps(pool.submit(measured).result()))
-    assert (found["faces"], found["channels"], found["cells"]) == (3, 8, 9)
-    forward, both = found["forward"], found["forward_backward"]
+        case = json.loads(json.dumps(pool.submit(measured).result()))
+    assert (case["faces"], case["channels"], case["cells"]) == (3, 8, 9)
+    forward, both = case["forward"], case["forward_backward"]
     assert forward["relative_difference"] < 1e-5
     assert both["relative_difference"] < 1e-5
     maps, logs, bias, values = 2 * 3 * 8 * 9 * 4, 2 * 3 * 9 * 4, 9 * 9 * 4, 9 * 2 * 9 * 5

@@ -33,20 +33,20 @@ def test_memory_is_what_a_call_takes() -> None:
 
 
 def test_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qaconv, "PAIRS", ((2, 3),))
-    found: dict[str, Any] = qaconv.run((16,), 8, 1)
-    json.dumps(found, allow_nan=False)
-    assert {"megabytes_6_pairs", "c16_float32", "c16_bfloat16", "native", "threads"} == set(found)
+    monkeypatch.setattr(qaconv, "MEMORY_CASES", ((2, 3),))
+    values: dict[str, Any] = qaconv.run((16,), 8, 1)
+    json.dumps(values, allow_nan=False)
+    assert {"megabytes_6_pairs", "c16_float32", "c16_bfloat16", "native", "threads"} == set(values)
     for precision in ("float32", "bfloat16"):
-        for value in found[f"c16_{precision}"].values():
+        for value in values[f"c16_{precision}"].values():
             assert 0 < value < math.inf
 
 
 def test_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qaconv_training, "PLAIN_BYTES", 4 * 3**2 * 7**4 + 1)
-    found: dict[str, Any] = qaconv_training.run(((3, 7), (4, 7)))
-    json.dumps(found, allow_nan=False)
-    small, large = found["3_images_7x7"], found["4_images_7x7"]
+    values: dict[str, Any] = qaconv_training.run(((3, 7), (4, 7)))
+    json.dumps(values, allow_nan=False)
+    small, large = values["3_images_7x7"], values["4_images_7x7"]
     assert 0 < small["times_plain"] < math.inf
     assert large["times_plain"] is None
     assert large["milliseconds"] > 0

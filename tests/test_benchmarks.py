@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from oaml.benchmarks import BENCHMARKS, Name
+from oaml.benchmarks import BENCHMARKS, BenchmarkName
 from oaml.errors import OamlError
 from oaml.main import main
 
@@ -25,7 +25,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
 
 
 def test_every_name_has_a_module_and_every_module_a_name() -> None:
-    assert set(BENCHMARKS) == set(get_args(Name))
+    assert set(BENCHMARKS) == set(get_args(BenchmarkName))
     assert all(module == f"oaml.benchmarks.{name.replace('-', '_')}" for name, module in BENCHMARKS.items())
 
 

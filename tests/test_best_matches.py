@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oaml.kernels import native
-from oaml.kernels.best_matches import BestMatches, best_matches, pair_best_matches, paired_best_matches
+from oaml.kernels.best_matches import BestMatches, best_matches, listed_best_matches, paired_best_matches
 from oaml.qaconv import METHODS, Method, QAConv
 
 GRIDS = [
@@ -42,7 +42,7 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 class Case(NamedTuple):
-    """What `best_matches` is given."""
+    """Arguments of `best_matches`."""
 
     prob: Tensor
     gal: Tensor
@@ -81,15 +81,15 @@ def case(
     )
 
 
-def similarities(given: Case) -> Tensor:
+def similarities(problem: Case) -> Tensor:
     """[P,G,R,S]."""
-    found = torch.einsum("pcs,gcr->pgrs", given.prob, given.gal)
-    return found if given.bias is None else found + given.bias
+    similarity = torch.einsum("pcs,gcr->pgrs", problem.prob, problem.gal)
+    return similarity if problem.bias is None else similarity + problem.bias
 
 
-def loops(given: Case) -> BestMatches:
+def loops(problem: Case) -> BestMatches:
     """The definition, cell by cell, on float64."""
-    double = Case(*(None if x is None else x.double() for x in given))  # type: ignore[arg-type]
+    double = Case(*(None if x is None else x.double() for x in problem))  # type: ignore[arg-type]
     S = similarities(double)
     values_s, values_r = S.new_zeros(*S.shape[:2], S.shape[3]), S.new_zeros(S.shape[:3])
     partners_s, partners_r = values_s.to(torch.uint8), values_r.to(torch.uint8)
@@ -109,28 +109,28 @@ def loops(given: Case) -> BestMatches:
     return BestMatches(values_s, partners_s, values_r, partners_r)
 
 
-def plain(given: Case) -> BestMatches:
+def plain(problem: Case) -> BestMatches:
     """One large tensor and two maxima; what training and scoring did before."""
-    S = similarities(given)
-    judged_s = S if given.log_g is None else S + given.log_g[None, :, :, None]
-    judged_r = S if given.log_p is None else S + given.log_p[:, None, None]
+    S = similarities(problem)
+    judged_s = S if problem.log_g is None else S + problem.log_g[None, :, :, None]
+    judged_r = S if problem.log_p is None else S + problem.log_p[:, None, None]
     of_s, of_r = judged_s.argmax(2), judged_r.argmax(3)
     return BestMatches(
         S.gather(2, of_s[:, :, None]).squeeze(2), of_s, S.gather(3, of_r[..., None]).squeeze(3), of_r
     )
 
 
-def assert_same(found: BestMatches, expected: BestMatches, tolerance: float) -> None:
-    for value, wanted in ((found.value_s, expected.value_s), (found.value_r, expected.value_r)):
+def assert_same(matches: BestMatches, expected: BestMatches, tolerance: float) -> None:
+    for value, wanted in ((matches.value_s, expected.value_s), (matches.value_r, expected.value_r)):
         torch.testing.assert_close(value.double(), wanted.double(), rtol=0, atol=tolerance)
-    for partner, wanted in ((found.partner_s, expected.partner_s), (found.partner_r, expected.partner_r)):
+    for partner, wanted in ((matches.partner_s, expected.partner_s), (matches.partner_r, expected.partner_r)):
         assert partner.dtype == torch.uint8
         assert torch.equal(partner.long(), wanted.long())
 
 
-def row_by_row(given: Case) -> tuple[Case, int]:
-    n = min(len(given.prob), len(given.gal))
-    return Case(*(x if x is None or i == 4 else x[:n] for i, x in enumerate(given))), n  # type: ignore[arg-type]
+def row_by_row(problem: Case) -> tuple[Case, int]:
+    n = min(len(problem.prob), len(problem.gal))
+    return Case(*(x if x is None or i == 4 else x[:n] for i, x in enumerate(problem))), n  # type: ignore[arg-type]
 
 
 # --- values and partners
@@ -143,32 +143,32 @@ def row_by_row(given: Case) -> tuple[Case, int]:
 def test_equals_loops_over_cells(
     shape: tuple[int, int, int, int], visible: str, bias: bool, dtype: torch.dtype
 ) -> None:
-    given = case(shape, dtype, visible=visible, bias=bias)
-    expected, tolerance = loops(given), 1e-6 if dtype == torch.float32 else 1e-14
-    found = best_matches(*given)
-    assert found.value_s.dtype == dtype
-    assert_same(found, expected, tolerance)
-    pairs, n = row_by_row(given)
+    problem = case(shape, dtype, visible=visible, bias=bias)
+    expected, tolerance = loops(problem), 1e-6 if dtype == torch.float32 else 1e-14
+    matches = best_matches(*problem)
+    assert matches.value_s.dtype == dtype
+    assert_same(matches, expected, tolerance)
+    pairs, n = row_by_row(problem)
     diagonal = BestMatches(*(torch.stack([x[i, i] for i in range(n)])[:, None] for x in expected))
     assert_same(paired_best_matches(*pairs), diagonal, tolerance)
-    first, second = (torch.arange(3) % len(faces) for faces in (given.prob, given.gal))
-    some = BestMatches(*(x[first, second][:, None] for x in expected))
+    first, second = (torch.arange(3) % len(faces) for faces in (problem.prob, problem.gal))
+    listed = BestMatches(*(x[first, second][:, None] for x in expected))
     for order in (slice(None), torch.tensor([2, 0, 0, 1])):
-        found = pair_best_matches(*given)(first[order], second[order])
-        assert_same(found, BestMatches(*(x[order] for x in some)), tolerance)
+        matches = listed_best_matches(*problem)(first[order], second[order])
+        assert_same(matches, BestMatches(*(x[order] for x in listed)), tolerance)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_bfloat16_keeps_three_digits(bias: bool) -> None:
     """Values within 2^-7 of the exact ones (maps and result round to 8 bits each), partners that are as good within that."""
-    given = case((9, 5, 49, 49), bias=bias, channels=128)
-    found, exact, S = best_matches(*given, torch.bfloat16), best_matches(*given), similarities(given)
-    assert found.value_s.dtype == found.value_r.dtype == torch.float32
-    assert given.log_g is not None
-    assert given.log_p is not None
+    problem = case((9, 5, 49, 49), bias=bias, channels=128)
+    matches, exact, S = best_matches(*problem, torch.bfloat16), best_matches(*problem), similarities(problem)
+    assert matches.value_s.dtype == matches.value_r.dtype == torch.float32
+    assert problem.log_g is not None
+    assert problem.log_p is not None
     for judged, value, partner, best, dim in (
-        (S + given.log_g[None, :, :, None], found.value_s, found.partner_s, exact.partner_s, 2),
-        (S + given.log_p[:, None, None], found.value_r, found.partner_r, exact.partner_r, 3),
+        (S + problem.log_g[None, :, :, None], matches.value_s, matches.partner_s, exact.partner_s, 2),
+        (S + problem.log_p[:, None, None], matches.value_r, matches.partner_r, exact.partner_r, 3),
     ):
         place, best = partner.long().unsqueeze(dim), best.long().unsqueeze(dim)
         torch.testing.assert_close(value, S.gather(dim, place).squeeze(dim), rtol=0, atol=2**-7)
@@ -178,30 +178,30 @@ def test_bfloat16_keeps_three_digits(bias: bool) -> None:
 @pytest.mark.parametrize("cells", [1, 49, 196])
 def test_of_equals_the_first_wins(cells: int) -> None:
     ones = torch.ones(3, 1, cells)
-    found = best_matches(ones, ones)
-    assert not found.partner_s.any()
-    assert not found.partner_r.any()
+    matches = best_matches(ones, ones)
+    assert not matches.partner_s.any()
+    assert not matches.partner_r.any()
     late = torch.zeros(3, cells)
     late[:, cells // 2 :] = 1  # equal again, from the middle on
-    for won in (best_matches(ones, ones, late, late), paired_best_matches(ones, ones, late, late)):
-        assert (won.partner_s == cells // 2).all()
-        assert (won.partner_r == cells // 2).all()
-        assert (won.value_s == 1).all()
+    for matches in (best_matches(ones, ones, late, late), paired_best_matches(ones, ones, late, late)):
+        assert (matches.partner_s == cells // 2).all()
+        assert (matches.partner_r == cells // 2).all()
+        assert (matches.value_s == 1).all()
 
 
 def test_nothing_to_compare() -> None:
-    given = case((2, 3, 4, 5))
-    none = best_matches(given.prob[:0], given.gal, None, None, given.bias)
+    problem = case((2, 3, 4, 5))
+    none = best_matches(problem.prob[:0], problem.gal, None, None, problem.bias)
     assert [tuple(x.shape) for x in none] == [(0, 3, 4)] * 2 + [(0, 3, 5)] * 2
-    assert paired_best_matches(given.prob[:0], given.gal[:0]).value_r.shape == (0, 1, 5)
+    assert paired_best_matches(problem.prob[:0], problem.gal[:0]).value_r.shape == (0, 1, 5)
 
 
 def test_a_damaged_cell_is_not_hidden() -> None:
-    given = case((2, 2, 12, 12))
-    given.prob[1, :, 7] = torch.nan
-    for found in (best_matches(*given), paired_best_matches(*given)):
-        assert found.value_s[1].isnan().any(-1).all()
-        assert found.value_s[0].isfinite().all()
+    problem = case((2, 2, 12, 12))
+    problem.prob[1, :, 7] = torch.nan
+    for matches in (best_matches(*problem), paired_best_matches(*problem)):
+        assert matches.value_s[1].isnan().any(-1).all()
+        assert matches.value_s[0].isfinite().all()
 
 
 def test_too_many_cells() -> None:
@@ -213,11 +213,11 @@ def test_both_implementations_say_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     """To the last bit: a value is read where the partner is, and partners are the first of the best."""
     for dtype in (torch.float32, torch.bfloat16):  # rounded to bfloat16, many are equal
         for shape in GRIDS:
-            given = case(shape, channels=16)
-            ours = best_matches(*given, dtype)
+            problem = case(shape, channels=16)
+            ours = best_matches(*problem, dtype)
             with monkeypatch.context() as without:
                 without.setattr(native, "library", lambda: None)
-                for mine, theirs in zip(ours, best_matches(*given, dtype), strict=True):
+                for mine, theirs in zip(ours, best_matches(*problem, dtype), strict=True):
                     assert torch.equal(mine, theirs)
 
 
@@ -252,15 +252,15 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_gradients_of_the_plain_formulation(
     shape: tuple[int, int, int, int], visible: str, dtype: torch.dtype
 ) -> None:
-    given = case(shape, dtype, visible=visible)
-    assert given.bias is not None
-    leaves = [x.requires_grad_() for x in (given.prob, given.gal, given.bias)]
+    problem = case(shape, dtype, visible=visible)
+    assert problem.bias is not None
+    leaves = [x.requires_grad_() for x in (problem.prob, problem.gal, problem.bias)]
     gradients = []
-    for found in (best_matches(*given), plain(given)):
+    for matches in (best_matches(*problem), plain(problem)):
         generator = torch.Generator().manual_seed(1)
         loss = sum(
             (torch.randn(x.shape, generator=generator, dtype=dtype) * x.square()).sum()
-            for x in (found.value_s, found.value_r)
+            for x in (matches.value_s, matches.value_r)
         )
         assert isinstance(loss, Tensor)
         gradients.append(torch.autograd.grad(loss, leaves))
@@ -271,12 +271,12 @@ def test_gradients_of_the_plain_formulation(
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradcheck(bias: bool) -> None:
-    given = case((2, 3, 4, 3), torch.float64, bias=bias)
-    leaves = [x for x in (given.prob, given.gal, given.bias) if x is not None]
+    problem = case((2, 3, 4, 3), torch.float64, bias=bias)
+    leaves = [x for x in (problem.prob, problem.gal, problem.bias) if x is not None]
 
     def values(prob: Tensor, gal: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        won = best_matches(prob, gal, given.log_p, given.log_g, bias)
-        return won.value_s, won.value_r
+        matches = best_matches(prob, gal, problem.log_p, problem.log_g, bias)
+        return matches.value_s, matches.value_r
 
     assert torch.autograd.gradcheck(values, [x.requires_grad_() for x in leaves])
 
@@ -307,18 +307,18 @@ def test_a_batch_against_itself(method: Method) -> None:
 
 
 def test_preferences_get_no_gradient() -> None:
-    given = case((2, 3, 6, 5))
-    assert given.log_p is not None
-    given.prob.requires_grad_()
-    given.log_p.requires_grad_()
-    best_matches(*given).value_s.sum().backward()
-    assert given.prob.grad is not None
-    assert given.log_p.grad is None
+    problem = case((2, 3, 6, 5))
+    assert problem.log_p is not None
+    problem.prob.requires_grad_()
+    problem.log_p.requires_grad_()
+    best_matches(*problem).value_s.sum().backward()
+    assert problem.prob.grad is not None
+    assert problem.log_p.grad is None
 
 
 def test_what_is_remembered_grows_with_cells_and_not_with_their_square() -> None:
-    given = case((20, 20, 196, 196))
-    given.prob.requires_grad_()
+    problem = case((20, 20, 196, 196))
+    problem.prob.requires_grad_()
     saved: list[Tensor] = []
 
     def note(x: Tensor) -> Tensor:
@@ -326,8 +326,8 @@ def test_what_is_remembered_grows_with_cells_and_not_with_their_square() -> None
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        best_matches(*given)
+        best_matches(*problem)
     partners = 2 * 20 * 20 * 196
-    maps = given.prob.numel() + given.gal.numel()
+    maps = problem.prob.numel() + problem.gal.numel()
     assert sum(x.numel() for x in saved) == partners + maps
     assert sum(x.numel() * x.element_size() for x in saved) == partners + 4 * maps

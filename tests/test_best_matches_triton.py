@@ -61,22 +61,24 @@ def plain(
     return value_s, partner_s, value_r, partner_r
 
 
-def through_best_matches(given: tuple[Tensor | None, ...], on_gpu: bool) -> list[Tensor]:
+def through_best_matches(arguments: tuple[Tensor | None, ...], on_gpu: bool) -> list[Tensor]:
     """Values and gradients of `best_matches` itself, told that it is on a GPU or not."""
     from oaml.kernels import best_matches
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(best_matches, "_on_gpu", lambda maps, dtype: on_gpu)
         leaves = [
-            x.clone().requires_grad_() if i in (0, 1, 4) else x for i, x in enumerate(given) if x is not None
+            x.clone().requires_grad_() if i in (0, 1, 4) else x
+            for i, x in enumerate(arguments)
+            if x is not None
         ]
         prob, gal, log_p, log_g, bias = leaves
-        won = best_matches.best_matches(prob, gal, log_p, log_g, bias)
-        weight = torch.arange(won.value_s.numel()).view_as(won.value_s) / won.value_s.numel()
-        (won.value_s * weight).sum().backward()
-        won_gradients = [x.grad for x in (leaves[0], leaves[1], leaves[4])]
-        assert all(x is not None for x in won_gradients)
-        return [x.detach() for x in (*won, *won_gradients) if x is not None]
+        matches = best_matches.best_matches(prob, gal, log_p, log_g, bias)
+        weight = torch.arange(matches.value_s.numel()).view_as(matches.value_s) / matches.value_s.numel()
+        (matches.value_s * weight).sum().backward()
+        gradients = [x.grad for x in (leaves[0], leaves[1], leaves[4])]
+        assert all(x is not None for x in gradients)
+        return [x.detach() for x in (*matches, *gradients) if x is not None]
 
 
 def problem(
@@ -104,15 +106,15 @@ SIZES = {  # P, G, C, S, R
 
 @pytest.mark.parametrize(
     ("visibility", "bias"),
-    [("random", True), ("random", False), ("visible", True), ("covered", True), ("none", False)],
+    [("random", True), ("random", False), ("visible", True), ("occluded", True), ("none", False)],
 )
 @pytest.mark.parametrize("size", SIZES)
 def test_forward(interpreted: Run, size: str, visibility: str, bias: bool) -> None:
-    given = problem(*SIZES[size], visibility, bias)
-    found = interpreted(best_matches_triton.forward, *given)
-    for x, expected in zip(found, plain(*given), strict=True):
+    arguments = problem(*SIZES[size], visibility, bias)
+    outputs = interpreted(best_matches_triton.forward, *arguments)
+    for x, expected in zip(outputs, plain(*arguments), strict=True):
         torch.testing.assert_close(x, expected.to(x.dtype), rtol=0, atol=1e-5)
-    assert [x.dtype for x in found] == [torch.float32, torch.uint8] * 2
+    assert [x.dtype for x in outputs] == [torch.float32, torch.uint8] * 2
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -124,12 +126,12 @@ def test_backward(interpreted: Run, size: str, bias: bool) -> None:
     generator = torch.Generator().manual_seed(6)
     of_s, of_r = (torch.randn(x.shape, generator=generator) for x in (value_s, value_r))
     expected = torch.autograd.grad([value_s, value_r], inputs, [of_s, of_r])
-    found = interpreted(
+    gradients = interpreted(
         best_matches_triton.backward,
         *(prob.detach(), gal.detach(), partner_s.byte(), partner_r.byte(), of_s, of_r, bias),
     )
-    assert (found[2] is None) == (not bias)
-    for x, y in zip((x for x in found if x is not None), expected, strict=True):
+    assert (gradients[2] is None) == (not bias)
+    for x, y in zip((x for x in gradients if x is not None), expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
 
 
@@ -140,11 +142,18 @@ def test_gradients_of_many_pairs(interpreted: Run) -> None:
     value_s, partner_s, value_r, partner_r = plain(prob, gal, None, None, offsets)
     (expected,) = torch.autograd.grad(value_s.sum() + 2 * value_r.sum(), [offsets])
     one = torch.ones(1, 1, 1)
-    given = prob, gal, partner_s.byte(), partner_r.byte(), one.expand(13, 11, 6), (2 * one).expand(13, 11, 6)
-    *_, found = interpreted(best_matches_triton.backward, *given, True)
-    torch.testing.assert_close(found, expected)
-    again = interpreted(best_matches_triton.backward, *given, True)
-    assert torch.equal(again[2], found)
+    arguments = (
+        prob,
+        gal,
+        partner_s.byte(),
+        partner_r.byte(),
+        one.expand(13, 11, 6),
+        (2 * one).expand(13, 11, 6),
+    )
+    *_, of_bias = interpreted(best_matches_triton.backward, *arguments, True)
+    torch.testing.assert_close(of_bias, expected)
+    again = interpreted(best_matches_triton.backward, *arguments, True)
+    assert torch.equal(again[2], of_bias)
 
 
 @pytest.mark.parametrize("cells", [15, 196])
@@ -159,20 +168,20 @@ def test_among_equals_the_lowest_index_wins(interpreted: Run, cells: int) -> Non
     assert not partner_s.any()
     assert not partner_r.any()
     twice = torch.eye(cells).repeat(1, 2).view(1, cells, 2, cells)[..., : cells // 2].reshape(1, cells, -1)
-    found = interpreted(best_matches_triton.forward, twice, twice, None, None, None)
+    outputs = interpreted(best_matches_triton.forward, twice, twice, None, None, None)
     first = (torch.arange(twice.shape[2]) % (cells // 2)).byte()
-    assert torch.equal(found[1][0, 0], first)
-    assert torch.equal(found[3][0, 0], first)
+    assert torch.equal(outputs[1][0, 0], first)
+    assert torch.equal(outputs[3][0, 0], first)
 
 
 def test_a_cell_that_is_not_a_number_is_seen(interpreted: Run) -> None:
     prob, gal, log_p, log_g, bias = problem(3, 2, 8, 15, 15)
     prob[1, :, 7] = float("nan")
     prob[2] = float("nan")
-    found = interpreted(best_matches_triton.forward, prob, gal, log_p, log_g, bias)
-    for x, expected in zip(found, plain(prob, gal, log_p, log_g, bias), strict=True):
+    outputs = interpreted(best_matches_triton.forward, prob, gal, log_p, log_g, bias)
+    for x, expected in zip(outputs, plain(prob, gal, log_p, log_g, bias), strict=True):
         torch.testing.assert_close(x, expected.to(x.dtype), rtol=0, atol=1e-5, equal_nan=True)
-    assert (found[3][1] == 7).all()
+    assert (outputs[3][1] == 7).all()
 
 
 def test_no_face(interpreted: Run) -> None:
@@ -181,12 +190,12 @@ def test_no_face(interpreted: Run) -> None:
     assert value_s.shape == (0, 3, 6)
     assert partner_r.shape == (0, 3, 6)
     none = torch.zeros(2, 0, 6)
-    found = interpreted(
+    gradients = interpreted(
         best_matches_triton.backward, prob, gal[:0], none.byte(), none.byte(), none, none, True
     )
-    assert torch.equal(found[0], torch.zeros_like(prob))
-    assert found[1].shape == (0, 4, 6)
-    assert torch.equal(found[2], torch.zeros(6, 6))
+    assert torch.equal(gradients[0], torch.zeros_like(prob))
+    assert gradients[1].shape == (0, 4, 6)
+    assert torch.equal(gradients[2], torch.zeros(6, 6))
 
 
 def test_too_many_cells() -> None:
@@ -203,7 +212,7 @@ def test_kernels_compile(
     capability: int,
     size: str,
     optional: bool,
-    precision: best_matches_triton.Precision,
+    precision: best_matches_triton.DotPrecision,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -229,9 +238,11 @@ def test_kernels_compile(
         compiled.append(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options))
 
     monkeypatch.setattr(best_matches_triton, "_launch", compile_only)
-    given = problem(*SIZES[size], "random" if optional else "none", optional)
-    value_s, partner_s, value_r, partner_r = best_matches_triton.forward(*given, precision)
-    best_matches_triton.backward(given[0], given[1], partner_s, partner_r, value_s, value_r, True, precision)
+    inputs = problem(*SIZES[size], "random" if optional else "none", optional)
+    value_s, partner_s, value_r, partner_r = best_matches_triton.forward(*inputs, precision)
+    best_matches_triton.backward(
+        inputs[0], inputs[1], partner_s, partner_r, value_s, value_r, True, precision
+    )
     assert len(compiled) == 4
     for kernel in compiled:
         assert kernel.asm["cubin"]
@@ -239,8 +250,8 @@ def test_kernels_compile(
 
 
 def test_best_matches_use_the_kernels_on_a_gpu(interpreted: Run) -> None:
-    given = problem(3, 4, 20, 15, 15)
-    on_gpu, on_cpu = (interpreted(through_best_matches, given, flag) for flag in (True, False))
+    arguments = problem(3, 4, 20, 15, 15)
+    on_gpu, on_cpu = (interpreted(through_best_matches, arguments, flag) for flag in (True, False))
     assert len(on_gpu) == len(on_cpu) == 7
     for ours, theirs in zip(on_gpu, on_cpu, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

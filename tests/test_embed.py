@@ -22,12 +22,12 @@ from oaml.model import Model, ModelConfig
 from oaml.net import Architecture, NetConfig
 from oaml.qaconv import QAConvConfig
 from oaml.template import Templates
-from oaml.templates.embed import BATCH, FastExtractor, embed
+from oaml.templates.embed import FACES_A_PASS, FastExtractor, embed
 from oaml.templates.file import load, model_id
 from oaml.templates.folded import folded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FACES = 2 * BATCH + 5
+FACES = 2 * FACES_A_PASS + 5
 
 
 def model_of(architecture: Architecture = "ir_mini", **options: object) -> Model:
@@ -91,12 +91,12 @@ def test_the_numbers_of_the_plain_path(flip: bool, model: Path, faces: Path, tmp
     path = loaded.save(tmp_path / "m")
     out = tmp_path / "faces.safetensors"
     assert main(["embed", str(path), "--images", str(faces), "--out", str(out)]) == 0
-    found = load(out)
-    assert found.paths == [p.relative_to(faces).as_posix() for p in sorted(faces.rglob("*.png"))]
-    found.need_model(loaded)
-    assert found.model == model_id(loaded)
+    stored = load(out)
+    assert stored.paths == [p.relative_to(faces).as_posix() for p in sorted(faces.rglob("*.png"))]
+    stored.need_model(loaded)
+    assert stored.model == model_id(loaded)
     expected = loaded.extract(pixels(faces))
-    numbers = found.templates.dequantised()
+    numbers = stored.templates.dequantised()
     assert furthest(replace(numbers, local=expected.local), expected) < 0.01
     assert float((numbers.embedding * expected.embedding).sum(1).min()) > 0.9998
     assert float((numbers.local * expected.local).sum(1).min()) > 0.999
@@ -118,7 +118,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     code = (  # a run that never gets past the last image
         "import sys, pathlib, time\n"
         "from oaml.templates import embed as e\n"
-        "e.WRITTEN = 1\n"
+        "e.PASSES_A_WRITE = 1\n"
         "read = e.read_image\n"
         "def slow(path, **options):\n"
         f"    if str(path) == {str(last)!r}: time.sleep(600)\n"

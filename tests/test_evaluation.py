@@ -110,13 +110,13 @@ def test_a_face_does_not_depend_on_its_company(work: Path, faces: Templates, bat
 def test_large_maps_go_to_a_file(work: Path, faces: Templates, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "MEMORY_BYTES", 10_000)
     rooms: list[np.ndarray] = []
-    room = inference._room
+    room = inference._empty
 
     def noted(shape: tuple[int, ...]) -> np.ndarray:
         rooms.append(room(shape))
         return rooms[-1]
 
-    monkeypatch.setattr(inference, "_room", noted)
+    monkeypatch.setattr(inference, "_empty", noted)
     model, paths = Model.load(work / "model"), list_images(work / "faces")
     held = inference.extract(model, map(read_image, paths), len(paths))
     in_files = {r.shape for r in rooms if isinstance(r, np.memmap)}
@@ -417,7 +417,7 @@ def test_scores_from_templates_are_those_from_images_but_for_the_rounding(
     work: Path, embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _score(work, work / "pairs.csv", tmp_path / "images.csv")
-    monkeypatch.setattr("oaml.templates.file.READ", 5)
+    monkeypatch.setattr("oaml.templates.file.FACES_A_READ", 5)
     monkeypatch.setattr(Model, "extract", lambda *_: pytest.fail("the network was run"))
     command = ["score", str(work / "model"), "--images", str(embedded), "--pairs", str(work / "pairs.csv")]
     assert main([*command, "--out", str(tmp_path / "templates.csv")]) == 0

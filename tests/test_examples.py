@@ -46,7 +46,7 @@ LEFT = {
     "search": "why.png",
     "embed": "faces.safetensors",
     "align": "faces/Ann/0.png",
-    "occlude": "covered/masks/Ann/0.png",
+    "occlude": "occluded/masks/Ann/0.png",
 }
 """What the example leaves behind."""
 

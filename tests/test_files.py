@@ -67,7 +67,7 @@ def test_grey_image_of_16_bits_becomes_8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr"])
 def test_other_kinds_of_image_become_rgb(tmp_path: Path, mode: str) -> None:
-    """Smooth pictures survive a palette or another colour space nearly unchanged."""
+    """Smooth images survive a palette or another colour space nearly unchanged."""
     black_and_white = np.zeros((112, 112, 3), np.uint8)
     black_and_white[20:70, 30:] = 255
     suffix = "png" if mode in ("1", "P") else "tif"
@@ -158,7 +158,7 @@ def test_grey_masks_saved_as_colour(tmp_path: Path) -> None:
         )
 
 
-def test_a_colour_picture_is_no_mask(tmp_path: Path) -> None:
+def test_a_colour_image_is_no_mask(tmp_path: Path) -> None:
     pixels = np.dstack([GREY] * 3)
     pixels[3, 4, 2] ^= 1
     path = saved(tmp_path / "a.png", pixels)

@@ -1,4 +1,4 @@
-"""The classification heads against published numbers and by their promises."""
+"""The margin heads against published numbers and by their promises."""
 
 from __future__ import annotations
 

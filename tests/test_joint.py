@@ -53,7 +53,7 @@ def raw_embedding(backbone: Backbone, features: Tensor) -> Tensor:
 
 
 def random_faces(count: int, grid: int = 7, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """Per-cell embeddings [B,49,E] and visibility [B,1,grid,grid] with some cells fully covered and some fully visible."""
+    """Per-cell embeddings [B,49,E] and visibility [B,1,grid,grid] with some cells fully occluded and some fully visible."""
     generator = torch.Generator().manual_seed(seed)
     a = torch.randn((count, CELLS, E), generator=generator, dtype=torch.float64) + 0.3
     v = (torch.rand((count, 1, grid, grid), generator=generator, dtype=torch.float64) * 1.6 - 0.3).clamp(0, 1)
@@ -169,13 +169,13 @@ def naive(a: Tensor, b: Tensor, v_a: Tensor, v_b: Tensor) -> tuple[float, float]
 def test_against_a_loop_over_cells(grid: int, dtype: torch.dtype, tolerance: float) -> None:
     a, v_a = random_faces(3, grid, 0, dtype)
     b, v_b = random_faces(4, grid, 1, dtype)
-    found = Joint().compare(a, b, v_a, v_b)
-    assert found.cosine.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    compared = Joint().compare(a, b, v_a, v_b)
+    assert compared.cosine.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     for p in range(3):
         for g in range(4):
             cosine, unseen = naive(a[p], b[g], v_a[p], v_b[g])
-            assert found.cosine[p, g].item() == pytest.approx(cosine, abs=tolerance)
-            assert found.unseen[p, g].item() == pytest.approx(unseen, abs=tolerance)
+            assert compared.cosine[p, g].item() == pytest.approx(cosine, abs=tolerance)
+            assert compared.unseen[p, g].item() == pytest.approx(unseen, abs=tolerance)
 
 
 @pytest.mark.parametrize("grid", [7, 14])
@@ -186,9 +186,9 @@ def test_all_visible_is_the_ordinary_cosine(grid: int) -> None:
     with torch.no_grad():
         embedding, _ = backbone.forward_head(f)
         cells = backbone.cells(f)
-        found = Joint().compare(cells, cells, whole, whole)
-    torch.testing.assert_close(found.cosine, embedding @ embedding.T, rtol=0, atol=2e-5)
-    assert bool((found.unseen.abs() < 1e-6).all())
+        compared = Joint().compare(cells, cells, whole, whole)
+    torch.testing.assert_close(compared.cosine, embedding @ embedding.T, rtol=0, atol=2e-5)
+    assert bool((compared.unseen.abs() < 1e-6).all())
 
 
 def test_symmetric() -> None:
@@ -207,10 +207,10 @@ def test_nothing_visible_in_common() -> None:
     upper[:, :, :3], lower[:, :, 3:] = 1, 1
     joint = randomised(Joint())
     for v_a, v_b in ((upper, lower), (none, none), (none, torch.ones(2, 1, 7, 7))):
-        for found in (joint.compare(a, a, v_a, v_b), joint.compare_pairs(a, a, v_a, v_b)):
-            assert bool((found.cosine == 0).all())
-            assert bool((found.unseen == 1).all())
-            logit = joint.logit(found.cosine, found.unseen)
+        for compared in (joint.compare(a, a, v_a, v_b), joint.compare_pairs(a, a, v_a, v_b)):
+            assert bool((compared.cosine == 0).all())
+            assert bool((compared.unseen == 1).all())
+            logit = joint.logit(compared.cosine, compared.unseen)
             k0, _, k2, k3 = joint.confidence.tolist()
             torch.testing.assert_close(logit, torch.full_like(logit, k0 + k2 + k3))
     # a pair like this in a batch must not spoil the gradient of the others
@@ -219,7 +219,7 @@ def test_nothing_visible_in_common() -> None:
     assert bool(a.grad.isfinite().all())
 
 
-def test_what_is_covered_in_either_face_does_not_count() -> None:
+def test_what_is_occluded_in_either_face_does_not_count() -> None:
     (a, v_a), (b, v_b) = random_faces(2, seed=0), random_faces(2, seed=1)
     v_a[:, :, :2], v_b[:, :, 5:] = 0, 0
     before = Joint().compare_pairs(a, b, v_a, v_b)
@@ -239,15 +239,15 @@ def test_compiled_cosine(p: int, g: int, size: int, monkeypatch: pytest.MonkeyPa
     v_a[0] = 0
     if not native.multiplies(a):
         pytest.skip("no compiler here, or no wide vectors")
-    found = Joint().match(a, b, v_a, v_b)
+    compared = Joint().match(a, b, v_a, v_b)
     with monkeypatch.context() as without:
         without.setattr(native, "library", lambda: None)
-        for x, y in zip(found, Joint().match(a, b, v_a, v_b), strict=True):
+        for x, y in zip(compared, Joint().match(a, b, v_a, v_b), strict=True):
             torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
-    assert (found.cosine[0] == 0).all()
+    assert (compared.cosine[0] == 0).all()
     # a pair's number depends on no other pair
-    assert torch.equal(Joint().match(a[-1:], b, v_a[-1:], v_b).cosine, found.cosine[-1:])
-    assert torch.equal(Joint().match(a, b[-1:], v_a, v_b[-1:]).cosine, found.cosine[:, -1:])
+    assert torch.equal(Joint().match(a[-1:], b, v_a[-1:], v_b).cosine, compared.cosine[-1:])
+    assert torch.equal(Joint().match(a, b[-1:], v_a, v_b[-1:]).cosine, compared.cosine[:, -1:])
 
 
 def test_match_in_tiny_chunks() -> None:
@@ -307,9 +307,9 @@ def test_autocast_changes_nothing() -> None:
     joint = randomised(Joint())
     expected = joint(a, b, v_a, v_b)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = joint(a, b, v_a, v_b)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, expected)
+        logits = joint(a, b, v_a, v_b)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, expected)
 
 
 def test_logit_by_hand() -> None:
@@ -327,17 +327,17 @@ def test_overlap_by_hand() -> None:
     upper, lower, none = torch.ones(1, 7, 7), torch.ones(1, 7, 7), torch.zeros(1, 7, 7)
     upper[:, 4:], lower[:, :2] = 0, 0  # 21 and 14 cells hidden
     left, right = torch.stack([upper, upper, none]), torch.stack([upper, lower, torch.ones(1, 7, 7)])
-    found = Joint().compare_pairs(a, a, left, right)
-    torch.testing.assert_close(found.overlap, torch.tensor([1.0, 0.0, 0.0]))
+    compared = Joint().compare_pairs(a, a, left, right)
+    torch.testing.assert_close(compared.overlap, torch.tensor([1.0, 0.0, 0.0]))
     half = torch.full((1, 1, 7, 7), 0.5)
-    found = Joint().compare_pairs(a[:1], a[:1], half, half)
-    assert found.overlap.item() == pytest.approx(0.25 / 0.75)
+    compared = Joint().compare_pairs(a[:1], a[:1], half, half)
+    assert compared.overlap.item() == pytest.approx(0.25 / 0.75)
     spot = torch.ones(1, 1, 7, 7)
     spot[0, 0, 3, 3] = 0.5  # unseen 0.75/49, which is less than a twentieth
-    found = Joint().compare_pairs(a[:1], a[:1], spot, spot)
-    assert found.overlap.item() == pytest.approx(0.25 / 49 / 0.05)
-    bare = torch.ones(1, 1, 7, 7)
-    assert Joint().compare_pairs(a[:1], a[:1], bare, bare).overlap.item() == 0
+    compared = Joint().compare_pairs(a[:1], a[:1], spot, spot)
+    assert compared.overlap.item() == pytest.approx(0.25 / 49 / 0.05)
+    whole = torch.ones(1, 1, 7, 7)
+    assert Joint().compare_pairs(a[:1], a[:1], whole, whole).overlap.item() == 0
 
 
 def test_what_is_hidden_is_told_from_visibility_alone() -> None:
@@ -356,25 +356,25 @@ def test_shares_add_up_to_the_cosine_and_are_symmetric(grid: int) -> None:
     joint = Joint()
     compared = joint.compare_pairs(a, b, v_a, v_b)
     for i in range(4):
-        found = joint.explain(a[i], b[i], v_a[i], v_b[i])
-        assert found.share.shape == found.weight.shape == GRID
-        assert found.share.sum().item() == pytest.approx(compared.cosine[i].item(), abs=1e-5)
-        assert found.cosine == pytest.approx(compared.cosine[i].item(), abs=1e-5)
-        assert 1 - found.weight.mean().item() == pytest.approx(compared.unseen[i].item(), abs=1e-6)
+        shares = joint.explain(a[i], b[i], v_a[i], v_b[i])
+        assert shares.share.shape == shares.weight.shape == GRID
+        assert shares.share.sum().item() == pytest.approx(compared.cosine[i].item(), abs=1e-5)
+        assert shares.cosine == pytest.approx(compared.cosine[i].item(), abs=1e-5)
+        assert 1 - shares.weight.mean().item() == pytest.approx(compared.unseen[i].item(), abs=1e-6)
         back = joint.explain(b[i], a[i], v_b[i], v_a[i])
-        torch.testing.assert_close(found.share, back.share, rtol=0, atol=1e-6)
-        torch.testing.assert_close(found.weight, back.weight)
-        assert bool((found.share[found.weight == 0] == 0).all())
+        torch.testing.assert_close(shares.share, back.share, rtol=0, atol=1e-6)
+        torch.testing.assert_close(shares.weight, back.weight)
+        assert bool((shares.share[shares.weight == 0] == 0).all())
     same = joint.explain(a[0], a[0], v_a[0], v_a[0])
     assert same.cosine == pytest.approx(1, abs=1e-5)
 
 
 def test_shares_where_nothing_is_visible_in_common() -> None:
     a, _ = random_faces(1)
-    found = Joint().explain(a[0], a[0], torch.zeros(1, 7, 7), torch.ones(1, 7, 7))
-    assert found.cosine == 0
-    assert not found.share.any()
-    assert not found.weight.any()
+    shares = Joint().explain(a[0], a[0], torch.zeros(1, 7, 7), torch.ones(1, 7, 7))
+    assert shares.cosine == 0
+    assert not shares.share.any()
+    assert not shares.weight.any()
 
 
 # --- training
@@ -411,7 +411,7 @@ def test_fusion_by_hand() -> None:
     joint, local, cosine, unseen, overlap = torch.rand(5, 3, 5)
     cosine = 2 * cosine - 1
     compared = Compared(torch.rand(3, 5), unseen, overlap)  # its own cosine is in the logit already
-    found = fusion(joint, local, cosine, compared)
+    fused = fusion(joint, local, cosine, compared)
     knots = np.linspace(0, 1, KNOTS)
     for i, j in np.ndindex(3, 5):
         offset = np.interp(float(unseen[i, j]), knots, fusion.offset.double().numpy())
@@ -419,7 +419,7 @@ def test_fusion_by_hand() -> None:
         expected += float(fusion.cosine_weight * (1 - unseen[i, j]) * cosine[i, j])
         if cosine[i, j] > 0:
             expected -= float(fusion.overlap * overlap[i, j] * cosine[i, j])
-        assert found[i, j].item() == pytest.approx(expected, abs=1e-5)
+        assert fused[i, j].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_offset_against_numpy() -> None:

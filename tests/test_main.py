@@ -97,7 +97,7 @@ print(before, os.environ.get("OMP_WAIT_POLICY"))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "given", "found"),
+    ("arguments", "setting", "printed"),
     [
         ("", None, "None passive"),  # the command line: sys.argv
         ("", "active", "active active"),  # the user's own choice stays
@@ -105,13 +105,13 @@ print(before, os.environ.get("OMP_WAIT_POLICY"))
     ],
 )
 def test_waiting_threads_rest_on_the_command_line(
-    arguments: str, given: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+    arguments: str, setting: str | None, printed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if given is not None:
-        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    if setting is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", setting)
     result = python("-c", PRINT_POLICY.format(arguments=arguments))
-    assert result.stdout.splitlines()[1:] == [found], result.stderr
+    assert result.stdout.splitlines()[1:] == [printed], result.stderr
 
 
 # --- calls
@@ -523,8 +523,8 @@ def test_bad_input_of_occlude(kind: str, tmp_path: Path, capsys: pytest.CaptureF
         (faces / "a.png").write_text("no image")
     if kind == "small":
         Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(faces / "a.png")
-    cover = "wig" if kind == "unknown kind" else "niqab"
-    assert main(["occlude", str(faces), "--kind", cover, "--out", str(tmp_path / "out")]) == 1
+    occluder = "wig" if kind == "unknown kind" else "niqab"
+    assert main(["occlude", str(faces), "--kind", occluder, "--out", str(tmp_path / "out")]) == 1
     named = {"broken": faces / "a.png", "small": faces / "a.png", "unknown kind": "wig"}.get(kind, faces)
     one_line(capsys, "oaml occlude: ", named)
     assert not (tmp_path / "out").exists()

@@ -56,8 +56,8 @@ def test_known_case_with_ties() -> None:
 
 
 def test_nothing_can_be_accepted() -> None:
-    found = metrics.tar_at_far(np.array([0.2, 0.2, 0.9]), np.array([True, True, False]), 0.1)
-    assert found == (0, np.inf)
+    point = metrics.tar_at_far(np.array([0.2, 0.2, 0.9]), np.array([True, True, False]), 0.1)
+    assert point == (0, np.inf)
 
 
 @pytest.mark.parametrize(("negatives", "far"), [(300, 0.01), (3000, 0.001), (100, 0.07), (100, 0.29)])
@@ -181,16 +181,16 @@ def test_resampling_equals_building_the_resampled_list() -> None:
         values.append([metrics.auc(s, t), metrics.eer(s, t), metrics.tar_at_far(s, t, 0.05).tar])
     expected = np.percentile(values, [2.5, 97.5], axis=0).T
     assert summary.tar[0.05] is not None
-    found = (summary.auc_interval, summary.eer_interval, summary.tar_interval[0.05])
-    np.testing.assert_allclose(np.array(found, float), expected, rtol=1e-12)
+    intervals = (summary.auc_interval, summary.eer_interval, summary.tar_interval[0.05])
+    np.testing.assert_allclose(np.array(intervals, float), expected, rtol=1e-12)
 
 
 def test_rates_at_a_fixed_threshold_against_loops() -> None:
     scores, same, a, b = _population(14, 2)
-    found = metrics.rates(scores, same, 1.0, a, b, resamples=30, seed=5)
-    assert (found.genuine_pairs, found.impostor_pairs) == (same.sum(), (~same).sum())
-    assert found.tar == pytest.approx(np.mean([s >= 1.0 for s in scores[same]]))
-    assert found.far == pytest.approx(np.mean([s >= 1.0 for s in scores[~same]]))
+    at_threshold = metrics.rates(scores, same, 1.0, a, b, resamples=30, seed=5)
+    assert (at_threshold.genuine_pairs, at_threshold.impostor_pairs) == (same.sum(), (~same).sum())
+    assert at_threshold.tar == pytest.approx(np.mean([s >= 1.0 for s in scores[same]]))
+    assert at_threshold.far == pytest.approx(np.mean([s >= 1.0 for s in scores[~same]]))
     generator = np.random.default_rng(5)
     values = []
     for _ in range(30):
@@ -199,7 +199,9 @@ def test_rates_at_a_fixed_threshold_against_loops() -> None:
         s, t = np.repeat(scores, times), np.repeat(same, times)
         values.append([(s[t] >= 1.0).mean(), (s[~t] >= 1.0).mean()])
     expected = np.percentile(values, [2.5, 97.5], axis=0).T
-    np.testing.assert_allclose(np.array([found.tar_interval, found.far_interval], float), expected)
+    np.testing.assert_allclose(
+        np.array([at_threshold.tar_interval, at_threshold.far_interval], float), expected
+    )
     # names or numbers, in any order
     shuffled = np.random.default_rng(0).permutation(len(scores))
     named = metrics.rates(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conftest import with_statistics
 from oaml.errors import OamlError
-from oaml.model import FORMAT, Model, ModelConfig
+from oaml.model import CONFIG_FORMAT, Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.qaconv import QAConvConfig
 from oaml.template import COLUMNS
@@ -237,10 +237,10 @@ def test_damaged_description(folder: Path, text: str) -> None:
 def test_description_of_other_versions(folder: Path) -> None:
     edit_config(folder, format=99, oaml="7.0")
     refused(folder, "config.json", "format", "7.0")
-    for earlier in (1, 2):  # before the joint embedding; before the calibration of overlapping covers
+    for earlier in (1, 2):  # before the joint embedding; before the calibration of overlapping occluders
         edit_config(folder, format=earlier)
         refused(folder, "config.json", "format")
-    edit_config(folder, format=FORMAT, colour=3)
+    edit_config(folder, format=CONFIG_FORMAT, colour=3)
     refused(folder, "config.json", "unknown", "colour")
 
 
@@ -285,25 +285,25 @@ def test_damaged_branch_description(folder: Path) -> None:
 )
 def test_extract(net: dict[str, Any], grid: int) -> None:
     model = small(**net)
-    found = model.extract(images(3))
+    faces = model.extract(images(3))
     with torch.no_grad():
         face = model(images(3))
-    assert len(found) == 3
-    assert torch.equal(found.embedding, face.embedding)
-    assert torch.equal(found.norm, face.norm[:, 0])
-    assert torch.equal(found.visibility, face.visibility)
-    assert found.visibility.shape == (3, 1, grid, grid)
-    assert found.local.shape == (3, 8, grid, grid)
-    torch.testing.assert_close(found.local.norm(dim=1), torch.ones(3, grid, grid))
-    assert found.cell_embeddings.shape == (3, 49, 16)
+    assert len(faces) == 3
+    assert torch.equal(faces.embedding, face.embedding)
+    assert torch.equal(faces.norm, face.norm[:, 0])
+    assert torch.equal(faces.visibility, face.visibility)
+    assert faces.visibility.shape == (3, 1, grid, grid)
+    assert faces.local.shape == (3, 8, grid, grid)
+    torch.testing.assert_close(faces.local.norm(dim=1), torch.ones(3, grid, grid))
+    assert faces.cell_embeddings.shape == (3, 49, 16)
     if "branch" in net:  # the branch's own output layer, which differs from the backbone's here
         assert model.net.branch is not None
         with torch.no_grad():
             embedding, norm = model.net.branch.forward_head(face.stage4)
     else:
-        embedding, norm = found.embedding, found.norm[:, None]
-    error = found.cell_embeddings.sum(1) - embedding * norm
-    assert error.abs().max() <= 1e-5 * found.cell_embeddings.abs().sum(1).max()
+        embedding, norm = faces.embedding, faces.norm[:, None]
+    error = faces.cell_embeddings.sum(1) - embedding * norm
+    assert error.abs().max() <= 1e-5 * faces.cell_embeddings.abs().sum(1).max()
 
 
 def test_extract_needs_eval_mode() -> None:
@@ -335,22 +335,22 @@ def test_local_cells_where_they_can_change_the_decision(
     assert model.fusion.lift.isinf()  # not fitted yet: nothing is left out
     torch.testing.assert_close(model.fused_above(probes, gallery, 1e6), fused, rtol=1e-5, atol=1e-5)
     compared = []
-    inner = model.matcher.match_some
+    inner = model.matcher.match_listed
 
     def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
         compared.append(len(args[2][0]))
         return inner(*args, **kwargs)
 
-    monkeypatch.setattr(model.matcher, "match_some", counted)
-    monkeypatch.setattr("oaml.qaconv.PAIRS", 3)
+    monkeypatch.setattr(model.matcher, "match_listed", counted)
+    monkeypatch.setattr("oaml.qaconv.PAIRS_AT_A_TIME", 3)
     threshold = float(fused.median())
     model.fusion.lift.fill_(0.2)
-    found = model.fused_above(probes, gallery, threshold)
+    above = model.fused_above(probes, gallery, threshold)
     near = rest >= threshold - 0.2
     assert 0 < near.sum() < near.numel()
     assert compared == [near.sum()]
-    torch.testing.assert_close(found[near], fused[near], rtol=1e-5, atol=1e-5)
-    assert (found[~near] < threshold).all()
+    torch.testing.assert_close(above[near], fused[near], rtol=1e-5, atol=1e-5)
+    assert (above[~near] < threshold).all()
     assert (model.fused_above(probes, gallery, 1e6) < 1e6).all()  # nobody comes near
 
 

@@ -344,8 +344,8 @@ def test_a_fresh_branch_that_sees_no_cover_is_the_backbone() -> None:
     net = Net(config("ir_mini", embedding_size=16, occlusion_stage=3, branch="stage")).eval()
     stage3 = torch.randn(2, 64, 14, 14)
     with torch.no_grad():
-        found = net.matched(stage3, torch.ones(2, 1, 14, 14))
-        assert torch.equal(found, net.backbone.forward_stage4(stage3))
+        stage4 = net.matched(stage3, torch.ones(2, 1, 14, 14))
+        assert torch.equal(stage4, net.backbone.forward_stage4(stage3))
     assert net.output is net.branch
 
 
@@ -358,9 +358,9 @@ def test_the_branch_does_not_see_what_is_under_a_cover() -> None:
     other = stage3.clone()
     other[:, :, 6:] = torch.randn(2, 64, 8, 14, generator=generator) * 9
     with torch.no_grad():
-        found = net.matched(stage3, fine)
-        assert torch.equal(net.matched(other, fine), found)
-        assert not torch.equal(net.matched(other, torch.ones_like(fine)), found)
+        stage4 = net.matched(stage3, fine)
+        assert torch.equal(net.matched(other, fine), stage4)
+        assert not torch.equal(net.matched(other, torch.ones_like(fine)), stage4)
         assert not torch.equal(net.backbone.forward_stage4(other), net.backbone.forward_stage4(stage3))
 
 

@@ -45,6 +45,6 @@ def test_same_as_torch(
 
 @pytest.mark.parametrize("architecture", ["ir_mini", "iresnet18", "mobilefacenet"])
 def test_every_network_uses_it(architecture: Architecture) -> None:
-    found = [m for m in build_backbone(NetConfig(architecture)).modules() if isinstance(m, nn.PReLU)]
-    assert found
-    assert all(isinstance(m, PReLU) for m in found)
+    prelus = [m for m in build_backbone(NetConfig(architecture)).modules() if isinstance(m, nn.PReLU)]
+    assert prelus
+    assert all(isinstance(m, PReLU) for m in prelus)

@@ -300,9 +300,9 @@ def test_scaling_the_features_is_scaling_the_correlation() -> None:
 def test_selection_weights_of_normalized() -> None:
     similarity = torch.zeros(1, 1, 2, 2)
     visible_p, visible_g = torch.tensor([[[[1.0, 0.5]]]]), torch.tensor([[[[0.0, 1.0]]]])
-    found = apply_occlusion_weight(similarity, visible_p, visible_g, "normalized")[0, 0]
+    selection = apply_occlusion_weight(similarity, visible_p, visible_g, "normalized")[0, 0]
     floor, half = 0.3 * math.log(1e-3), 0.3 * math.log(0.5)
-    torch.testing.assert_close(found, torch.tensor([[floor, floor + half], [0.0, half]]))
+    torch.testing.assert_close(selection, torch.tensor([[floor, floor + half], [0.0, half]]))
     assert apply_occlusion_weight(similarity, visible_p, visible_g, "none") is similarity
 
 
@@ -357,8 +357,8 @@ def test_faces_that_show_different_halves() -> None:
     assert apart < matcher.match(face, face)
 
 
-def test_what_lies_under_a_cover_does_not_matter_to_normalized() -> None:
-    """0.3 log(0.001) = -2.07 outweighs any difference of correlations: no covered cell is a partner."""
+def test_what_lies_under_an_occluder_does_not_matter_to_normalized() -> None:
+    """0.3 log(0.001) = -2.07 outweighs any difference of correlations: no occluded cell is a partner."""
     matcher, none = matcher_of("normalized", (4, 4), bias=False), matcher_of("none", (4, 4))
     (p, _), (g, _) = faces(3, matcher, 1), faces(2, matcher, 2)
     visible = torch.ones(3, 1, 4, 4)
@@ -406,7 +406,7 @@ def test_pairs_are_the_diagonal(method: Method, masked: bool) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_some_of_all_pairs(
+def test_listed_pairs(
     method: Method, masked: bool, channels_last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matcher = matcher_of(method, adapter=5)
@@ -416,14 +416,14 @@ def test_some_of_all_pairs(
     maps = (v_p, v_g) if masked else (None, None)
     everything = matcher.match(p, g, *maps)
     which = torch.tensor([1, 1, 4, 0, 6, 4]), torch.tensor([8, 2, 2, 5, 0, 3])  # some faces take no part
-    monkeypatch.setattr("oaml.qaconv.PAIRS", 4)
+    monkeypatch.setattr("oaml.qaconv.PAIRS_AT_A_TIME", 4)
     torch.testing.assert_close(
-        matcher.match_some(p, g, which, *maps), everything[which], rtol=1e-5, atol=1e-5
+        matcher.match_listed(p, g, which, *maps), everything[which], rtol=1e-5, atol=1e-5
     )
     with torch.no_grad():
-        ready = matcher.match_some(matcher.prepare(p), matcher.prepare(g), which, *maps, prepared=True)
+        ready = matcher.match_listed(matcher.prepare(p), matcher.prepare(g), which, *maps, prepared=True)
     torch.testing.assert_close(ready, everything[which], rtol=1e-5, atol=1e-5)
-    assert matcher.match_some(p, g, (which[0][:0], which[1][:0])).shape == (0,)
+    assert matcher.match_listed(p, g, (which[0][:0], which[1][:0])).shape == (0,)
 
 
 class Largest(TorchDispatchMode):
@@ -472,31 +472,31 @@ def test_bfloat16_scores(method: Method) -> None:
 def test_explained_weights_add_up_to_the_score(bias: bool) -> None:
     matcher = matcher_of("normalized", adapter=5, bias=bias)
     (p, v_p), (g, v_g) = faces(1, matcher, 3), faces(1, matcher, 4)
-    found = matcher.explain(p[0], g[0], v_p[0], v_g[0])
-    local = (found.weight_probe * found.similarity_probe).sum() + (
-        found.weight_gallery * found.similarity_gallery
+    matches = matcher.explain(p[0], g[0], v_p[0], v_g[0])
+    local = (matches.weight_probe * matches.similarity_probe).sum() + (
+        matches.weight_gallery * matches.similarity_gallery
     ).sum()
-    assert float(found.weight_probe.sum() + found.weight_gallery.sum()) == pytest.approx(1, abs=1e-3)
+    assert float(matches.weight_probe.sum() + matches.weight_gallery.sum()) == pytest.approx(1, abs=1e-3)
     c = torch.log1p(matcher.cell_weight.exp())
     u = 1 - (c * v_p.flatten() * v_g.flatten()).sum() / c.sum()
     k0, k1, k2, k3 = matcher.confidence
     score = matcher.log_scale.exp() * local * (1 + k1 * u) + k0 + k2 * u + k3 * u**2
-    assert found.score == pytest.approx(number(score), rel=1e-4)
-    assert found.score == pytest.approx(number(matcher.match(p, g, v_p, v_g)), rel=1e-5)
-    assert found.score == pytest.approx(slow_score(matcher, p[0], g[0], v_p[0], v_g[0]), rel=1e-4)
+    assert matches.score == pytest.approx(number(score), rel=1e-4)
+    assert matches.score == pytest.approx(number(matcher.match(p, g, v_p, v_g)), rel=1e-5)
+    assert matches.score == pytest.approx(slow_score(matcher, p[0], g[0], v_p[0], v_g[0]), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_explained_partners_are_the_best(method: Method) -> None:
     matcher = matcher_of(method, (3, 3), bias=False)
     (p, v_p), (g, v_g) = faces(1, matcher, 3), faces(1, matcher, 4)
-    found = matcher.explain(p[0], g[0], v_p[0], v_g[0])
+    matches = matcher.explain(p[0], g[0], v_p[0], v_g[0])
     unit_p = (p / p.norm(dim=1, keepdim=True)).flatten(2)[0]
     unit_g = (g / g.norm(dim=1, keepdim=True)).flatten(2)[0]
     vis_p, vis_g = v_p.flatten().tolist(), v_g.flatten().tolist()
     for mine, other, vis_mine, vis_other, partner, similarity in (
-        (unit_p, unit_g, vis_p, vis_g, found.partner_probe, found.similarity_probe),
-        (unit_g, unit_p, vis_g, vis_p, found.partner_gallery, found.similarity_gallery),
+        (unit_p, unit_g, vis_p, vis_g, matches.partner_probe, matches.similarity_probe),
+        (unit_g, unit_p, vis_g, vis_p, matches.partner_gallery, matches.similarity_gallery),
     ):
         assert partner.shape == similarity.shape == (3, 3)
         for i in range(9):
@@ -511,19 +511,19 @@ def test_explained_partners_are_the_best(method: Method) -> None:
             assert judged[at] == pytest.approx(best, abs=1e-6)
             assert float(similarity.flatten()[i]) == pytest.approx(used[at], abs=1e-6)
     if method != "normalized":
-        assert torch.equal(found.weight_probe.flatten(), matcher.fc.weight[0])
-        assert torch.equal(found.weight_gallery.flatten(), matcher.fc.weight[0])
+        assert torch.equal(matches.weight_probe.flatten(), matcher.fc.weight[0])
+        assert torch.equal(matches.weight_gallery.flatten(), matcher.fc.weight[0])
 
 
 def test_a_moved_face_is_found_where_it_went() -> None:
     matcher = QAConv(12, 3, 4, "normalized").eval()
     face = torch.eye(12).view(12, 3, 4)  # every cell has a direction of its own
     cell = torch.arange(12).view(3, 4)
-    found = matcher.explain(face, face.roll(1, dims=2))  # the gallery face is shifted to the right
-    assert torch.equal(found.partner_probe, cell.roll(-1, dims=1))
-    assert torch.equal(found.partner_gallery, cell.roll(1, dims=1))
-    assert torch.allclose(found.similarity_probe, torch.ones(3, 4))
-    assert torch.allclose(found.weight_probe, torch.full((3, 4), 1 / 24), atol=1e-4)
+    matches = matcher.explain(face, face.roll(1, dims=2))  # the gallery face is shifted to the right
+    assert torch.equal(matches.partner_probe, cell.roll(-1, dims=1))
+    assert torch.equal(matches.partner_gallery, cell.roll(1, dims=1))
+    assert torch.allclose(matches.similarity_probe, torch.ones(3, 4))
+    assert torch.allclose(matches.weight_probe, torch.full((3, 4), 1 / 24), atol=1e-4)
 
 
 # --- gradients

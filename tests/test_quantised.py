@@ -22,7 +22,7 @@ from oaml.templates.quantised import QuantisedTemplates
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def some(count: int, size: int = 128, channels: int = 128, seed: int = 0) -> Templates:
+def random_faces(count: int, size: int = 128, channels: int = 128, seed: int = 0) -> Templates:
     """Templates like those of a network: unit vectors, and cells of very different strength."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -47,7 +47,7 @@ def equal(a: QuantisedTemplates, b: QuantisedTemplates) -> bool:
 
 
 def test_numbers_move_by_half_a_step() -> None:
-    faces = some(20)
+    faces = random_faces(20)
     small = QuantisedTemplates.of(faces)
     back = small.dequantised()
     half = small.cell_embeddings_scale[..., None] / 2
@@ -59,14 +59,14 @@ def test_numbers_move_by_half_a_step() -> None:
     assert bool((moved <= half[:, -1] + 1e-4).all()), "the sum moves by the last cell's half step"
     assert float((back.visibility - faces.visibility).abs().max()) <= 1 / 510 + 1e-6
     assert torch.equal(back.norm, faces.norm)
-    for found, expected in ((back.embedding, faces.embedding), (back.local, faces.local)):
-        torch.testing.assert_close(found.norm(dim=1), expected.norm(dim=1))
-        assert float((found * expected).sum(1).min()) > 0.9998
+    for vectors, expected in ((back.embedding, faces.embedding), (back.local, faces.local)):
+        torch.testing.assert_close(vectors.norm(dim=1), expected.norm(dim=1))
+        assert float((vectors * expected).sum(1).min()) > 0.9998
     assert all(getattr(back, f.name).dtype == torch.float32 for f in fields(back))
 
 
 def test_zeros_stay_zeros() -> None:
-    faces = some(2)._each(lambda x: x * 0)
+    faces = random_faces(2)._each(lambda x: x * 0)
     back = QuantisedTemplates.of(faces).dequantised()
     assert all(not getattr(back, f.name).any() for f in fields(back))
 
@@ -75,14 +75,14 @@ def test_zeros_stay_zeros() -> None:
     ("size", "channels", "expected"), [(128, 128, 13_121), (512, 128, 32_321), (512, 512, 51_137)]
 )
 def test_bytes_per_face(size: int, channels: int, expected: int, tmp_path: Path) -> None:
-    faces = QuantisedTemplates.of(some(40, size, channels))
+    faces = QuantisedTemplates.of(random_faces(40, size, channels))
     assert faces.bytes_per_face == expected
     path = save(tmp_path / "faces.safetensors", faces, [""] * 40, "m")
     assert 0 <= path.stat().st_size - 40 * expected < 2000
 
 
 def test_rows_and_join() -> None:
-    faces = QuantisedTemplates.of(some(5))
+    faces = QuantisedTemplates.of(random_faces(5))
     assert len(faces) == 5
     assert len(faces[:0]) == faces[:0].bytes_per_face == 0
     assert equal(QuantisedTemplates.join([faces[:2], faces[2:]]), faces)
@@ -99,17 +99,17 @@ PATHS = ["ann/1.jpg", "ben/ü 2.png", 'c"\n3.jpg']
 
 
 def test_file(tmp_path: Path) -> None:
-    faces = QuantisedTemplates.of(some(3))
+    faces = QuantisedTemplates.of(random_faces(3))
     path = save(tmp_path / "new" / "faces.safetensors", faces, PATHS, "0123", "runs/adapted")
-    found = load(path)
-    assert equal(found.templates, faces)
-    assert (found.paths, found.model, found.model_name) == (PATHS, "0123", "runs/adapted")
+    stored = load(path)
+    assert equal(stored.templates, faces)
+    assert (stored.paths, stored.model, stored.model_name) == (PATHS, "0123", "runs/adapted")
     assert load_file(path).keys() == {*faces.stored(), "paths"}
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_a_file_in_pieces_has_the_same_bytes(tmp_path: Path) -> None:
-    faces = QuantisedTemplates.of(some(3))
+    faces = QuantisedTemplates.of(random_faces(3))
     whole = save(tmp_path / "whole", faces, PATHS, "0123").read_bytes()
     layout = Layout(faces[:1], PATHS, {"model": "0123", "model_name": ""})
     piece = PartialFile(tmp_path / "pieces", layout)
@@ -128,7 +128,7 @@ def test_a_file_in_pieces_has_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_another_model_does_not_continue_a_file(tmp_path: Path) -> None:
-    faces = QuantisedTemplates.of(some(3))
+    faces = QuantisedTemplates.of(random_faces(3))
     PartialFile(tmp_path / "a", Layout(faces, PATHS, {"model": "0123"})).close()
     for other in (Layout(faces, PATHS, {"model": "4567"}), Layout(faces, PATHS[::-1], {"model": "0123"})):
         with pytest.raises(OamlError, match=r"a\.partial: .*differs in: (model|paths)\).* delete it"):
@@ -138,7 +138,7 @@ def test_another_model_does_not_continue_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut", "other tensors", "too few"])
 def test_wrong_files(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "faces.safetensors"
-    faces = QuantisedTemplates.of(some(3))
+    faces = QuantisedTemplates.of(random_faces(3))
     if kind == "empty":
         path.touch()
     elif kind == "text":
@@ -185,7 +185,7 @@ def test_templates_of_another_model_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("probes", "gallery"), [(1, 1), (3, 7), (67, 1027)])
 def test_joint_of_int8_against_float(probes: int, gallery: int, shown: str, grid: int) -> None:
     size = 24 if probes > 3 else 128  # a step is a larger share of a shorter vector: the bound grows
-    a, b = some(probes, size, 4, 0), some(gallery, size, 4, 1)
+    a, b = random_faces(probes, size, 4, 0), random_faces(gallery, size, 4, 1)
     generator = torch.Generator().manual_seed(2)
     v_a, v_b = (torch.rand(n, 1, grid, grid, generator=generator) for n in (probes, gallery))
     if shown == "all":
@@ -194,11 +194,11 @@ def test_joint_of_int8_against_float(probes: int, gallery: int, shown: str, grid
         v_b = torch.zeros_like(v_b)
     joint, small = Joint(), QuantisedTemplates.of(replace(b, visibility=v_b)).dequantised()
     expected = joint.match(a.cell_embeddings, b.cell_embeddings, v_a, v_b)
-    found = joint.match(a.cell_embeddings, small.cell_embeddings, v_a, small.visibility)
-    assert found.cosine.shape == (probes, gallery)
+    compared = joint.match(a.cell_embeddings, small.cell_embeddings, v_a, small.visibility)
+    assert compared.cosine.shape == (probes, gallery)
     bound = 2e-3 if size == 128 else 8e-3
-    assert float((found.cosine - expected.cosine).abs().max()) < bound
-    assert float((found.unseen - expected.unseen).abs().max()) < 2e-3
+    assert float((compared.cosine - expected.cosine).abs().max()) < bound
+    assert float((compared.unseen - expected.unseen).abs().max()) < 2e-3
     if shown == "nothing":
-        assert not found.cosine.any()
-        assert bool((found.unseen == 1).all())
+        assert not compared.cosine.any()
+        assert bool((compared.unseen == 1).all())

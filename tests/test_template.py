@@ -23,7 +23,7 @@ from oaml.template import (
 )
 
 
-def some(count: int, seed: int = 0) -> Templates:
+def random_faces(count: int, seed: int = 0) -> Templates:
     generator = torch.Generator().manual_seed(seed)
     return Templates(
         embedding=torch.randn(count, 8, generator=generator),
@@ -39,7 +39,7 @@ def same(a: Templates, b: Templates) -> bool:
 
 
 class Numbers:
-    """A matcher that needs no network: faces are alike by the first number of their embedding, rounded."""
+    """A matcher that needs no network: faces are similar by the first number of their embedding, rounded."""
 
     def compare(self, a: Templates, b: Templates) -> Scores:
         return {"fused": (-(a.embedding[:, 0] - b.embedding[:, 0]).abs()).round()}
@@ -53,7 +53,7 @@ class Numbers:
 
 
 def test_rows() -> None:
-    faces = some(5)
+    faces = random_faces(5)
     assert len(faces) == 5
     for rows, expected in (
         (slice(1, 3), [1, 2]),
@@ -71,7 +71,7 @@ def test_rows() -> None:
 
 
 def test_rows_of_a_memory_mapped_file(tmp_path: object) -> None:
-    faces = some(4)
+    faces = random_faces(4)
     local = np.memmap(f"{tmp_path}/local", np.float32, "w+", shape=tuple(faces.local.shape))
     local[:] = faces.local.numpy()
     mapped = Templates(
@@ -81,16 +81,16 @@ def test_rows_of_a_memory_mapped_file(tmp_path: object) -> None:
 
 
 def test_another_device() -> None:
-    faces = some(2)
+    faces = random_faces(2)
     assert same(faces.to("cpu"), faces)
     assert all(getattr(faces.to("meta"), field.name).device.type == "meta" for field in fields(Templates))
 
 
 def test_visible() -> None:
-    faces = some(3)
-    found = faces.visible()
-    assert found.dtype == torch.float64
-    np.testing.assert_allclose(found.numpy(), faces.visibility.double().numpy().mean((1, 2, 3)), rtol=1e-12)
+    faces = random_faces(3)
+    shares = faces.visible()
+    assert shares.dtype == torch.float64
+    np.testing.assert_allclose(shares.numpy(), faces.visibility.double().numpy().mean((1, 2, 3)), rtol=1e-12)
 
 
 # --- re-ranking
@@ -105,7 +105,7 @@ def brute_force(scores: np.ndarray, candidates: np.ndarray) -> list[list[int]]:
 
 @pytest.mark.parametrize("score", ["fused", "backwards"])
 def test_reranker_against_sorting(score: str) -> None:
-    probes, gallery = some(6, 0), some(20, 1)
+    probes, gallery = random_faces(6, 0), random_faces(20, 1)
     generator = torch.Generator().manual_seed(2)
     candidates = torch.stack([torch.randperm(20, generator=generator)[:9] for _ in range(6)])
     order, scores = ScoreReranker(Numbers(), score).rerank(probes, gallery, candidates)
@@ -117,7 +117,7 @@ def test_reranker_against_sorting(score: str) -> None:
 
 
 def test_equal_scores_keep_the_order_of_the_first_stage() -> None:
-    probes, gallery = some(2), some(300)
+    probes, gallery = random_faces(2), random_faces(300)
     gallery.embedding[:, 0] = 0
     # many: a sort that isn't stable may still keep the order of a few
     candidates = torch.stack([torch.arange(300), torch.randperm(300)])
@@ -128,7 +128,7 @@ def test_equal_scores_keep_the_order_of_the_first_stage() -> None:
 def test_reranker_without_probes_or_candidates() -> None:
     for probes, k in ((0, 3), (2, 0)):
         candidates = torch.zeros(probes, k, dtype=torch.int64)
-        order, scores = ScoreReranker(Numbers()).rerank(some(probes), some(4), candidates)
+        order, scores = ScoreReranker(Numbers()).rerank(random_faces(probes), random_faces(4), candidates)
         assert order.shape == scores.shape == (probes, k)
 
 
@@ -149,6 +149,6 @@ def test_a_model_is_extractor_and_matcher() -> None:
     assert all(values.shape == (2, 3) for values in scores.values())
     assert all(values.shape == (2,) for values in matcher.compare(probes, gallery[:2]).values())
     candidates = torch.tensor([[0, 1, 2], [2, 1, 0]])
-    order, found = reranker.rerank(probes, gallery, candidates)
+    order, reranked = reranker.rerank(probes, gallery, candidates)
     assert order.tolist() == brute_force(scores["fused"].numpy(), candidates.numpy())
-    torch.testing.assert_close(found, scores["fused"].gather(1, order), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reranked, scores["fused"].gather(1, order), rtol=1e-5, atol=1e-5)

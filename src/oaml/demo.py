@@ -1,4 +1,4 @@
-"""`oaml demo`: train a small network on drawn people, evaluate it bare and covered on people it has not seen, draw what it saw.
+"""`oaml demo`: train a small network on drawn people, evaluate it on others of them, unoccluded and occluded, and draw what it saw.
 
 Then verify, enrol and search with the model that comes with the package.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PEOPLE, SHOTS = 300, 10  # to train on
-UNSEEN, UNSEEN_SHOTS = 60, 4  # to judge by; numbered after the former
+UNSEEN, UNSEEN_SHOTS = 60, 4  # to evaluate on; numbered after the former
 ENROLLED = ("Ann", "Bela", "Cleo", "Dan", "Emre")  # numbered after these
 
 
@@ -48,7 +48,7 @@ def demo_config(out: Path, steps: int = 360, seed: int = 0) -> TrainConfig:
         head=HeadConfig(s=24.0, m=0.2),
         optimiser=OptimiserConfig(kind="adamw", lr=4e-3, weight_decay=0.02, warmup=20, schedule="cosine"),
         weights=LossWeights(occlusion=10.0),  # the map is learned from nothing in minutes
-        augment=False,  # the drawn pictures of a person vary enough
+        augment=False,  # the drawn images of a person vary enough
         steps=steps,
         seed=seed,
         validate_every=0,
@@ -60,7 +60,7 @@ def demo_config(out: Path, steps: int = 360, seed: int = 0) -> TrainConfig:
 
 
 def write_unseen(folder: Path, people: int = UNSEEN, shots: int = UNSEEN_SHOTS) -> Path:
-    """Write drawn people that the demo does not train on, with all pairs of a bare shot 0 and another shot -> pairs.csv."""
+    """Write drawn people that the demo does not train on, and all pairs of a shot 0 and another shot -> pairs.csv."""
     from PIL import Image
 
     drawn = DrawnPeople(people, shots, first_person=PEOPLE)
@@ -82,7 +82,7 @@ def write_unseen(folder: Path, people: int = UNSEEN, shots: int = UNSEEN_SHOTS) 
 
 
 def write_people(folder: Path) -> Path:
-    """Write two shots each of five drawn people below `folder`/people, and of one of them a third, with a mask -> its path."""
+    """Write two shots of five drawn people each below `folder`/people, and a third one of Cleo, with a mask -> the path of that."""
     import numpy as np
     from PIL import Image
 
@@ -93,12 +93,12 @@ def write_people(folder: Path) -> Path:
         for shot in range(2):
             face = Image.fromarray(draw_face(PEOPLE + UNSEEN + number, shot))
             write_file(folder / "people" / name / f"{shot}.png", face.save)
-    covered = occlude(draw_face(PEOPLE + UNSEEN + 2, 2), "mask", np.random.default_rng(0))
-    return write_file(folder / "visitor.png", Image.fromarray(covered.image).save)
+    occluded = occlude(draw_face(PEOPLE + UNSEEN + 2, 2), "mask", np.random.default_rng(0))
+    return write_file(folder / "visitor.png", Image.fromarray(occluded.image).save)
 
 
 def meet(out: Path, console: Console) -> None:
-    """Verify, enrol and search with the starter model, saying the commands that do it."""
+    """Verify, enrol and search with the starter model, and print the commands that do it."""
     visitor = write_people(out)
     calls = [
         ["verify", f"{out}/people/{ENROLLED[2]}/0.png", str(visitor), "--draw", f"{out}/verify.png"],
@@ -135,7 +135,7 @@ def demo(*, out: Path = Path("out/demo"), steps: int = 360, seed: int = 0) -> No
     model = train(demo_config(out / "training", steps, seed))
     console.rule("2/4  drawing people it has not seen")
     pairs = write_unseen(out / "unseen")
-    console.rule("3/4  evaluating it on them, bare and covered")
+    console.rule("3/4  evaluating it on them, unoccluded and occluded")
     evaluate(
         str(model),
         images=out / "unseen",

@@ -1,6 +1,7 @@
 """The one error that bad input raises, and what its messages have in common."""
 
 import shlex
+from collections.abc import Sequence
 
 EXTRAS = {"tensorboard": "train", "lancedb": "gallery", "pyarrow": "gallery", "filelock": "gallery"}
 """Package -> the extra that brings it; all others come without one."""
@@ -18,7 +19,13 @@ def command(*words: object) -> str:
     return shlex.join(["oaml", *map(str, words)])
 
 
+def few(names: Sequence[str], most: int = 5) -> str:
+    """`a, b and 3 more`."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def missing_package(package: str) -> OamlError:
-    """What to say where a package is not installed, by the name that it is imported under."""
+    """The error where a package is not installed, which is named as it is imported."""
     wanted = f"'oaml[{EXTRAS[package]}]'" if package in EXTRAS else "oaml"
     return OamlError(f"needs the package {package}, which is not installed; pip install {wanted}")

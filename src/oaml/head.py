@@ -1,4 +1,4 @@
-"""Classification heads that train the embedding: AdaFace, ArcFace, CosFace.
+"""Margin heads, which train the embedding by classifying the people trained on: AdaFace, ArcFace, CosFace.
 
 AdaFace: Kim, Jain & Liu, CVPR 2022. ArcFace: Deng et al., CVPR 2019. CosFace: Wang et al., CVPR 2018.
 Shapes: B images, E embedding size, K identities. Everything computes in float32 under autocast.
@@ -20,10 +20,10 @@ EPSILON = 1e-3  # keeps acos away from +-1, where its gradient is infinite
 
 @dataclass
 class HeadConfig:
-    """The classification head."""
+    """The margin head."""
 
     kind: Literal["adaface", "arcface", "cosface"] = "adaface"
-    """Which margin: adaface (adapts to image quality by the embedding's norm), arcface, cosface."""
+    """Which margin: adaface (which depends on image quality, as the embedding's norm tells it), arcface, cosface."""
     m: float = 0.4
     """Margin: radians for arcface, cosine for cosface, both parts of it for adaface."""
     h: float = 0.333
@@ -31,7 +31,7 @@ class HeadConfig:
     s: float = 64.0
     """Scale of the logits."""
     t_alpha: float = 0.01
-    """AdaFace: share of a batch in the running norm statistics; 1 uses each batch's own (both are published)."""
+    """AdaFace: weight of a batch in the running statistics of the norm; with 1 each batch has its own (both are published)."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("adaface", "arcface", "cosface"):
@@ -43,7 +43,7 @@ class HeadConfig:
 
 
 class _Head(nn.Module):
-    """The class centres and what the three margins share."""
+    """What the three share: class centres and the cosine to them."""
 
     def __init__(self, embedding_size: int, classnum: int, m: float, s: float) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class CosFace(_Head):
 
 
 def build_head(config: HeadConfig, embedding_size: int, classnum: int) -> AdaFace | ArcFace | CosFace:
-    """The head that the configuration names."""
+    """The margin head that the configuration names."""
     if config.kind == "adaface":
         return AdaFace(embedding_size, classnum, config.m, config.h, config.s, config.t_alpha)
     if config.kind == "arcface":

@@ -1,11 +1,11 @@
 """From images to scores: every face goes through the network once, every pair through the matcher.
 
-The numbers of a face and of a pair depend on nothing but their own images. Matrix kernels add in another
-order at another place of a batch (measured: with most batch sizes an embedding's last digit changes with its
-row), and then a face would tell who else was measured. So on a CPU every face has a pass of its own, each on
-one thread and as many at a time as there are cores, which is no slower and makes the numbers independent of
-the number of cores as well. Elsewhere all batches have one size. Pairs are compared in blocks of one size;
-the last is filled up with repetitions that are thrown away.
+The numbers of a face and of a pair depend on nothing but their own images. Matrix kernels may add in another
+order in each row of a batch (measured: with most batch sizes an embedding's last digit changes with its
+row), and then a face's numbers would depend on the faces beside it. So on a CPU every face has a pass of its
+own, each on one thread and as many at a time as there are cores, which is no slower and makes the numbers
+independent of the number of cores as well. Elsewhere all batches have one size. Pairs are compared in blocks
+of one size; the last is filled up with repetitions that are thrown away.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from oaml.template import COLUMNS, Templates
 if TYPE_CHECKING:
     import torch
 
+    from oaml.kernels import Precision
     from oaml.model import Model
-    from oaml.qaconv import Precision
 
 BATCH_SIZE = 32
 PAIR_CHUNK = 64
@@ -123,10 +123,11 @@ def extract(
 
 
 def gathered(parts: Iterable[Templates], count: int) -> Templates:
-    """Parts that come one after another as one set, float32 on the CPU; a large one lies in a temporary file.
+    """Templates that come in parts as one set, float32 on the CPU; large fields lie in temporary files.
 
     Args:
-        count: faces that there is room for; they may be fewer.
+        parts: one after another; only one is held besides the set.
+        count: faces that memory is reserved for; there may be fewer.
 
     Raises:
         OamlError: no room for the file.
@@ -134,20 +135,20 @@ def gathered(parts: Iterable[Templates], count: int) -> Templates:
     """
     import torch
 
-    held: dict[str, torch.Tensor] = {}
+    fields_so_far: dict[str, torch.Tensor] = {}
     done = 0
     for part in parts:
         if done + len(part) > count:
             raise ValueError(f"more than {count} faces")
         for field in fields(part):
             values = getattr(part, field.name)
-            if field.name not in held:
-                held[field.name] = torch.from_numpy(_room((count, *values.shape[1:])))
-            held[field.name][done : done + len(part)] = values
+            if field.name not in fields_so_far:
+                fields_so_far[field.name] = torch.from_numpy(_empty((count, *values.shape[1:])))
+            fields_so_far[field.name][done : done + len(part)] = values
         done += len(part)
-    if not held:
+    if not fields_so_far:
         raise ValueError("no faces")
-    return Templates(**held)[:done]
+    return Templates(**fields_so_far)[:done]
 
 
 def score_pairs(
@@ -174,7 +175,8 @@ def score_pairs(
 
     Returns:
         float64 [N] each, in the order of `oaml.template.COLUMNS`: `cosine` of the embeddings in [-1,1], `qaconv` (logit, all
-        cells count) unless `plain` is False, and the logits by predicted visibility `qaconv_visibility`, `joint` and `fused`.
+        cells count) unless `plain` is False, and the logits by predicted visibility `qaconv_visibility`, `joint` (of the joint,
+        that is visibility-masked, embedding) and `fused`.
 
     Raises:
         OamlError: a score is NaN or infinite; names the pair.
@@ -251,7 +253,7 @@ def score_all(
     return scores
 
 
-def _room(shape: tuple[int, ...]) -> np.ndarray:
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
     """Uninitialised float32; in an unnamed temporary file, which the system removes, where it is large."""
     size = math.prod(shape) * 4
     if size <= MEMORY_BYTES:

@@ -1,4 +1,4 @@
-"""The joint embedding: compare two faces by what both show.
+"""The joint embedding, which is the visibility-masked embedding of a pair: two faces are compared by the cells that both show.
 
 Every output layer of `net.py` is affine in the last feature map, so an embedding is a sum over cells: e = sum_r A[r]. For a
 pair, each cell is weighted by how much of it both faces show, and the two weighted sums are compared by cosine. Nearest
@@ -6,7 +6,7 @@ published idea: Song et al., Occlusion Robust Face Recognition Based on Mask Lea
 Network (PDSN), ICCV 2019 (https://arxiv.org/abs/1908.06290).
 
 Shapes: B faces, P probes, G gallery faces, N pairs; R = 7*7 cells; E embedding size. A (the per-cell embeddings) is [B,R,E].
-Visibility is [B,1,h,w] with 1 = visible, h x w either 7x7 or 14x14. Scores are logits: higher is more alike.
+Visibility is [B,1,h,w] with 1 = visible, h x w either 7x7 or 14x14. Scores are logits: higher is more similar.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ from oaml.kernels.best_matches import spread
 from oaml.visibility import CELLS, GRID, cell_visibility, overlap_of, unseen_and_overlap
 
 KNOTS = 21  # of the offset, evenly over shares from 0 to 1
-BLOCK = 96  # faces on either side that a thread compares at a time in compiled loops
-CHUNK_BYTES = (
-    2 << 20
-)  # weighted sums of the pairs held at once by match(): they are read several times, from the cache
+BLOCK_FACES = 96  # on either side, that a thread compares at a time in compiled loops
+CHUNK_BYTES = 2 << 20
+"""Of the weighted sums that `match` holds at once: they are read several times, from the cache."""
 
 
 class Compared(NamedTuple):
-    """What the weighted sums of pairs say, each [P,G] or [N]."""
+    """What comparing the cells that both faces show gives, each [P,G] or [N]."""
 
     cosine: Tensor
     """Cosine in [-1,1]; 0 where nothing is visible in common."""
     unseen: Tensor
     """Share of the face that the two do not both show, in [0,1]."""
     overlap: Tensor
-    """Of that share, how much both hide, in [0,1]: 0 where one face is bare, 1 under covers of one shape."""
+    """Of that share, how much both hide, in [0,1]: 0 where one face is unoccluded, 1 where occluders hide the same part of both."""
 
 
 class CellShares(NamedTuple):
-    """How the joint cosine of one pair splits into cells, each [7,7]."""
+    """What each cell adds to the cosine of one pair, [7,7] each."""
 
     share: Tensor
     """What each cell adds to the cosine; the sum is the cosine."""
@@ -57,23 +56,25 @@ class Joint(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.5))
         self.confidence = nn.Parameter(torch.tensor([-6.0, 0.0, 0.0, 0.0]))  # k0 .. k3
 
-    def compare(self, probe: Tensor, gallery: Tensor, prob_occ: Tensor, gal_occ: Tensor) -> Compared:
+    def compare(
+        self, probe: Tensor, gallery: Tensor, probe_visibility: Tensor, gallery_visibility: Tensor
+    ) -> Compared:
         """Every probe against every gallery face: A [P,R,E], [G,R,E], visibility [P,1,h,w], [G,1,h,w] -> [P,G] each.
 
         With visibility 1 everywhere the cosine is that of the two embeddings. Symmetric in the two faces.
         """
         with torch.autocast(probe.device.type, enabled=False):
-            (a, v_p), (b, v_g) = _both_ready(probe, gallery, prob_occ, gal_occ)
+            (a, v_p), (b, v_g) = _both_ready(probe, gallery, probe_visibility, gallery_visibility)
             return _compare(a * v_p[..., None], v_p, b * v_g[..., None], v_g)
 
-    def hidden(self, prob_occ: Tensor, gal_occ: Tensor) -> tuple[Tensor, Tensor]:
+    def hidden(self, probe_visibility: Tensor, gallery_visibility: Tensor) -> tuple[Tensor, Tensor]:
         """`unseen` and `overlap` of `Compared` from visibility alone: [P,1,h,w], [G,1,h,w] -> [P,G] each."""
-        return unseen_and_overlap(cell_visibility(prob_occ), cell_visibility(gal_occ))
+        return unseen_and_overlap(cell_visibility(probe_visibility), cell_visibility(gallery_visibility))
 
-    def compare_pairs(self, a: Tensor, b: Tensor, a_occ: Tensor, b_occ: Tensor) -> Compared:
+    def compare_pairs(self, a: Tensor, b: Tensor, visibility_a: Tensor, visibility_b: Tensor) -> Compared:
         """Row i of a against row i of b: A [N,R,E] twice, visibility [N,1,h,w] twice -> [N] each."""
         with torch.autocast(a.device.type, enabled=False):
-            (a, v_a), (b, v_b) = _ready(a, a_occ), _ready(b, b_occ)
+            (a, v_a), (b, v_b) = _ready(a, visibility_a), _ready(b, visibility_b)
             if a.shape != b.shape:  # one face would otherwise be compared with every face of the other side
                 raise ValueError(
                     f"per-cell embeddings are {tuple(a.shape)} and {tuple(b.shape)}; pairs are compared row by row"
@@ -88,9 +89,11 @@ class Joint(nn.Module):
         k0, k1, k2, k3 = self.confidence
         return self.log_scale.exp() * cosine * (1 + k1 * unseen) + k0 + k2 * unseen + k3 * unseen**2
 
-    def forward(self, probe: Tensor, gallery: Tensor, prob_occ: Tensor, gal_occ: Tensor) -> Tensor:
+    def forward(
+        self, probe: Tensor, gallery: Tensor, probe_visibility: Tensor, gallery_visibility: Tensor
+    ) -> Tensor:
         """A [P,R,E], [G,R,E], visibility [P,1,h,w], [G,1,h,w] -> logits [P,G]; see `compare`."""
-        compared = self.compare(probe, gallery, prob_occ, gal_occ)
+        compared = self.compare(probe, gallery, probe_visibility, gallery_visibility)
         return self.logit(compared.cosine, compared.unseen)
 
     @torch.inference_mode()
@@ -98,16 +101,17 @@ class Joint(nn.Module):
         self,
         probe: Tensor,
         gallery: Tensor,
-        prob_occ: Tensor,
-        gal_occ: Tensor,
+        probe_visibility: Tensor,
+        gallery_visibility: Tensor,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> Compared:
-        """As `compare`, in blocks whose weighted sums take about `chunk_bytes`, and the per-cell embeddings once more.
+        """As `compare`, without gradients and in bounded memory.
 
-        The compiled loops hold nothing.
+        The compiled loops hold nothing besides the result. Without them it goes block by block: each holds weighted sums of about
+        `chunk_bytes`, and there is a weighted copy of all per-cell embeddings.
         """
         with torch.autocast(probe.device.type, enabled=False):
-            (a, v_p), (b, v_g) = _both_ready(probe, gallery, prob_occ, gal_occ)
+            (a, v_p), (b, v_g) = _both_ready(probe, gallery, probe_visibility, gallery_visibility)
             if native.multiplies(a) and b.dtype == torch.float32 and a.shape[2] % native.LANES == 0:
                 return Compared(_compiled_cosine(a, v_p, b, v_g), *unseen_and_overlap(v_p, v_g))
             block = max(1, min(int((chunk_bytes / (2 * 4 * a.shape[2])) ** 0.5), 512))
@@ -125,13 +129,13 @@ class Joint(nn.Module):
             return Compared(*(torch.cat(field) for field in zip(*rows, strict=True)))
 
     @torch.inference_mode()
-    def explain(self, a: Tensor, b: Tensor, a_occ: Tensor, b_occ: Tensor) -> CellShares:
-        """How the cosine of one pair splits into cells: A [R,E] twice, visibility [1,h,w] twice.
+    def explain(self, a: Tensor, b: Tensor, visibility_a: Tensor, visibility_b: Tensor) -> CellShares:
+        """What each cell adds to the cosine of one pair: A [R,E] twice, visibility [1,h,w] twice.
 
-        The dot product of the two sums is a double sum over cells; a cell's share is the mean of its row and its column
-        (what it adds as a cell of either face), so that the split is symmetric and sums to the cosine.
+        The dot product of the two sums has a term for each cell of one face with each cell of the other. A cell's share is half of
+        all terms of that cell in either face, so that shares don't depend on the order of the faces and add up to the cosine.
         """
-        (a, v_a), (b, v_b) = _ready(a[None], a_occ[None]), _ready(b[None], b_occ[None])
+        (a, v_a), (b, v_b) = _ready(a[None], visibility_a[None]), _ready(b[None], visibility_b[None])
         weight = (v_a * v_b)[0]
         a, b = a[0] * weight[:, None], b[0] * weight[:, None]
         left, right = a.sum(0), b.sum(0)
@@ -140,18 +144,19 @@ class Joint(nn.Module):
 
 
 class Fusion(nn.Module):
-    """One logit from the joint embedding, QAConv and the plain cosine, whose meaning doesn't move with what is covered.
+    """One logit from the joint embedding, QAConv and the plain cosine, calibrated so that one threshold fits every occlusion.
 
-    The sum of the logits, less what pairs of different people reach for other reasons than their faces: an offset of the share
-    that the two don't both show, and, where both hide the same part, more the more their plain embeddings agree, which then is
-    about the covers. Both are fitted after training (`oaml.adaptation.calibration`), so that one threshold keeps its
-    false-accept rate.
+    It is the sum of the logits, less what impostor pairs score for other reasons than their faces. That is `offset`, by the share
+    that the two don't both show; and `overlap` where both hide the same part, in proportion to the cosine of the plain
+    embeddings, which is then about the occluders. Both are fitted after training (`oaml.adaptation.calibration`), so that a
+    threshold keeps its false-accept rate whatever is occluded.
     """
 
     offset: Tensor
     overlap: Tensor
     lift: Tensor
-    """The most that QAConv adds to a pair that a threshold accepts and that would miss it without; infinite until fitted."""
+    """The most that QAConv added to a held-out pair that a stored threshold accepts with QAConv and rejects without; infinite until
+    fitted. `Model.fused_above` saves work by it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,14 +167,14 @@ class Fusion(nn.Module):
         self.register_buffer("lift", torch.tensor(torch.inf))
 
     def forward(self, joint: Tensor, qaconv: Tensor, cosine: Tensor, compared: Compared) -> Tensor:
-        """Logits, cosine of the plain embeddings and what the joint embedding says, all of one shape -> logit of that shape.
+        """Logits, cosine of the plain embeddings and result of `Joint.compare`, all of one shape -> logit of that shape.
 
-        The cosine of the whole embeddings counts by the share that both show: it knows nothing of covers.
+        The plain cosine is weighted by the share that both show, since plain embeddings hold the occluders too.
         """
         return self.without_qaconv(joint, cosine, compared) + self.qaconv_weight * qaconv
 
     def without_qaconv(self, joint: Tensor, cosine: Tensor, compared: Compared) -> Tensor:
-        """The part of `forward` that costs little."""
+        """`forward` less the part of QAConv, which is nearly all of its cost."""
         return (
             joint
             + self.cosine_weight * (1 - compared.unseen) * cosine
@@ -197,9 +202,9 @@ def _ready(cell_embeddings: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _both_ready(
-    probe: Tensor, gallery: Tensor, prob_occ: Tensor, gal_occ: Tensor
+    probe: Tensor, gallery: Tensor, probe_visibility: Tensor, gallery_visibility: Tensor
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    a, b = _ready(probe, prob_occ), _ready(gallery, gal_occ)
+    a, b = _ready(probe, probe_visibility), _ready(gallery, gallery_visibility)
     sizes = a[0].shape[2], b[0].shape[2]
     if sizes[0] != sizes[1]:
         raise ValueError(f"embeddings of {sizes[0]} and {sizes[1]} numbers can't be compared")
@@ -219,10 +224,10 @@ def _compiled_cosine(a: Tensor, v_p: Tensor, b: Tensor, v_g: Tensor) -> Tensor:
     cosine = a.new_empty(len(a), len(b))
 
     def block(corner: tuple[int, int]) -> None:
-        p, g = (slice(i, i + BLOCK) for i in corner)
+        p, g = (slice(i, i + BLOCK_FACES) for i in corner)
         native.joint_cosine(a[p], v_p[p], b[g], v_g[g], cosine[p, g])
 
-    corners = product(range(0, len(a), BLOCK), range(0, len(b), BLOCK))
+    corners = product(range(0, len(a), BLOCK_FACES), range(0, len(b), BLOCK_FACES))
     spread(block, corners, a.device)
     return cosine
 

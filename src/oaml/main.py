@@ -47,12 +47,12 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "oaml.evaluation.report:evaluate",
-        "all scores side by side on the same pairs, bare and covered: table, report.json, pictures",
+        "all scores side by side on the same pairs, unoccluded and occluded: table, report.json, pictures",
         "oaml evaluate runs/first/best --images faces/ --pairs pairs.csv --out report --occlude all",
     ),
     "score": Command(
         "oaml.evaluation.scoring:score",
-        "one line of scores a pair, no judgement",
+        "scores of pairs of images as CSV: cosine, QAConv, joint (visibility-masked) embedding, and all fused",
         "oaml score runs/first/best --images faces/ --pairs pairs.csv --out scores.csv",
     ),
     "verify": Command(
@@ -62,12 +62,12 @@ COMMANDS = {
     ),
     "enroll": Command(
         "oaml.gallery.commands:enroll",
-        "make a gallery hold the people of a folder; again, and only what changed is done",
+        "bring a gallery up to date with a folder of people; only what changed is computed",
         "oaml enroll people/ --gallery staff",
     ),
     "search": Command(
         "oaml.gallery.commands:search",
-        "who is on a photograph or in a film? The most alike people of a gallery for every face, and a decision",
+        "who is in a photograph or a video? The most similar people of a gallery for every face, and a decision",
         "oaml search visitor.jpg --gallery staff --draw why.png",
     ),
     "gallery": Command(
@@ -77,7 +77,7 @@ COMMANDS = {
     ),
     "embed": Command(
         "oaml.templates.embed:embed",
-        "a folder of faces to one file of int8 templates, as fast as the machine allows",
+        "turn a folder of faces into one file of int8 templates, as fast as the machine allows",
         "oaml embed runs/adapted --images faces/ --out faces.safetensors",
     ),
     "align": Command(
@@ -92,12 +92,12 @@ COMMANDS = {
     ),
     "occlude": Command(
         "oaml.occluders.command:occlude_folder",
-        "cover faces with a drawn niqab, mask, sunglasses, scarf, hand or patch, with exact masks",
-        "oaml occlude faces/ --kind niqab --out covered --seed 1",
+        "draw a niqab, mask, sunglasses, scarf, hand or patch on faces, with exact masks of what it hides",
+        "oaml occlude faces/ --kind niqab --out occluded --seed 1",
     ),
     "benchmark": Command(
         "oaml.benchmarks:benchmark",
-        "how much faster than a named baseline, measured on this machine",
+        "measure how much faster a part is than a named baseline, on this machine",
         "oaml benchmark joint",
     ),
 }
@@ -220,10 +220,9 @@ def _run(name: str, arguments: list[str]) -> None:
         function(config)
         return
     values = vars(parser.instantiate(parsed))
-    given = [
-        values.pop(argument) for argument in parser.positional
-    ]  # a call copies its keywords before it reads a generator
-    function(*given, **values)
+    # first of all: a call copies its keywords before it reads a generator
+    positional = [values.pop(argument) for argument in parser.positional]
+    function(*positional, **values)
 
 
 def parser_of(name: str) -> tuple[Parser, Any]:

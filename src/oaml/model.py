@@ -1,4 +1,4 @@
-"""A model: network, matcher and how to feed them, in a folder of config.json + model.safetensors (or a hub repository)."""
+"""A model: network, matchers and preprocessing, in a folder of config.json + model.safetensors (or a hub repository)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from oaml.errors import OamlError
+from oaml.errors import OamlError, few
 from oaml.joint import Compared, Fusion, Joint
+from oaml.kernels import Precision
 from oaml.kernels.best_matches import spread
 from oaml.net import FaceOutput, Net, NetConfig
-from oaml.qaconv import Precision, QAConv, QAConvConfig
+from oaml.qaconv import QAConv, QAConvConfig
 from oaml.support.files import write_folder
 from oaml.template import Scores, Templates
 from oaml.weights import Preprocessing, load_backbone
 
-PROBES, GALLERY = 64, 512  # whom a thread compares at a time in fused_above()
-FORMAT = 3  # of config.json; raised when an older reader would misread it
+BLOCK_PROBES, BLOCK_GALLERY = 64, 512  # faces that a thread compares at a time in fused_above()
+CONFIG_FORMAT = 3  # of config.json; raised when an older reader would misread it
 
 
 @dataclass
@@ -35,16 +36,17 @@ class ModelConfig:
     training: dict[str, Any] = field(default_factory=dict)
     """What the weights were trained on and how: data, steps, source of the backbone."""
     flip: bool = False
-    """Average every face with its mirror image, the plain embedding as well: twice the work, for steadier templates."""
+    """Average every face with its mirror image, the plain embedding as well: twice the work, for templates with less noise."""
     thresholds: dict[str, float] = field(default_factory=dict)
     """Thresholds at stated false-accept rates; empty until they have been fitted."""
     licence: str = "unstated"
 
 
 class Model(nn.Module, ModelHubMixin):
-    """Network, occlusion head and matchers. Takes RGB in [0,1]; the colour order of the weights is its own affair.
+    """Network, occlusion head and matchers. Takes RGB in [0,1], and reorders the channels itself for weights that want BGR.
 
-    An extractor and a pairwise matcher in the sense of `oaml.template`.
+    Two faces are compared by QAConv, by the joint embedding (the embedding masked by the visibility of both, `oaml.joint`) and by
+    the plain cosine; `fused` is all three together. An extractor and a pairwise matcher in the sense of `oaml.template`.
     """
 
     mean: Tensor
@@ -95,15 +97,15 @@ class Model(nn.Module, ModelHubMixin):
     def extract(self, images: Tensor) -> Templates:
         """RGB [N,3,112,112] in [0,1] -> N templates on the model's device. The model must be in eval mode."""
         self.need_eval()
-        found = self.templates(self.net.backbone.forward_stage3(self.preprocess(images)))
+        faces = self.templates(self.net.backbone.forward_stage3(self.preprocess(images)))
         if not self.config.flip:
-            return found
+            return faces
         mirrored = self.templates(self.net.backbone.forward_stage3(self.preprocess(images.flip(3))))
-        return found.with_mirrored(mirrored)
+        return faces.with_mirrored(mirrored)
 
     @torch.inference_mode()
     def templates(self, stage3: Tensor) -> Templates:
-        """Maps after stage 3 [N,C3,14,14] -> N templates; `extract` without the front of the backbone and without flips."""
+        """Maps after stage 3 [N,C3,14,14] -> N templates: the part of `extract` after stage 3, without mirror images."""
         face = self.net.forward_from(stage3)
         return Templates(
             embedding=face.embedding,
@@ -114,7 +116,7 @@ class Model(nn.Module, ModelHubMixin):
         )
 
     def cell_embeddings(self, face: FaceOutput) -> Tensor:
-        """What each cell of B faces adds to the joint embedding, float32 [B,49,E]."""
+        """What each cell of B faces adds to the (joint) embedding, float32 [B,49,E]."""
         return self.net.output.cells(face.stage4)
 
     @torch.inference_mode()
@@ -125,8 +127,8 @@ class Model(nn.Module, ModelHubMixin):
             plain: also score QAConv as if every cell showed the face.
 
         Returns:
-            [N] each: `cosine` of the embeddings in [-1,1], `qaconv` if `plain`, and the logits `qaconv_visibility`, `joint` and
-            `fused`.
+            [N] each: `cosine` of the plain embeddings in [-1,1], `qaconv` if `plain`, and the logits `qaconv_visibility`, `joint`
+            and `fused`.
         """
         scores = {"cosine": (a.embedding.double() * b.embedding.double()).sum(1)}
         if plain:
@@ -160,19 +162,20 @@ class Model(nn.Module, ModelHubMixin):
 
     @torch.inference_mode()
     def fused_above(self, probes: Templates, gallery: Templates, threshold: float) -> Tensor:
-        """The fused score of every pair that reaches a threshold, [P,G]; something below the threshold for all others.
+        """The fused score of every pair that reaches a threshold; of all others an undefined score below it. [P,G].
 
-        Local cells, most of the work, are compared only where they can change the decision: where the rest of the score is at most
-        `fusion.lift` below the threshold. That number was fitted on people held out; before that all pairs are compared whole.
+        QAConv, most of the work, is computed only where it can change the decision: where the rest of the score is at most
+        `fusion.lift` below the threshold. That was fitted on people held out; a model without it computes QAConv for all pairs.
         """
         fused = probes.norm.new_empty(len(probes), len(gallery))
 
-        def some(corner: tuple[int, int]) -> None:
-            p, g = slice(corner[0], corner[0] + PROBES), slice(corner[1], corner[1] + GALLERY)
+        def one_block(corner: tuple[int, int]) -> None:
+            p = slice(corner[0], corner[0] + BLOCK_PROBES)
+            g = slice(corner[1], corner[1] + BLOCK_GALLERY)
             fused[p, g] = self._fused_above(probes[p], gallery[g], threshold)
 
-        corners = product(range(0, len(probes), PROBES), range(0, len(gallery), GALLERY))
-        spread(some, corners, fused.device)
+        corners = product(range(0, len(probes), BLOCK_PROBES), range(0, len(gallery), BLOCK_GALLERY))
+        spread(one_block, corners, fused.device)
         return fused
 
     def _fused_above(self, probes: Templates, gallery: Templates, threshold: float) -> Tensor:
@@ -184,7 +187,7 @@ class Model(nn.Module, ModelHubMixin):
         fused = self.fusion.without_qaconv(joint, cosine, compared)
         p, g = (fused >= threshold - self.fusion.lift).nonzero(as_tuple=True)
 
-        local = self.matcher.match_some(
+        local = self.matcher.match_listed(
             probes.local, gallery.local, (p, g), probes.visibility, gallery.visibility, prepared=True
         )
         fused[p, g] += self.fusion.qaconv_weight * local
@@ -244,7 +247,7 @@ class Model(nn.Module, ModelHubMixin):
             save_file(state, save_directory / "model.safetensors")
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        config = {"format": FORMAT, "oaml": oaml.__version__, **asdict(self.config)}
+        config = {"format": CONFIG_FORMAT, "oaml": oaml.__version__, **asdict(self.config)}
         (save_directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -273,7 +276,7 @@ class Model(nn.Module, ModelHubMixin):
         missing, unknown = model.state_dict().keys() - state.keys(), state.keys() - model.state_dict().keys()
         if missing or unknown:
             raise OamlError(
-                f"{weights}: does not belong to config.json beside it; missing: {_few(missing)}; unknown: {_few(unknown)}"
+                f"{weights}: does not belong to config.json beside it; missing: {_named(missing)}; unknown: {_named(unknown)}"
             )
         try:
             model.load_state_dict(state)
@@ -315,7 +318,7 @@ class Model(nn.Module, ModelHubMixin):
 def _read_config(path: Path) -> ModelConfig:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.pop("format") != FORMAT:
+        if raw.pop("format") != CONFIG_FORMAT:
             raise OamlError(
                 f"{path}: another format of model folder; use the version of OAML that wrote it ({raw.get('oaml')})"
             )
@@ -323,7 +326,7 @@ def _read_config(path: Path) -> ModelConfig:
         parts = {"net": NetConfig, "qaconv": QAConvConfig, "preprocessing": Preprocessing}
         unknown = raw.keys() - {f.name for f in fields(ModelConfig)}
         if unknown:
-            raise OamlError(f"{path}: unknown keys {_few(unknown)}")
+            raise OamlError(f"{path}: unknown keys {_named(unknown)}")
         return ModelConfig(
             **{name: parts[name](**value) if name in parts else value for name, value in raw.items()}
         )
@@ -333,6 +336,5 @@ def _read_config(path: Path) -> ModelConfig:
         ) from error
 
 
-def _few(names: set[str]) -> str:
-    shown = sorted(names)[:5]
-    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if shown else "none"
+def _named(names: set[str]) -> str:
+    return few(sorted(names)) or "none"

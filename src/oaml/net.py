@@ -1,4 +1,4 @@
-"""Networks: a backbone that turns a face into an embedding, and a head that says where the face shows.
+"""Networks: a backbone that turns a face into an embedding, and an occlusion head that says where the face shows.
 
 Shapes: B images, E embedding size, C channels and h x w cells of a feature map.
 F3 is the map after stage 3 (14x14 cells of 8 pixels), F4 the one after stage 4 (7x7 cells of 16 pixels).
@@ -59,12 +59,13 @@ class NetConfig:
     """Feature map that the occlusion head reads; by default the one that is matched. With 3 and stage 4, its map is averaged
     to 7x7 for matching."""
     occlusion_context: bool = False
-    """Let the occlusion head look further than the cells beside each one: three dilated depthwise blocks. Halves the error of a
-    map from stage 3 for a tenth of the network's cost; off is the head of the specification."""
+    """Let the occlusion head look further than the cells beside each one, by three dilated depthwise blocks: half the error of maps
+    from stage 3, for a tenth of the network's cost. Off is the head of the specification."""
     branch: Literal["none", "output", "stage"] = "none"
-    """What is there twice, once for the embedding and once for matching. output: the output layer. stage: the last stage too, and
-    its input is zero where the occlusion head sees a cover, so that a cover doesn't leak into the cells beside it; needs
-    occlusion_stage 3."""
+    """Weights that matching has to itself. none: matching reads the backbone's own map and output layer. output: the joint (that
+    is, visibility-masked) embedding has an output layer of its own. stage: it and QAConv have a last stage of their own as well,
+    whose input is set to zero where the occlusion head sees an occluder, so that the occluder doesn't leak into the cells beside
+    it; needs occlusion_stage 3."""
 
     def __post_init__(self) -> None:
         if self.architecture not in BACKBONES:
@@ -86,7 +87,7 @@ class NetConfig:
             raise ValueError(f"branch: {self.branch!r} is none of none, output, stage")
         if self.branch == "stage" and self.map_stage != 3:
             raise ValueError(
-                "branch: stage hides covers from the last stage, which needs a map before it; add occlusion_stage 3"
+                "branch: stage hides occluders from the last stage and must know them before it; add occlusion_stage 3"
             )
 
     @property
@@ -107,7 +108,7 @@ class FaceOutput(NamedTuple):
     features: Tensor
     """[B,C,h,w] feature map of the configured stage."""
     stage4: Tensor
-    """[B,C4,7,7] map that the joint embedding splits into cells; the features themselves with stage 4."""
+    """[B,C4,7,7] map that `Backbone.cells` turns into per-cell embeddings; the features themselves with stage 4."""
     fine: Tensor
     """[B,1,h,w] visibility on the cells that the occlusion head reads; the same as `visibility` unless they are finer."""
 
@@ -132,7 +133,7 @@ def _initialise(network: nn.Module) -> None:
 
 
 class Backbone(nn.Module):
-    """What all backbones share: the map and the embedding can be had apart, and in one pass.
+    """What all backbones share: feature maps and embedding, each alone or in one pass.
 
     A new one is a class that defines the five methods below that raise NotImplementedError, and a line in `BACKBONES`.
     """
@@ -141,17 +142,18 @@ class Backbone(nn.Module):
     """Channels of the maps of stages 3 and 4."""
     embedding_size: int
     layers: ClassVar[dict[str, list[int]]] = {}
-    """Architecture -> residual blocks in each of the four stages, where there are several of a kind."""
+    """Architecture -> residual blocks in each of the four stages, where a class serves several architectures."""
     block_name: ClassVar[str] = ""
-    """Pattern of the parameters of a residual block, whose number tells architectures of a kind apart."""
+    """Pattern of the names of a residual block's parameters; the number of blocks tells the architectures apart."""
     embedding_weight: ClassVar[str] = ""
     """The parameter whose first dimension is the embedding size."""
     published_dropout: ClassVar[float] = 0.0
-    """What published weights were trained with."""
+    """Dropout that published weights were trained with."""
     folds: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Convolution and the normalisation that reads it, where they aren't neighbours in a sequence; blocks have it too."""
+    """Names of convolutions and of the normalisations that `oaml.templates.folded` makes part of them, where they aren't neighbours
+    in a sequence. Residual blocks have these too."""
     never_folded: ClassVar[tuple[str, ...]] = ()
-    """Sequences whose normalisation `cells` reads."""
+    """Names of sequences that stay as they are, since `cells` reads their normalisation."""
 
     def forward_stage3(self, x: Tensor) -> Tensor:
         """x [B,3,112,112] -> F3 [B,channels[3],14,14]."""
@@ -186,7 +188,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def cells(self, features: Tensor) -> Tensor:
-        """What every cell adds to the embedding, with running statistics and without dropout in training mode too.
+        """Per-cell embeddings: what every cell adds to the embedding. Running statistics and no dropout, in training mode too.
 
         Args:
             features: F4 [B,channels[4],7,7].
@@ -625,7 +627,7 @@ def build_backbone(config: NetConfig) -> Backbone:
 
 
 class Net(nn.Module):
-    """Backbone, and occlusion head on the feature map of the configured stage; with `branch` a second last stage."""
+    """Backbone, occlusion head, and with `branch` a second output layer or last stage for matching."""
 
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
@@ -650,7 +652,7 @@ class Net(nn.Module):
 
     @property
     def output(self) -> Backbone:
-        """Whose output layer splits `FaceOutput.stage4` into cells."""
+        """Whose `cells` turn `FaceOutput.stage4` into per-cell embeddings: the branch, where there is one."""
         return self.backbone if self.branch is None else self.branch
 
     def forward(self, x: Tensor, detach_occlusion: bool = False) -> FaceOutput:
@@ -681,9 +683,10 @@ class Net(nn.Module):
         return FaceOutput(embedding, norm, visibility, features, stage4, fine)
 
     def matched(self, stage3: Tensor, fine: Tensor) -> Tensor:
-        """F3 [B,C3,14,14] and visibility [B,1,14,14] -> the map [B,C4,7,7] that is matched.
+        """F3 [B,C3,14,14] and visibility [B,1,14,14] -> the map after stage 4 [B,C4,7,7] that is matched.
 
-        Zeros where a cover is, before the last stage and in its features; no gradient reaches the occlusion head from here.
+        With branch `stage`, F3 is multiplied by visibility before the branch's stage 4; no gradient reaches the occlusion head
+        from here.
         """
         if self.branch is None or self.config.branch == "output":
             return self.backbone.forward_stage4(stage3)

@@ -1,7 +1,10 @@
 """What is kept of a face, and the three roles that work with it: extractor, pairwise matcher, re-ranker.
 
-Shapes: N faces, P probes, G gallery faces; E embedding size; R = 49 cells of the joint embedding; C channels on h x w matched
-cells. Visibility is 1 where the face shows. Scores: higher is more alike.
+The joint embedding of two faces is their embedding masked by visibility: the sum of their per-cell embeddings over the cells that
+both show (`oaml.joint`).
+
+Shapes: N faces, P probes, G gallery faces; E embedding size; 49 cells of per-cell embeddings; C channels on h x w cells of QAConv.
+Visibility is 1 where the face shows. Scores: higher is more similar.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class Templates:
     local: Tensor
     """[N,C,h,w], unit length in every cell: what QAConv compares."""
     cell_embeddings: Tensor
-    """[N,49,E]: what each cell adds to the joint embedding."""
+    """[N,49,E]: what each cell adds to the embedding, or to the joint embedding of a pair."""
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -58,10 +61,10 @@ class Templates:
         return self.visibility.double().flatten(1).mean(1)
 
     def with_mirrored(self, mirrored: Templates) -> Templates:
-        """The mean of these faces and their mirror images, cell by cell: cells of the latter are mirrored back.
+        """The mean of these faces and their mirror images, cell by cell: maps of the latter are mirrored back.
 
-        The embedding is that of both raw outputs added up, as is usual; so those of the cells still sum to it. What QAConv compares
-        stays that of the face itself: a mean of two cells is neither of them, and it matched worse.
+        The embedding is the sum of both raw embeddings, as is usual, so that per-cell embeddings still add up to it. What QAConv
+        compares stays that of the face itself: the mean of two cells is similar to neither, and matched worse.
         """
         import torch.nn.functional as F
 
@@ -91,13 +94,14 @@ class Templates:
 
 
 def pooled(faces: Templates, owner: Tensor | None = None) -> Templates:
-    """One template of several faces of one person: of every part of the face, what they show of it.
+    """One template of several faces of one person, which shows every part of the face that one of them shows.
 
-    Better than the largest or the mean score of the faces one by one, most of all where some are covered (`studies/pooling.py`).
+    It recognises better than the largest or the mean score of the faces one by one, most of all where faces are occluded
+    (`studies/pooling.py`).
 
     Args:
         faces: one or more; their order doesn't matter.
-        owner: int64 [N] in 0..P-1, whose each face is, with a face at least for everybody; by default all are one person's.
+        owner: int64 [N], the number of each face's person. All of 0..P-1 have a face. By default all faces are of one person.
 
     Returns:
         P templates. Per-cell embeddings: the mean over the faces, each weighted by how much of the cell it shows. Embedding: the
@@ -132,7 +136,7 @@ def pooled(faces: Templates, owner: Tensor | None = None) -> Templates:
         return values.new_zeros(people, *values.shape[1:]).index_add(0, owner, values)
 
     def shares(values: Tensor) -> Tensor:
-        """Of everybody's sum. Where that is nothing nobody shows it, and it counts for nothing: any mean will do."""
+        """Each value's share of the sum over its person's faces; equal shares where that is 0, as no face shows the cell."""
         total = added(values)[owner]
         return torch.where(total > 0, values / total, 1 / added(torch.ones_like(values))[owner])
 
@@ -173,7 +177,7 @@ class PairwiseMatcher(Protocol):
 
 
 class Reranker(Protocol):
-    """Puts the best candidates of a cheap first stage into a better order."""
+    """Puts the best candidates of a cheaper search into a better order."""
 
     def rerank(self, probes: Templates, gallery: Templates, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """candidates int64 [P,k], rows of the gallery -> the same rows best first [P,k], and their scores [P,k]."""
@@ -188,7 +192,7 @@ class ScoreReranker:
     score: str = "fused"
 
     def rerank(self, probes: Templates, gallery: Templates, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Reranker`. Equal scores keep the order of the first stage."""
+        """See `Reranker`. Candidates of equal scores stay in their order."""
         import torch
 
         rows = []

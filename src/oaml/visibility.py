@@ -1,7 +1,8 @@
 """Where a face shows, on the cells of a feature map; and the share of the face that two faces both show.
 
 Shapes: B faces, N pairs, P probes, G gallery faces; h x w cells of a map: 14x14 after stage 3 of a network, 7x7 after stage 4.
-The joint embedding compares R = 49 cells, those of stage 4. Visibility is 1 where the face shows and 0 where something hides it.
+The joint (visibility-masked) embedding compares the 49 cells of stage 4. Visibility is 1 where the face shows and 0 where
+something hides it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 GRIDS: dict[int, tuple[int, int]] = {3: (14, 14), 4: (7, 7)}
 """Stage of a network -> cells h x w of its feature map."""
 GRID = GRIDS[4]
+"""Cells of the joint embedding."""
 CELLS = GRID[0] * GRID[1]
 
 
@@ -45,7 +47,7 @@ def cell_visibility(visibility: Tensor) -> Tensor:
 def shared_visibility(a: Tensor, b: Tensor) -> Tensor:
     """Maps [N,1,h,w] of two sides (or one of [1,1,h,w] against many) -> float64 [N] in [0,1].
 
-    The share of the face that both show in the same places: *the* number that every command prints and decides by.
+    The share of the face that both show in the same places: the one number that every command prints and decides by.
     """
     return (cell_visibility(a.double()) * cell_visibility(b.double())).mean(1)
 
@@ -54,12 +56,13 @@ def unseen_and_overlap(v_p: Tensor, v_g: Tensor) -> tuple[Tensor, Tensor]:
     """Cells [P,49], [G,49] (see `cell_visibility`) -> [P,G] each, in the precision of the cells.
 
     Returns:
-        1 - the share that both show; and of that, how much both hide (see `overlap_of`).
+        the share that the two don't both show; and how much of that share both hide (see `overlap_of`).
     """
     unseen = 1 - v_p @ v_g.T / CELLS
     return unseen, overlap_of((1 - v_p) @ (1 - v_g).T / CELLS, unseen)
 
 
 def overlap_of(hidden: Tensor, unseen: Tensor) -> Tensor:
-    """Share hidden in both of the share not shown by both; of less than a twentieth no more than its part."""
+    """The share that both hide, divided by the share that the two don't both show; by .05 at least, so that two faces which hide
+    next to nothing hardly overlap."""
     return hidden / unseen.clamp_min(0.05)

@@ -1,6 +1,6 @@
 """Reading published weights into the networks of `oaml.net`, strictly and without running what a pickle says.
 
-Four kinds of file are recognised by their parameter names, bare or inside a training checkpoint:
+Four kinds of file are recognised by their parameter names, inside a training checkpoint too:
 
 - AdaFace's IR networks (https://github.com/mk-minchul/AdaFace)
 - InsightFace's iresnets (https://github.com/deepinsight/insightface, recognition/arcface_torch)
@@ -22,7 +22,7 @@ import torch
 import torch._utils as torch_utils
 from torch import Tensor
 
-from oaml.errors import OamlError
+from oaml.errors import OamlError, few
 from oaml.net import IR, Architecture, Backbone, IResNet, MobileFaceNet, NetConfig, build_backbone
 
 
@@ -30,7 +30,7 @@ from oaml.net import IR, Architecture, Backbone, IResNet, MobileFaceNet, NetConf
 class Preprocessing:
     """How RGB pixels in [0,1] become a network input: reorder the channels, subtract `mean`, divide by `std`.
 
-    It belongs to the weights: a network trained on BGR answers to RGB too, only worse.
+    It belongs to the weights: a network trained on BGR takes RGB without an error, and recognises worse.
     Raises ValueError that names the field.
     """
 
@@ -141,8 +141,8 @@ def load_backbone(
 
     Args:
         path: `.pt`, `.pth`, `.ckpt` or `.safetensors`; a state dict, or a checkpoint that has one as
-            `state_dict`. A classification head (`head.*`) beside a prefixed backbone is set aside.
-        architecture: what the file has to hold; by default it is told from the parameter names.
+            `state_dict`. A margin head (`head.*`) beside a prefixed backbone is set aside.
+        architecture: what the file has to hold; by default whatever the parameter names say.
         preprocessing: replaces the one that the published weights of this kind were trained with.
 
     Raises:
@@ -153,15 +153,17 @@ def load_backbone(
     kind, prefix = _recognise(path, state)
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     unknown = [key for key in state if not key.startswith((prefix, "head."))]
-    found = architecture or _architecture(path, kind, weights)
-    if found not in kind.architectures:
-        raise OamlError(f"{path}: holds {kind.title} weights, not {found}; name another file or architecture")
+    network = architecture or _architecture(path, kind, weights)
+    if network not in kind.architectures:
+        raise OamlError(
+            f"{path}: holds {kind.title} weights, not {network}; name another file or architecture"
+        )
     embedding = _published(kind.backbone.embedding_weight, kind.names)
+    incomplete = f"{path}: is not a complete {network} ({kind.title})"
     size = weights[embedding].shape[:1] if embedding in weights else ()
     if not size or size[0] < 1:
-        lacks = f"missing: {prefix}{embedding}"
-        raise OamlError(f"{path}: is not a complete {found} ({kind.title}); {lacks}; use the published file")
-    config = NetConfig(cast(Architecture, found), size[0], dropout=kind.backbone.published_dropout)
+        raise OamlError(f"{incomplete}; missing: {prefix}{embedding}; use the published file")
+    config = NetConfig(cast(Architecture, network), size[0], dropout=kind.backbone.published_dropout)
 
     backbone = build_backbone(config).eval()
     ours = backbone.state_dict()
@@ -176,8 +178,8 @@ def load_backbone(
     ]
     faults = [("missing", missing), ("unknown", unknown), ("of another shape", misshapen)]
     if any(keys for _, keys in faults):
-        listed = "; ".join(f"{what}: {_some(keys)}" for what, keys in faults if keys)
-        raise OamlError(f"{path}: is not a complete {found} ({kind.title}); {listed}; use the published file")
+        listed = "; ".join(f"{what}: {few(keys)}" for what, keys in faults if keys)
+        raise OamlError(f"{incomplete}; {listed}; use the published file")
     backbone.load_state_dict({key: weights[name] for key, name in theirs.items()})
     source = f"{Path(path).name} ({kind.title})"
     return LoadedBackbone(backbone, config, preprocessing or kind.preprocessing, source)
@@ -189,18 +191,13 @@ def _published(key: str, names: dict[str, str]) -> str:
     return f"{names.get(module, module)}.{leaf}"
 
 
-def _some(keys: list[str], most: int = 5) -> str:
-    rest = len(keys) - most
-    return ", ".join(keys[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def _recognise(path: str | Path, state: dict[str, Tensor]) -> tuple[_Kind, str]:
     for kind in PUBLISHED:
         for prefix in PREFIXES:
             if prefix + kind.sign in state:
                 return kind, prefix
     known = ", ".join(kind.title for kind in PUBLISHED)
-    raise OamlError(f"{path}: holds no known backbone (it has {_some(list(state))}); recognised are {known}")
+    raise OamlError(f"{path}: holds no known backbone (it has {few(list(state))}); recognised are {known}")
 
 
 def _architecture(path: str | Path, kind: _Kind, weights: dict[str, Tensor]) -> str:
@@ -265,8 +262,8 @@ def _read_pickle(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        # Hyper-parameters of some class, most likely. What PyTorch reads by other means than the unpickler
-        # given below (TorchScript and tar archives) never gets here: it was refused with another error.
+        # Hyper-parameters of an unknown class, most likely. What PyTorch reads by other means than the unpickler
+        # below (TorchScript and tar archives) never gets here: it was refused with another error.
         pass
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         raise _unreadable(path, error) from error
@@ -311,21 +308,21 @@ class _Rebuild(str):
         return getattr(torch_utils, self)(*args)
 
 
-# All that a pickle may name and get: what a tensor takes. PyTorch's reader makes storage types itself.
+# The only names in a pickle that are looked up: what tensors are made of. PyTorch's reader makes storage types itself.
 ALLOWED: dict[tuple[str, str], Any] = {("collections", "OrderedDict"): OrderedDict}
 for _name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"):
     ALLOWED["torch._utils", _name] = _Rebuild(_name)
 
 
 class _InertUnpickler(pickle.Unpickler):
-    """Looks names up in `ALLOWED` and nowhere else: nothing is imported or called at a file's word."""
+    """Looks names up in `ALLOWED` and nowhere else: nothing else that a file names is imported or called."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         return ALLOWED.get((module_name, global_name), _StandIn)
 
 
 class _InertPickle:
-    """As much of the module `pickle` as `torch.load` asks its `pickle_module` for."""
+    """The part of the module `pickle` that `torch.load` uses of its `pickle_module`."""
 
     Unpickler = _InertUnpickler
 

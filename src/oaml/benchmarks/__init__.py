@@ -1,7 +1,7 @@
-"""`oaml benchmark`: how much faster than a named baseline, measured side by side in one process.
+"""`oaml benchmark`: how much faster a part is than a named baseline, measured side by side on one machine.
 
 Each benchmark is a module with `run(**options) -> dict[str, object]`: names and values that JSON can hold, ratios above 1 where the
-product is the faster one. It is imported when it is asked for. A machine's seconds say little elsewhere; ratios on one machine do.
+product is the faster one. It is imported when it is asked for. Compare ratios between machines rather than seconds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Literal
 
 from oaml.errors import OamlError
 
-Name = Literal["qaconv", "qaconv-training", "joint", "embed", "search", "startup", "cuda", "profile"]
-BENCHMARKS: dict[Name, str] = {
+BenchmarkName = Literal["qaconv", "qaconv-training", "joint", "embed", "search", "startup", "cuda", "profile"]
+BENCHMARKS: dict[BenchmarkName, str] = {
     "qaconv": "oaml.benchmarks.qaconv",
     "qaconv-training": "oaml.benchmarks.qaconv_training",
     "joint": "oaml.benchmarks.joint",
@@ -31,7 +31,7 @@ BENCHMARKS: dict[Name, str] = {
 
 
 def benchmark(
-    name: Name,
+    name: BenchmarkName,
     *,
     faces: int | None = None,
     model: str | None = None,
@@ -39,9 +39,9 @@ def benchmark(
     keep: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Measure one part against its named baseline, in less than two minutes (but for a large `--faces`) and without any data.
+    """Measure one part against its named baseline, in less than two minutes (but for a large `--faces`) and without a data set.
 
-    Leave the machine alone meanwhile: what else runs on it is measured too.
+    Let nothing else run on the machine meanwhile: it would change the result.
 
     Example:
         oaml benchmark joint
@@ -51,17 +51,17 @@ def benchmark(
         faces: in the gallery of `search`, 10,000 by default; a million take 30 GB of disk meanwhile, in TMPDIR or `keep`.
         model: a model folder for `search`; random weights by default.
         templates: faces of that model for `search`, a file of `oaml embed`; random ones by default.
-        keep: folder to keep the gallery of `search` in; one that is there is searched as it is.
+        keep: folder to keep the gallery of `search` in; a gallery that is there is searched as it is.
         json: print one JSON object to stdout and nothing else.
 
     Raises:
         OamlError: an option that the benchmark doesn't have; the machine lacks what the benchmark needs, such as a GPU.
     """
-    given = {"faces": faces, "model": model, "templates": templates, "keep": keep}
-    options = {key: value for key, value in given.items() if value is not None}
+    all_options = {"faces": faces, "model": model, "templates": templates, "keep": keep}
+    options = {key: value for key, value in all_options.items() if value is not None}
     if options and name != "search":
         raise OamlError(f"--{next(iter(options))}: only oaml benchmark search has it; leave it out")
-    with redirect_stdout(sys.stderr):  # what libraries say meanwhile is no part of the answer
+    with redirect_stdout(sys.stderr):  # what libraries print meanwhile is no part of the result
         values: dict[str, object] = importlib.import_module(BENCHMARKS[name]).run(**options)
     if json:
         print(to_json.dumps({"benchmark": name, **values}, indent=2, allow_nan=False))
@@ -78,7 +78,7 @@ def benchmark(
 
 
 def _flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
-    """Rows of a table: what lies inside lists and mappings by its path, such as `cases 0 ratio`."""
+    """Rows of a table: values in nested lists and mappings under their path, such as `cases 0 ratio`."""
     if isinstance(value, dict | list):
         inside = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in inside:

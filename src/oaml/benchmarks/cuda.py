@@ -1,4 +1,4 @@
-"""The fused partners of QAConv on a GPU, against the plain formulation and against what the card can do at best.
+"""The fused best matches of QAConv on a GPU, against the plain formulation and against what the card can do at best.
 
 Two limits, both measured on the same card: every byte of the inputs and outputs moved once, at the rate of a copy, and the
 products, at the rate of a large float32 matrix product. Forward those are 2*R*S*C operations a pair. Backward the least is
@@ -75,28 +75,28 @@ def measure(case: Case, rates: Rates, device: torch.device) -> dict[str, object]
         0.3 * torch.rand(faces, cells, generator=generator).clamp_min(1e-3).log().to(device) for _ in range(2)
     )
     bias = 0.1 * torch.randn(cells, cells, generator=generator).to(device)
-    given = prob, gal, log_p, log_g, bias
+    arguments = prob, gal, log_p, log_g, bias
     learned = [x.clone().requires_grad_() for x in (prob, gal, bias)]
     grad_s, grad_r = (torch.randn(faces, faces, cells, generator=generator).to(device) for _ in range(2))
 
     @torch.no_grad()
     def plain() -> tuple[Tensor, Tensor]:
-        return _plain(*given)
+        return _plain(*arguments)
 
     def plain_both() -> tuple[Tensor, ...]:
         values = _plain(learned[0], learned[1], log_p, log_g, learned[2])
         return torch.autograd.grad(values, learned, [grad_s, grad_r])
 
     def fused() -> tuple[Tensor, Tensor]:
-        value_s, _, value_r, _ = best_matches_triton.forward(*given)
+        value_s, _, value_r, _ = best_matches_triton.forward(*arguments)
         return value_s, value_r
 
     def fused_both() -> tuple[Tensor | None, ...]:
-        _, partner_s, _, partner_r = best_matches_triton.forward(*given)
+        _, partner_s, _, partner_r = best_matches_triton.forward(*arguments)
         return best_matches_triton.backward(prob, gal, partner_s, partner_r, grad_s, grad_r, True)
 
     pairs = faces * faces
-    inputs = 4 * sum(x.numel() for x in given)
+    inputs = 4 * sum(x.numel() for x in arguments)
     outputs = pairs * 2 * cells * (4 + 1)  # a value and a partner a cell
     products = pairs * 2 * cells * cells * channels
     learned_bytes = 4 * sum(x.numel() for x in learned)

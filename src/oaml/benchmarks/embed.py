@@ -17,7 +17,7 @@ from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.support.files import read_image
 from oaml.template import Templates
-from oaml.templates.embed import BATCH, FastExtractor
+from oaml.templates.embed import FACES_A_PASS, FastExtractor
 from oaml.templates.quantised import QuantisedTemplates
 
 IMAGES = 128
@@ -27,8 +27,8 @@ ROUNDS = 4
 def run() -> dict[str, object]:
     """Images a second of every way, ratios to the plain loop, and how close the embeddings are.
 
-    The network is a MobileFaceNet with a second last stage, as `oaml adapt` makes it of one, its weights random: they don't change
-    how long it takes.
+    The network is a MobileFaceNet with a last stage for matching (`branch: stage`), as `oaml adapt` makes it. Its weights are
+    random, which doesn't change how long it takes.
     """
     torch.manual_seed(0)
     net = NetConfig("mobilefacenet", 128, occlusion_stage=3, occlusion_context=True, branch="stage")
@@ -40,19 +40,19 @@ def run() -> dict[str, object]:
             cv2.imwrite(str(path), draw_face(i // 4, i % 4)[..., ::-1])
         ways: dict[str, Callable[[], Templates]] = {
             "plain loop": partial(_plain, model, paths, 1),
-            f"batches of {BATCH}": partial(_plain, model, paths, BATCH),
+            f"batches of {FACES_A_PASS}": partial(_plain, model, paths, FACES_A_PASS),
             "float32": partial(_fast, FastExtractor(model, False), paths),
         }
         if bfloat16:
             ways["bfloat16"] = partial(_fast, FastExtractor(model, True), paths)
         seconds = dict.fromkeys(ways, float("inf"))
-        found: dict[str, Templates] = {}
+        templates: dict[str, Templates] = {}
         for _ in range(ROUNDS):
             for name, way in ways.items():
                 start = time.perf_counter()
-                found[name] = way()
+                templates[name] = way()
                 seconds[name] = min(seconds[name], time.perf_counter() - start)
-    plain = found["plain loop"].embedding
+    plain = templates["plain loop"].embedding
     return {
         "images": IMAGES,
         "threads": torch.get_num_threads(),
@@ -60,7 +60,7 @@ def run() -> dict[str, object]:
         "images_per_second": {name: IMAGES / value for name, value in seconds.items()},
         "speedup_over_plain": {name: seconds["plain loop"] / value for name, value in seconds.items()},
         "least_cosine_to_plain": {
-            name: float((values.embedding * plain).sum(1).min()) for name, values in found.items()
+            name: float((faces.embedding * plain).sum(1).min()) for name, faces in templates.items()
         },
     }
 

@@ -1,7 +1,7 @@
 """Where the time goes: the operators that take the most of a training step, of scoring and of `oaml embed`'s network.
 
-Profiled on one thread: the profiler does not see into others, and shares are then those of the work and not of waiting. Compiled
-loops are no operators of torch; what a call takes beyond its operators is theirs and Python's.
+Profiled on one thread: the profiler does not see other threads, and shares are then those of work and not of waiting. The compiled
+loops of `oaml.kernels.native` are no operators of torch: the time between operators is theirs and Python's.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.support.files import FACE_SIZE
 from oaml.template import Templates
-from oaml.templates.embed import BATCH, FastExtractor
+from oaml.templates.embed import FACES_A_PASS, FastExtractor
 from oaml.train_val import OcclusionFace, TrainConfig
 
-SHOWN = 8
+LARGEST = 8  # operators listed
 REST = "compiled loops and Python"
 
 
@@ -40,7 +40,7 @@ def run(images: int = 64, faces: int = 1000) -> dict[str, object]:
         return {
             f"training step, {images} + {images} images": top(training_step(images)),
             f"scoring, {faces} x {faces} faces": top(scoring(faces)),
-            f"embedding, {BATCH} images": top(embedding()),
+            f"embedding, {FACES_A_PASS} images": top(embedding()),
         }
     finally:
         torch.set_num_threads(before)
@@ -53,10 +53,10 @@ def top(call: Callable[[], object]) -> dict[str, float]:
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         call()
     taken = time.perf_counter() - start
-    found = {event.key: event.self_cpu_time_total / 1e6 for event in profiled.key_averages()}
-    found[REST] = max(0.0, taken - sum(found.values()))
-    largest = sorted(found, key=lambda name: -found[name])[:SHOWN]
-    return {"milliseconds": 1e3 * taken} | {name: found[name] / taken for name in largest}
+    seconds = {event.key: event.self_cpu_time_total / 1e6 for event in profiled.key_averages()}
+    seconds[REST] = max(0.0, taken - sum(seconds.values()))
+    largest = sorted(seconds, key=lambda name: -seconds[name])[:LARGEST]
+    return {"milliseconds": 1e3 * taken} | {name: seconds[name] / taken for name in largest}
 
 
 def training_step(images: int) -> Callable[[], object]:
@@ -84,13 +84,13 @@ def scoring(faces: int) -> Callable[[], object]:
     """Every face with every other by all scores."""
     model = Model(ModelConfig(NetConfig("mobilefacenet", 128))).eval()
 
-    def some() -> Templates:
+    def random_faces() -> Templates:
         local = torch.nn.functional.normalize(torch.randn(faces, 128, 7, 7), dim=1)
         embedding = torch.nn.functional.normalize(torch.randn(faces, 128), dim=1)
         visibility, cells = torch.rand(faces, 1, 7, 7), torch.randn(faces, 49, 128)
         return Templates(embedding, torch.ones(faces), visibility, local, cells)
 
-    probes, gallery = some(), some()
+    probes, gallery = random_faces(), random_faces()
     return lambda: model.compare_all(probes, gallery)
 
 
@@ -98,5 +98,5 @@ def embedding() -> Callable[[], object]:
     """A batch of `oaml embed`, from pixels to int8 templates."""
     net = NetConfig("mobilefacenet", 128, occlusion_stage=3, occlusion_context=True, branch="stage")
     extractor = FastExtractor(Model(ModelConfig(net)).eval(), bfloat16=False)
-    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, FACE_SIZE, FACE_SIZE, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (FACES_A_PASS, FACE_SIZE, FACE_SIZE, 3), np.uint8)
     return lambda: extractor(pixels)

@@ -20,35 +20,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oaml.benchmarks.joint import fastest
-from oaml.kernels import native
+from oaml.kernels import Precision, native
 from oaml.kernels.best_matches import BestMatches
-from oaml.qaconv import Precision, QAConv, apply_occlusion_weight
+from oaml.qaconv import QAConv, apply_occlusion_weight
 
-Measured = TypeVar("Measured")
-SIDE = 7
-FACES = 192
+Result = TypeVar("Result")
+SIDE = 7  # cells
+FACES_A_SIDE = 192
 ROUNDS = 3
-PAIRS = (2, 5), (25, 40), (250, 400)
+MEMORY_CASES = (2, 5), (25, 40), (250, 400)
 """Probes and gallery faces for the peak memory: 10, 1,000 and 100,000 pairs."""
 
 
 def run(
-    channels: tuple[int, ...] = (512, 128), faces: int = FACES, rounds: int = ROUNDS
+    channels: tuple[int, ...] = (512, 128), faces: int = FACES_A_SIDE, rounds: int = ROUNDS
 ) -> dict[str, object]:
-    """Ratios for maps of some numbers of channels.
+    """Ratios for maps of several numbers of channels.
 
     Returns:
         For every `c512_float32` and the like: `pairs_per_second`, `times_plain` (the plain formulation in float32 takes that many
-        times as long), `share_of_gemm` (of the rate of matrix products, 1 is the limit) and `share_on_one_thread`, the same by the
-        time that the processor worked, which other work on the machine hardly moves. `megabytes_*`: peak memory beyond the
-        maps for 10 to 100,000 pairs, null where the system doesn't tell; `native`: whether the compiled loops were there.
+        times as long), `share_of_gemm` (of the rate of matrix products, 1 is the limit) and `share_on_one_thread`, the same by
+        processor time, which other work on the machine hardly changes. `megabytes_*`: peak memory beyond the maps for 10 to
+        100,000 pairs, null where the system doesn't report it; `native`: whether the compiled loops were used.
     """
-    found: dict[str, object] = {"threads": torch.get_num_threads(), "native": native.library() is not None}
+    values: dict[str, object] = {"threads": torch.get_num_threads(), "native": native.library() is not None}
     for count in channels:
-        found |= measure(count, faces, rounds)
-    for p, g in PAIRS:
-        found[f"megabytes_{p * g}_pairs"] = alone(peak_of_scoring, p, g)
-    return found
+        values |= measure(count, faces, rounds)
+    for p, g in MEMORY_CASES:
+        values[f"megabytes_{p * g}_pairs"] = alone(peak_of_scoring, p, g)
+    return values
 
 
 def measure(channels: int, faces: int, rounds: int) -> dict[str, object]:
@@ -80,7 +80,7 @@ def measure(channels: int, faces: int, rounds: int) -> dict[str, object]:
     worked = fastest(todo, rounds, time.process_time)
     torch.set_num_threads(before)
     flops = 2 * SIDE**4 * channels
-    found: dict[str, object] = {}
+    values: dict[str, object] = {}
     for precision in ("float32", "bfloat16"):
 
         def rate(seconds: dict[str, float], precision: str = precision) -> float:
@@ -88,32 +88,32 @@ def measure(channels: int, faces: int, rounds: int) -> dict[str, object]:
             return 2 * channels * max(each)
 
         a_second = faces**2 / seconds[precision]
-        found[f"c{channels}_{precision}"] = {
+        values[f"c{channels}_{precision}"] = {
             "pairs_per_second": a_second,
             "times_plain": a_second / (len(p[few]) ** 2 / seconds["plain"]),
             "share_of_gemm": a_second * flops / rate(seconds),
             "share_on_one_thread": faces**2 / worked[precision] * flops / rate(worked),
             "gemm_gflop_per_second": rate(seconds) / 1e9,
         }
-    return found
+    return values
 
 
 def matcher_and_faces(
     channels: int, side: int, faces: int
 ) -> tuple[QAConv, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A matcher as `adapt` makes it, behind its adapter, and prepared maps and visibility of two times as many faces."""
+    """A matcher as `adapt` makes it, without the adapter; and prepared maps and visibility of `faces` probes and gallery faces."""
     generator = torch.Generator().manual_seed(0)
     matcher = QAConv(channels, side, side, "normalized", position_bias=True).eval()
 
-    def some() -> tuple[Tensor, Tensor]:
+    def random_faces() -> tuple[Tensor, Tensor]:
         maps = torch.randn((faces, channels, side, side), generator=generator)
         return F.normalize(maps, dim=1), torch.rand((faces, 1, side, side), generator=generator)
 
-    return matcher, some(), some()
+    return matcher, random_faces(), random_faces()
 
 
 def plain_scores(matcher: QAConv, p: Tensor, g: Tensor, v_p: Tensor, v_g: Tensor) -> Tensor:
-    """The baseline: all correlations in one tensor and two maxima over it, with the gradients that follow from that."""
+    """The baseline: all correlations in one tensor and two maxima over it; gradients are those of autograd."""
     similarity = torch.einsum("pcs,gcr->pgrs", p.flatten(2), g.flatten(2))
     bias = matcher.bias()
     if bias is not None:
@@ -127,8 +127,8 @@ def plain_scores(matcher: QAConv, p: Tensor, g: Tensor, v_p: Tensor, v_g: Tensor
     )
 
 
-def alone(function: Callable[..., Measured], *arguments: int) -> Measured:
-    """A measurement in a process of its own, whose memory nobody has used before."""
+def alone(function: Callable[..., Result], *arguments: int) -> Result:
+    """A measurement in a process of its own, whose memory was not used before."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 
@@ -142,7 +142,7 @@ def peak_of_scoring(probes: int, gallery: int) -> float | None:
 
 
 def peak(call: Callable[[], object]) -> float | None:
-    """By how many megabytes the resident set grows at most during a call, as Linux keeps count of it; elsewhere None."""
+    """By how many megabytes the resident set grows at most during a call, on Linux; elsewhere None."""
 
     def resident(field: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()

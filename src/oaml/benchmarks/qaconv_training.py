@@ -25,15 +25,15 @@ def run(cases: tuple[tuple[int, int], ...] = CASES) -> dict[str, object]:
 
     Returns:
         For every `64_images_7x7` and the like: `milliseconds` and `megabytes` (peak beyond maps and matcher, null where the
-        system doesn't tell), the same of the plain formulation (null where not measured), `times_plain` (that takes so many times
-        as long), and `megabytes_of_all_correlations`, what one of the plain tensors takes.
+        system doesn't report it), the same of the plain formulation (null where not measured), `times_plain` (it takes so many
+        times as long), and `megabytes_of_all_correlations`, the size of one of its tensors.
     """
-    found: dict[str, object] = {"threads": torch.get_num_threads()}
+    values: dict[str, object] = {"threads": torch.get_num_threads()}
     for images, side in cases:
         tensor = 4 * images**2 * side**4
         milliseconds, megabytes = alone(measure, images, side, False)
         plain = alone(measure, images, side, True) if tensor < PLAIN_BYTES else (None, None)
-        found[f"{images}_images_{side}x{side}"] = {
+        values[f"{images}_images_{side}x{side}"] = {
             "milliseconds": milliseconds,
             "plain_milliseconds": plain[0],
             "times_plain": plain[0] and plain[0] / milliseconds,
@@ -41,7 +41,7 @@ def run(cases: tuple[tuple[int, int], ...] = CASES) -> dict[str, object]:
             "plain_megabytes": plain[1],
             "megabytes_of_all_correlations": tensor / 1e6,
         }
-    return found
+    return values
 
 
 def measure(images: int, side: int, plain: bool) -> tuple[float, float | None]:

@@ -1,10 +1,11 @@
-"""Searching a gallery of many people: how long it takes, and what the first stage loses against comparing with everybody.
+"""Searching a gallery of many people: how long it takes, and what a search loses against comparing with everybody.
 
-No data set of a million people is at hand, so people are made of a few real faces (or, without a file of templates, of random
-ones): a person is the mean of all faces plus what four of them add to it, halved, which keeps the spread and the relations between
-numbers. Another picture of a person is .7 of what makes them and .71 of what makes somebody else, about as alike as two
-photographs are. A covered picture shows the person in the cells that a niqab, a mask or sunglasses leave, and a third person in
-the others; its map is right to within .1. What covers do on real faces is in `studies/README.md`.
+A search takes the nearest vectors as candidates and orders them by the fused score. No data set of a million people is at hand,
+so people are made of a few real faces (or, without a file of templates, of random ones): a person is the mean of all faces plus
+half the sum of four faces' deviations from it, which keeps the spread and the correlations of the numbers. Another image of a
+person has .7 of their deviation and .71 of a stranger's, so that it is about as similar as two photographs are. An occluded image
+shows the person in the cells that a niqab, a mask or sunglasses leave, and a third person in the others; its visibility is right
+to within .1. What occluders do to real faces is in `studies/README.md`.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ from oaml.templates.file import load, model_id
 from oaml.templates.quantised import QuantisedTemplates
 from oaml.visibility import GRID
 
-PARENTS, ALIKE = 4, 0.7
+PARENTS, SIMILARITY = 4, 0.7
 SOURCES = 512  # real or random faces that people are made of
-BLOCK = 2000  # faces made and written at a time
+FACES_AT_A_TIME = 2000  # made and written
 SEARCHES = 200  # timed
-JUDGED = 20_000_000  # pairs compared by the fused score at most, to judge what a search found
-KINDS = {"bare": "all", "niqab": "eyes", "mask": "upper", "sunglasses": "around"}
+MAX_COMPARED = 20_000_000  # pairs compared by the fused score, to find the best of everybody
+UNOCCLUDED = "unoccluded"
+VISIBLE_CELLS = {UNOCCLUDED: "all", "niqab": "eyes", "mask": "upper", "sunglasses": "around"}
+"""Occluder -> which of `PATTERNS` it leaves visible."""
 
 
 def run(
@@ -47,11 +50,11 @@ def run(
     templates: Path | None = None,
     keep: Path | None = None,
 ) -> dict[str, object]:
-    """Milliseconds of a search, recall of its stages, and what the gallery takes.
+    """Milliseconds of a search, how often its candidates and its first name are right, and the size of the gallery.
 
     Args:
         faces: people enrolled, one face each.
-        model: compares templates; by default random weights.
+        model: a model folder; by default random weights.
         templates: a file of `oaml embed` by the model; by default random numbers.
         keep: folder of the gallery, used as it is where it holds as many faces of the model; by default a temporary one.
     """
@@ -70,8 +73,8 @@ def run(
 
 def _write(store: Store, model: Model, people: _People, count: int) -> dict[str, object]:
     seconds = 0.0
-    for start in range(0, count, BLOCK):
-        numbers = range(start, min(start + BLOCK, count))
+    for start in range(0, count, FACES_AT_A_TIME):
+        numbers = range(start, min(start + FACES_AT_A_TIME, count))
         made = QuantisedTemplates.of(people.enrolled(numbers))
         entries = [Entry(f"person {i:08d}", f"{i:064x}", "", "") for i in numbers]
         packing = Packing.of(made)
@@ -96,37 +99,38 @@ def _measure(gallery: Gallery, store: Store, people: _People, count: int) -> dic
 
     rng = np.random.default_rng(1)
     asked = rng.integers(0, count, SEARCHES)
-    probes = {kind: people.probes(asked, kind) for kind in KINDS}
+    probes = {kind: people.probes(asked, kind) for kind in VISIBLE_CELLS}
     spent, worked = [], []
     for i in range(SEARCHES):  # of all kinds in turn
-        probe = list(probes.values())[i % len(KINDS)][i : i + 1]
+        probe = list(probes.values())[i % len(probes)][i : i + 1]
         begun, busy = time.perf_counter(), time.process_time()
         gallery.candidates(probe)
         spent.append(1e3 * (time.perf_counter() - begun))
         worked.append(1e3 * (time.process_time() - busy))
-    judged = min(SEARCHES // 2, max(5, JUDGED // count // len(KINDS)))
-    found = {
-        kind: _judge(gallery, store, people.model, probes[kind][:judged], asked[:judged]) for kind in KINDS
+    judged = min(SEARCHES // 2, max(5, MAX_COMPARED // count // len(probes)))
+    shares = {
+        kind: _judge(gallery, store, people.model, faces[:judged], asked[:judged])
+        for kind, faces in probes.items()
     }
     return {
         "faces": count,
         "index": count >= INDEXED_FROM,
         "threads": torch.get_num_threads(),
         "gigabytes": sum(path.stat().st_size for path in files) / 1e9,
-        "first_ms": spent[: len(KINDS)],  # the first of each kind reads an index of its own
+        "first_ms": spent[: len(probes)],  # the first of each kind reads an index of its own
         "p50_ms": float(np.percentile(spent, 50)),
         "p99_ms": float(np.percentile(spent, 99)),  # of all searches, with the first ones
-        "p99_later_ms": float(np.percentile(spent[len(KINDS) :], 99)),
+        "p99_later_ms": float(np.percentile(spent[len(probes) :], 99)),
         "processor_p50_ms": float(np.percentile(worked, 50)),  # of all threads: less on a machine of its own
         "probes_judged": judged,
-        "kinds": found,
+        "kinds": shares,
     }
 
 
 def _judge(
     gallery: Gallery, store: Store, model: Model, probes: Templates, truth: np.ndarray
 ) -> dict[str, float]:
-    """Shares of probes: what the first stage keeps, and who is named first by both stages and by comparing with everybody."""
+    """Shares of probes: whose person is among the candidates, and is named first by the search and by comparing with everybody."""
     packing = Packing.from_list(store.facts["packing"])
     columns, vectors = probe_vectors(probes)
     count = len(probes)
@@ -146,7 +150,7 @@ def _judge(
             recall[i] = len(set(exact) & set(near[i])) / len(exact)
 
     best, who = torch.full((count,), -torch.inf), torch.zeros(count, dtype=torch.long)
-    for batch in store.batches(["image", "template"], BLOCK):
+    for batch in store.batches(["image", "template"], FACES_AT_A_TIME):
         number = torch.tensor([int(x, 16) for x in batch["image"].to_pylist()])
         faces = packing.unpack_column(batch["template"]).dequantised()
         top, row = model.compare_all(probes, faces)["fused"].max(1)
@@ -166,14 +170,14 @@ def _judge(
 
 
 class _People:
-    """People by number, each as often as asked for."""
+    """Makes people by number: the same number is the same person."""
 
     def __init__(self, model: Model, file: Path | None) -> None:
         self.model = model
         if file is not None:
-            found = load(file)
-            found.need_model(model)
-            source = found.templates[: min(len(found.paths), SOURCES)].dequantised()
+            stored = load(file)
+            stored.need_model(model)
+            source = stored.templates[: min(len(stored.paths), SOURCES)].dequantised()
             if len(source) < 50:
                 raise OamlError(f"{file}: {len(source)} faces are too few to make people of; give 50 or more")
         else:
@@ -191,44 +195,42 @@ class _People:
         self.grid = source.visibility.shape[2:]
 
     def enrolled(self, numbers: range) -> Templates:
-        """The picture of each that is in the gallery."""
-        return self._templates(self._made(np.array(numbers)), torch.ones(len(numbers), 1, *self.grid))
+        """The image of each that is in the gallery."""
+        return self._templates(self._deviations(np.array(numbers)), torch.ones(len(numbers), 1, *self.grid))
 
     def probes(self, numbers: np.ndarray, kind: str) -> Templates:
-        """Another picture of each, bare or covered."""
-        rest = (1 - ALIKE**2) ** 0.5
-        made = ALIKE * self._made(numbers) + rest * self._made(numbers + 10**9)
-        if kind == "bare":
+        """Another image of each, with an occluder of this kind."""
+        rest = (1 - SIMILARITY**2) ** 0.5
+        made = SIMILARITY * self._deviations(numbers) + rest * self._deviations(numbers + 10**9)
+        if kind == UNOCCLUDED:
             return self._templates(made, torch.ones(len(numbers), 1, *self.grid))
         generator = torch.Generator().manual_seed(2)
-        shown = PATTERNS[KINDS[kind]].view(1, 1, *GRID).repeat(len(numbers), 1, 1, 1)
-        bare, cover = (
+        shown = PATTERNS[VISIBLE_CELLS[kind]].view(1, 1, *GRID).repeat(len(numbers), 1, 1, 1)
+        face, occluder = (
             self._templates(x, torch.ones(len(numbers), 1, *self.grid))
-            for x in (made, self._made(numbers + 2 * 10**9))
+            for x in (made, self._deviations(numbers + 2 * 10**9))
         )
         cells = shown.flatten(1)[..., None]
-        wide = F.interpolate(shown, self.grid)
-        cell_embeddings = bare.cell_embeddings * cells + cover.cell_embeddings * (1 - cells)
-        share = shown.mean()
-        raw = (
-            share * bare.embedding * bare.norm[:, None] + (1 - share) * cover.embedding * cover.norm[:, None]
-        )
-        noise = 0.1 * torch.rand(wide.shape, generator=generator)
+        on_map = F.interpolate(shown, self.grid)
+        cell_embeddings = face.cell_embeddings * cells + occluder.cell_embeddings * (1 - cells)
+        raw_face, raw_occluder = (x.embedding * x.norm[:, None] for x in (face, occluder))
+        raw = shown.mean() * raw_face + (1 - shown.mean()) * raw_occluder
+        noise = 0.1 * torch.rand(on_map.shape, generator=generator)
         return Templates(
             embedding=F.normalize(raw, dim=1),
             norm=raw.norm(dim=1),
-            visibility=(wide - noise).abs(),
-            local=bare.local * wide + cover.local * (1 - wide),
+            visibility=(on_map - noise).abs(),
+            local=face.local * on_map + occluder.local * (1 - on_map),
             cell_embeddings=cell_embeddings,
         )
 
-    def _made(self, numbers: np.ndarray) -> Tensor:
-        """What makes these people, without the mean: flat, [N,...]."""
+    def _deviations(self, numbers: np.ndarray) -> Tensor:
+        """Deviations of these people from the mean face, all fields in one row: [N,...]."""
         rows = np.stack(
             [np.random.default_rng(int(n)).integers(0, len(self.faces), PARENTS) for n in numbers]
         )
-        signs = PARENTS**-0.5
-        return signs * sum((self.faces[rows[:, i]] for i in range(1, PARENTS)), self.faces[rows[:, 0]])
+        scale = PARENTS**-0.5
+        return scale * sum((self.faces[rows[:, i]] for i in range(1, PARENTS)), self.faces[rows[:, 0]])
 
     def _templates(self, made: Tensor, visibility: Tensor) -> Templates:
         sizes = [int(np.prod(shape)) for shape in self.shapes]
@@ -243,7 +245,7 @@ class _People:
 
 
 def _forget(path: Path) -> None:
-    """Take a file out of the memory of the system, where that is possible."""
+    """Drop a file from the page cache of the system, where that is possible."""
     if hasattr(os, "posix_fadvise"):
         file = os.open(path, os.O_RDONLY)
         os.fsync(file)

@@ -45,9 +45,9 @@ from oaml.support.files import read_image
 from oaml.template import COLUMNS, Templates
 
 if TYPE_CHECKING:
+    from oaml.kernels import Precision
     from oaml.model import Model
     from oaml.occluders import Occluded
-    from oaml.qaconv import Precision
 
 IMPOSTOR_LIMIT = 50_000
 """Impostor pairs measured in a class that wasn't asked for by `side`; a fixed random part of a longer list."""

@@ -26,9 +26,10 @@ def score(
     """Write one line of scores for each pair, in the order of the pairs file.
 
     The CSV has the columns path_a, path_b, same (copied; empty where it isn't stated), cosine (of the
-    embeddings), qaconv (logit with predicted visibility), joint (logit of what both faces show), fused (all
-    together, calibrated: the score to decide by), visible_a and visible_b (mean predicted visibility). All
-    numbers are finite, and those of a pair depend on no other line, on no order and not on `same`.
+    embeddings), qaconv (logit with predicted visibility), joint (logit of the joint embedding, which is masked
+    by the visibility of both faces), fused (all together, calibrated: the score to decide by), visible_a and
+    visible_b (mean predicted visibility). All numbers are finite, and those of a pair depend on no other line,
+    on no order and not on `same`.
 
     Example:
         oaml score runs/first/best --images faces --pairs pairs.csv --out scores.csv

@@ -107,7 +107,7 @@ inline void pick_columns(const T* rows, long line, const T* last, long first, lo
   }
 }
 
-// One pair: rows `line` numbers apart. Columns are padded to `width`, where the bias is -infinity: no winner is there,
+// One pair: rows `line` numbers apart. Columns are padded to `width`, where the bias is -infinity: no best match is there,
 // whatever is read (of the last row, which may be the end of the memory, a copy).
 template <typename T>
 void pick(const T* rows, long line, long R, long S, long width, const float* bias, const float* log_r,
@@ -192,14 +192,14 @@ void pick_bfloat16(const uint16_t* similarity, long A, long R, long B, long S, c
              step_b);
 }
 
-// Some pairs, `first[i]` of the probes with `second[i]` of the gallery faces: cells [P,S,C] and log_s [P,W] of probes, cells
-// [G,R,C] and log_r [G,R] of gallery faces. `room` is for (R + C) * W numbers; the results are those of pair i at row i.
+// Listed pairs, `first[i]` of the probes with `second[i]` of the gallery faces: cells [P,S,C] and log_s [P,W] of probes, cells
+// [G,R,C] and log_r [G,R] of gallery faces. `scratch` is for (R + C) * W numbers; the results are those of pair i at row i.
 void pick_pairs(const float* probes, const float* gallery, const long* first, const long* second, long pairs, long R,
-                long S, long C, const float* bias, const float* log_r, const float* log_s, float* room,
+                long S, long C, const float* bias, const float* log_r, const float* log_s, float* scratch,
                 float* value_s, uint8_t* partner_s, float* value_r, uint8_t* partner_r) {
   const long width = (S + kLanes - 1) / kLanes * kLanes;
-  float* product = room;
-  float* columns = room + R * width;
+  float* product = scratch;
+  float* columns = scratch + R * width;
   std::memset(columns, 0, C * width * sizeof(float));
   for (long i = 0; i < pairs; ++i) {
     const float* rows = gallery + second[i] * R * C;

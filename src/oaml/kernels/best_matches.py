@@ -1,8 +1,8 @@
-"""The part of QAConv that costs: every cell's best partner on the other face, without holding the correlations.
+"""The part of QAConv that takes time: every cell's best match on the other face, without holding all correlations.
 
 All cells of P probes against all cells of G gallery faces are P*G*R*S correlations, of which QAConv uses the P*G*(R+S) best. So
 they are computed in blocks that stay in a processor's own cache, where the best are picked before the next block takes
-their place. Training remembers who won, and nothing else: its gradients are the matrix products of the maps with the few
+their place. Training keeps which cells matched, and nothing else: its gradients are the matrix products of the maps with the few
 gradients of the best matches, block by block again. (The idea is that of Dao et al., FlashAttention, 2022, with a maximum in the
 place of the softmax.)
 
@@ -22,15 +22,16 @@ from torch.autograd.function import once_differentiable
 from oaml.kernels import native
 from oaml.kernels.threads import one_thread_each
 
-Item = TypeVar("Item")
+Task = TypeVar("Task")
 Result = TypeVar("Result")
-ROWS = 392
-"""Cells on either side of a block: 8 faces of 7x7 or 2 of 14x14; as float32 its correlations are 0.6 MB. In bfloat16 twice as many:
-its products are over so soon that laying one side out anew for each of them counts (5 % at 512 channels, 8 % at 128)."""
+BLOCK_CELLS = 392
+"""Cells on each side of a block: those of 8 faces of 7x7 cells, or of 2 of 14x14. Its correlations take 0.6 MB in float32. In
+bfloat16 blocks have twice as many cells a side: products are so fast there that preparing their operands, once a block, takes
+a share of the time worth saving (5 % at 512 channels, 8 % at 128)."""
 
 
 class BestMatches(NamedTuple):
-    """The best partner of every cell. For pairs of faces row by row P is N and G is 1."""
+    """The best match of every cell. For pairs of faces row by row P is N and G is 1."""
 
     value_s: Tensor
     """[P,G,S]: similarity of probe cell s with its partner, position bias included, visibility not; float32 (float64)."""
@@ -81,47 +82,47 @@ def paired_best_matches(
 
     Each pair is a matrix product of its own, so its numbers are the same whatever else is compared.
     """
-    won = _room(prob, gal, len(prob), 1)
+    matches = _empty_matches(prob, gal, len(prob), 1)
     a, b = gal.transpose(1, 2), prob
-    pick = _picker(a, log_p, log_g, bias, won, paired=True)
-    size = max(1, ROWS**2 // (a.shape[1] * b.shape[2]))
+    pick = _picker(a, log_p, log_g, bias, matches, paired=True)
+    size = max(1, BLOCK_CELLS**2 // (a.shape[1] * b.shape[2]))
 
     def one_block(start: int) -> None:
         rows = slice(start, start + size)
         pick(torch.bmm(a[rows], b[rows])[:, :, None], start, 0)
 
     spread(one_block, range(0, len(prob), size), prob.device)
-    return won
+    return matches
 
 
 @torch.no_grad()
-def pair_best_matches(
+def listed_best_matches(
     prob: Tensor,
     gal: Tensor,
     log_p: Tensor | None = None,
     log_g: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Callable[[Tensor, Tensor], BestMatches]:
-    """For some of all pairs, without gradients: arguments as in `best_matches`.
+    """For listed pairs, without gradients: arguments as in `best_matches`.
 
     Returns:
-        a function of int64 [N] twice, which probe with which gallery face, with results as of `paired_best_matches`. It's fastest
-        where the pairs of a probe follow each other.
+        a function of int64 [N] twice, the probe and the gallery face of each pair, that returns what `paired_best_matches` does. It
+        is fastest where the pairs of one probe follow each other.
     """
     if not native.multiplies(prob):
 
         def gathered(first: Tensor, second: Tensor) -> BestMatches:
-            some_p = None if log_p is None else log_p[first]
-            some_g = None if log_g is None else log_g[second]
-            return paired_best_matches(prob[first], gal[second], some_p, some_g, bias)
+            first_log = None if log_p is None else log_p[first]
+            second_log = None if log_g is None else log_g[second]
+            return paired_best_matches(prob[first], gal[second], first_log, second_log, bias)
 
         return gathered
-    pick = native.pair_picker(prob.mT, gal.mT, log_p, log_g, bias)
+    pick = native.listed_picker(prob.mT, gal.mT, log_p, log_g, bias)
 
     def in_place(first: Tensor, second: Tensor) -> BestMatches:
-        won = _room(prob, gal, len(first), 1)
-        pick(first, second, won)
-        return won
+        matches = _empty_matches(prob, gal, len(first), 1)
+        pick(first, second, matches)
+        return matches
 
     return in_place
 
@@ -140,12 +141,12 @@ class _BestMatches(torch.autograd.Function):
         if _on_gpu(prob, dtype):
             from oaml.kernels import best_matches_triton
 
-            won = BestMatches(*best_matches_triton.forward(prob, gal, log_p, log_g, bias))
+            matches = BestMatches(*best_matches_triton.forward(prob, gal, log_p, log_g, bias))
         else:
-            won = _BestMatches._on_cpu(prob, gal, log_p, log_g, bias, dtype)
-        ctx.save_for_backward(prob, gal, won.partner_s, won.partner_r)
-        ctx.mark_non_differentiable(won.partner_s, won.partner_r)
-        return tuple(won)
+            matches = _BestMatches._on_cpu(prob, gal, log_p, log_g, bias, dtype)
+        ctx.save_for_backward(prob, gal, matches.partner_s, matches.partner_r)
+        ctx.mark_non_differentiable(matches.partner_s, matches.partner_r)
+        return tuple(matches)
 
     @staticmethod
     def _on_cpu(
@@ -156,20 +157,20 @@ class _BestMatches(torch.autograd.Function):
         bias: Tensor | None,
         dtype: torch.dtype | None,
     ) -> BestMatches:
-        won = _room(prob, gal, len(prob), len(gal))
+        matches = _empty_matches(prob, gal, len(prob), len(gal))
         a, b = _cells(gal, dtype), _cells(prob, dtype)
 
-        pick = _picker(a, log_p, log_g, bias, won, paired=False)
-        probes = [(p.start, b[p].flatten(0, 1).T) for p in _few(b)]
-        gallery = [(g.start, a[g].flatten(0, 1)) for g in _few(a)]
+        pick = _picker(a, log_p, log_g, bias, matches, paired=False)
+        probes = [(p.start, b[p].flatten(0, 1).T) for p in _face_blocks(b)]
+        gallery = [(g.start, a[g].flatten(0, 1)) for g in _face_blocks(a)]
 
         def one_block(block: tuple[tuple[int, Tensor], tuple[int, Tensor]]) -> None:
-            (first_p, some_b), (first_g, some_a) = block
-            similarity = (some_a @ some_b).view(-1, a.shape[1], some_b.shape[1] // b.shape[1], b.shape[1])
+            (first_p, columns), (first_g, rows) = block
+            similarity = (rows @ columns).view(-1, a.shape[1], columns.shape[1] // b.shape[1], b.shape[1])
             pick(similarity, first_p, first_g)
 
         spread(one_block, [(p, g) for p in probes for g in gallery], prob.device)
-        return won
+        return matches
 
     @staticmethod
     @once_differentiable
@@ -199,19 +200,19 @@ def _on_gpu(maps: Tensor, dtype: torch.dtype | None) -> bool:
 
 def _gradients_torch(a: Tensor, b: Tensor, grads: BestMatches) -> tuple[Tensor, Tensor, Tensor]:
     """Gallery cells a [G,R,C], probe cells b [P,S,C] and gradients of the values -> gradients of a, of b and of the bias."""
-    blocks = _blocks(b, a)
+    blocks = [(p, g) for p in _face_blocks(b) for g in _face_blocks(a)]
     threads = max(1, min(torch.get_num_threads(), len(blocks)))
 
-    def some_blocks(first: int) -> tuple[Tensor, Tensor, Tensor]:
+    def share_of(thread: int) -> tuple[Tensor, Tensor, Tensor]:
         to_a, to_b = torch.zeros_like(a), torch.zeros_like(b)
         to_bias = a.new_zeros(a.shape[1], b.shape[1])
-        for p, g in blocks[first::threads]:
-            some = BestMatches(*(x[p, g] for x in grads))
-            # S' has a gradient where there is a winner and nowhere else: [g,R,p,S], nearly all zero
+        for p, g in blocks[thread::threads]:
+            part = BestMatches(*(x[p, g] for x in grads))
+            # S' has a gradient where there is a best match and nowhere else: [g,R,p,S], nearly all zero
             grad = a.new_zeros(len(a[g]), a.shape[1], len(b[p]), b.shape[1])
-            rows, columns = (x.transpose(0, 1)[:, None].long() for x in (some.partner_s, some.partner_r))
-            grad.scatter_(1, rows, some.value_s.transpose(0, 1)[:, None])
-            grad.scatter_add_(3, columns.permute(0, 3, 2, 1), some.value_r.permute(1, 2, 0)[..., None])
+            rows, columns = (x.transpose(0, 1)[:, None].long() for x in (part.partner_s, part.partner_r))
+            grad.scatter_(1, rows, part.value_s.transpose(0, 1)[:, None])
+            grad.scatter_add_(3, columns.permute(0, 3, 2, 1), part.value_r.permute(1, 2, 0)[..., None])
             to_bias += grad.sum((0, 2))
             grad = grad.flatten(2).flatten(0, 1)
             to_a[g].flatten(0, 1).addmm_(grad, b[p].flatten(0, 1))
@@ -219,15 +220,15 @@ def _gradients_torch(a: Tensor, b: Tensor, grads: BestMatches) -> tuple[Tensor, 
         return to_a, to_b, to_bias
 
     # each thread adds up a share of its own, the same every time, so that no gradient depends on who was faster
-    shares = zip(*spread(some_blocks, range(threads), a.device), strict=True)
+    shares = zip(*spread(share_of, range(threads), a.device), strict=True)
     to_a, to_b, to_bias = (torch.stack(share).sum(0) for share in shares)
     return to_a, to_b, to_bias
 
 
 def _gradients_native(a: Tensor, b: Tensor, grads: BestMatches) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_gradients_torch`, but each winner's gradient adds one cell of one face to one of the other, and back."""
+    """As `_gradients_torch`, but each best match adds one cell of a face, times its gradient, to one of the other, and back."""
     to_a, to_b = torch.zeros_like(a), torch.zeros_like(b)
-    to_bias = a.new_zeros(len(_few(b)), b.shape[1], a.shape[1])
+    to_bias = a.new_zeros(len(_face_blocks(b)), b.shape[1], a.shape[1])
 
     def to_probes(place: tuple[int, slice]) -> None:
         i, p = place
@@ -238,8 +239,8 @@ def _gradients_native(a: Tensor, b: Tensor, grads: BestMatches) -> tuple[Tensor,
         of_s, by_s, of_r, by_r = (x[:, g].transpose(0, 1) for x in grads)
         native.pull(to_a[g], b, of_r, by_r, of_s, by_s, None)
 
-    spread(to_probes, enumerate(_few(b)), a.device)
-    spread(to_gallery, _few(a), a.device)
+    spread(to_probes, enumerate(_face_blocks(b)), a.device)
+    spread(to_gallery, _face_blocks(a), a.device)
     return to_a, to_b, to_bias.sum(0).T
 
 
@@ -251,7 +252,7 @@ def _picker(
     into: BestMatches,
     paired: bool,
 ) -> native.Picker:
-    """What picks the best matches of blocks of pairs, one after another or at once, for correlations of the kind of `cells`."""
+    """A function that picks the best matches of a block of pairs; see `torch_picker`. Threads may call it at the same time."""
     fast = native.picks(cells.device, cells.dtype)
     make = native.picker if fast else torch_picker
     return make(cells.dtype, log_p, log_g, bias, into, paired)
@@ -262,19 +263,19 @@ def torch_picker(
     log_p: Tensor | None,
     log_g: Tensor | None,
     bias: Tensor | None,
-    into: native.Room,
+    into: native.Output,
     paired: bool,
 ) -> native.Picker:
-    """Made once for all pairs, called for every block of them.
+    """A function that picks the best matches of a block of pairs. It is made once for all blocks.
 
     Args:
         dtype: of the similarities; the rest as in `best_matches` or `paired_best_matches`.
-        into: where the best matches go.
-        paired: row by row.
+        into: the best matches of all blocks, to be filled.
+        paired: pairs are compared row by row.
 
     Returns:
         a function of a block's similarities [g,R,p,S], which it may change, of its first probe and its first gallery face.
-        Row by row p is 1, the probes are counted in the place of the gallery faces, and the last argument is 0.
+        If `paired`, p is 1, dimension 0 counts pairs, the second argument is the first pair and the third one 0.
     """
 
     def one_block(similarity: Tensor, first_p: int, first_g: int) -> None:
@@ -287,8 +288,8 @@ def torch_picker(
         to_r = None if log_g is None else log_g[g, :, None, None]
         to_s = None if log_p is None else (log_p[p, None] if paired else log_p[None, p]).mT[..., None]
         turned = similarity.permute(0, 3, 2, 1).contiguous()  # [g,S,p,R]
-        found = *_best(similarity, to_r), *_best(turned, to_s)  # [g,p,S] twice, [g,p,R] twice
-        for to, x in zip(into, found, strict=True):
+        matches = *_best(similarity, to_r), *_best(turned, to_s)  # [g,p,S] twice, [g,p,R] twice
+        for to, x in zip(into, matches, strict=True):
             if paired:
                 to[p] = x
             else:
@@ -300,8 +301,9 @@ def torch_picker(
 def _best(x: Tensor, log: Tensor | None) -> tuple[Tensor, Tensor]:
     """Along dimension 1 the value with the largest x + log, and the first place that has it: [a,k,b,m] -> [a,b,m] twice.
 
-    What `max` and `argmax` say, in a sixth of their time: they compare number by number, `amax` whole vectors. Less the
-    largest, a score is 0 where it is largest and, times 2**120, beyond any place elsewhere.
+    As `max` and `argmax`, in a sixth of their time: they compare number by number, `amax` whole vectors. The score less its
+    maximum, times 2**120, is 0 in the places of the maximum and hugely negative elsewhere. Less the place, its maximum is minus
+    the first of these places.
     """
     score = x.clone() if log is None else x + log
     score -= score.amax(1, keepdim=True)
@@ -311,26 +313,27 @@ def _best(x: Tensor, log: Tensor | None) -> tuple[Tensor, Tensor]:
     return x.gather(1, place).squeeze(1), place.squeeze(1)
 
 
-def spread(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
-    """Results of a function of many items, in their order, without gradients.
+def spread(function: Callable[[Task], Result], tasks: Iterable[Task], device: torch.device) -> list[Result]:
+    """Results of a function of many tasks, in their order, without gradients.
 
-    On a CPU the items are spread over as many threads as torch would use, each of them running on one. Small work is
+    On a CPU the tasks are spread over as many threads as torch would use, and torch uses one thread in each. Small tasks are
     done faster that way than by threads that wait for each other in every operation.
     """
 
-    def call(item: Item) -> Result:
+    def call(task: Task) -> Result:
         with torch.inference_mode():  # holds for one thread only
-            return function(item)
+            return function(task)
 
-    items = list(items)
+    tasks = list(tasks)
     threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if threads == 1 or len(items) < 2:
-        return [call(item) for item in items]
+    if threads == 1 or len(tasks) < 2:
+        return [call(task) for task in tasks]
     with one_thread_each(threads) as pool:
-        return list(pool.map(call, items))
+        return list(pool.map(call, tasks))
 
 
-def _room(prob: Tensor, gal: Tensor, p: int, g: int) -> BestMatches:
+def _empty_matches(prob: Tensor, gal: Tensor, p: int, g: int) -> BestMatches:
+    """Uninitialised, [p,g,cells] each."""
     cells_s, cells_r = prob.shape[2], gal.shape[2]
     if max(cells_s, cells_r) > 256:
         raise ValueError(f"faces of {cells_s} and {cells_r} cells; at most 256 can be compared")
@@ -349,12 +352,7 @@ def _cells(maps: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return maps.to(dtype or maps.dtype).transpose(1, 2).contiguous()
 
 
-def _few(cells: Tensor) -> list[slice]:
-    """The faces of [B,cells,C], a few at a time."""
-    size = max(1, ROWS * (2 if cells.dtype == torch.bfloat16 else 1) // cells.shape[1])
+def _face_blocks(cells: Tensor) -> list[slice]:
+    """The faces of [B,cells,C] in blocks of about `BLOCK_CELLS` cells."""
+    size = max(1, BLOCK_CELLS * (2 if cells.dtype == torch.bfloat16 else 1) // cells.shape[1])
     return [slice(i, i + size) for i in range(0, len(cells), size)]
-
-
-def _blocks(b: Tensor, a: Tensor) -> list[tuple[slice, slice]]:
-    """All pairs of a few probes [P,S,C] and a few gallery faces [G,R,C]."""
-    return [(p, g) for p in _few(b) for g in _few(a)]

@@ -41,11 +41,11 @@ MAX_CELLS = 256  # partners are uint8, and a tile holds all cells of one face
 GROUP = 16  # probes whose pairs run together
 TILE = 4096  # similarities of a program at once
 STEP = 16  # channels of a step forward, partners of a step backward
-CHANNELS, CELLS = 32, 64  # of a map's gradient in one program
+GRADIENT_CHANNELS, GRADIENT_CELLS = 32, 64  # of a map's gradient in one program
 PARTS = 64  # partial sums of the gradient of the bias
 WARPS = 4
 
-Precision = Literal["ieee", "tf32x3", "tf32"]
+DotPrecision = Literal["ieee", "tf32x3", "tf32"]  # `input_precision` of tl.dot
 
 
 def forward(
@@ -54,7 +54,7 @@ def forward(
     log_p: Tensor | None,
     log_g: Tensor | None,
     bias: Tensor | None,
-    precision: Precision = "ieee",
+    precision: DotPrecision = "ieee",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The best partner of every cell of every pair.
 
@@ -65,8 +65,8 @@ def forward(
         precision: of the products; `tf32x3` uses tensor cores with about the error of float32, `tf32` errs by 1e-3.
 
     Returns:
-        value_s [P,G,S], partner_s [P,G,S], value_r [P,G,R], partner_r [P,G,R]; values float32, partners uint8. Among
-        equals the lowest index wins; a NaN wins over all, as in `torch.argmax`.
+        value_s [P,G,S], partner_s [P,G,S], value_r [P,G,R], partner_r [P,G,R]; values float32, partners uint8. Of
+        equals the one of the lowest index is taken, and a NaN before all numbers, as by `torch.argmax`.
     """
     (p, c, s), (g, _, r) = prob.shape, gal.shape
     if max(r, s) > MAX_CELLS:
@@ -102,7 +102,7 @@ def backward(
     grad_value_s: Tensor,
     grad_value_r: Tensor,
     need_bias: bool,
-    precision: Precision = "ieee",
+    precision: DotPrecision = "ieee",
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of the maps and of the bias from those of the values.
 
@@ -123,18 +123,23 @@ def backward(
     )
 
 
-Side = tuple[Tensor, Tensor]  # the partners and the gradients of the values of one side's cells
+Choices = tuple[Tensor, Tensor]  # the partners and the gradients of the values of one side's cells
 
 
 def _gradient(
-    own: Tensor, other: Tensor, of_own: Side, of_other: Side, strides: tuple[int, int], precision: Precision
+    own: Tensor,
+    other: Tensor,
+    of_own: Choices,
+    of_other: Choices,
+    strides: tuple[int, int],
+    precision: DotPrecision,
 ) -> Tensor:
     """The gradient of the maps `own`; the pair of faces i and j is number i * strides[0] + j * strides[1]."""
     faces, channels, cells = own.shape
     gradient = torch.empty_like(own)
     _launch(
         _gather,
-        (faces, triton.cdiv(channels, CHANNELS), triton.cdiv(cells, CELLS)),
+        (faces, triton.cdiv(channels, GRADIENT_CHANNELS), triton.cdiv(cells, GRADIENT_CELLS)),
         other,
         *of_own,
         *of_other,
@@ -142,28 +147,28 @@ def _gradient(
         C=channels,
         OWN=cells,
         OTHER=other.shape[2],
-        CHANNELS=CHANNELS,
-        CELLS=CELLS,
+        CHANNELS=GRADIENT_CHANNELS,
+        CELLS=GRADIENT_CELLS,
         STEP=STEP,
         PRECISION=precision,
     )
     return gradient
 
 
-def _gradient_of_bias(of_s: Side, of_r: Side) -> Tensor:
+def _gradient_of_bias(of_s: Choices, of_r: Choices) -> Tensor:
     """The sum of the pairs' gradients [R,S], in PARTS sums over every PARTS-th pair and then over those."""
     pairs, s, r = of_s[0].shape[:2].numel(), of_s[0].shape[2], of_r[0].shape[2]
     parts = of_s[1].new_empty(min(PARTS, pairs), r, s)
     _launch(
         _sum_pairs,
-        (len(parts), triton.cdiv(r, STEP), triton.cdiv(s, CELLS)),
+        (len(parts), triton.cdiv(r, STEP), triton.cdiv(s, GRADIENT_CELLS)),
         *of_s,
         *of_r,
         *(parts, pairs, len(parts)),
         R=r,
         S=s,
         ROWS=STEP,
-        COLUMNS=CELLS,
+        COLUMNS=GRADIENT_CELLS,
     )
     return parts.sum(0)
 
@@ -196,14 +201,14 @@ def _choose(
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One pair: S' in tiles [ROWS,COLUMNS], all r by some s."""
+    """One pair: S' in tiles [ROWS,COLUMNS], all r by COLUMNS of the s."""
     pid = tl.program_id(0)
     p, g = tl.swizzle2d(pid // G, pid % G, P, G, GROUP)  # pyright: ignore[reportGeneralTypeIssues]
     p, g = p.to(tl.int64), g.to(tl.int64)  # a million pairs of large maps have more than 2^31 values
     pair = p * G + g
     r = tl.arange(0, ROWS)
     is_r = r < R
-    # What is added to choose; padding never wins.
+    # What is added for the choice alone; padding is never chosen.
     for_s = tl.where(is_r, 0.0, float("-inf"))
     if log_g is not None:
         for_s += tl.load(log_g + g * R + r, mask=is_r, other=0.0)

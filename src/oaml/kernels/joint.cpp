@@ -28,9 +28,9 @@ inline float total(Floats x) {
   return sum;
 }
 
-// What the cells [R,E] of one face sum to by N sets of weights, `step` apart; K vectors of each sum, `wide` vectors apart.
+// What the cells [R,E] of one face sum to by N sets of weights, `step` apart; K vectors of each sum, `sums_step` vectors apart.
 template <int N, int K>
-inline void sum_cells(const float* cells, long R, long E, const float* weights, long step, Floats* sums, long wide) {
+inline void sum_cells(const float* cells, long R, long E, const float* weights, long step, Floats* sums, long sums_step) {
   Floats sum[N][K] = {};
   for (long r = 0; r < R; ++r) {
     Floats x[K];
@@ -41,17 +41,17 @@ inline void sum_cells(const float* cells, long R, long E, const float* weights, 
     }
   }
   for (int n = 0; n < N; ++n)
-    for (int k = 0; k < K; ++k) sums[n * wide + k] = sum[n][k];
+    for (int k = 0; k < K; ++k) sums[n * sums_step + k] = sum[n][k];
 }
 
-// What comparing a few faces with a few others has found so far.
-struct Found {
+// The dot products and squared lengths of the pairs of a few faces, over the vectors so far.
+struct Sums {
   Floats dot[kFew][kFew], left[kFew][kFew], right[kFew][kFew];
 };
 
 // Adds K vectors of both faces' sums for P by G pairs with the weights [P,G,R] of their cells.
 template <int K>
-inline void add_vectors(const float* a, const float* b, long P, long G, long R, long E, const float* weights, Found* found) {
+inline void add_vectors(const float* a, const float* b, long P, long G, long R, long E, const float* weights, Sums* sums) {
   Floats left[kFew][kFew][K], right[kFew][kFew][K];
   constexpr long row = kFew * kCells;
   for (long p = 0; p < P; ++p) {
@@ -72,9 +72,9 @@ inline void add_vectors(const float* a, const float* b, long P, long G, long R, 
     for (long g = 0; g < G; ++g)
       for (int k = 0; k < K; ++k) {
         const Floats x = left[p][g][k], y = right[p][g][k];
-        found->dot[p][g] += x * y;
-        found->left[p][g] += x * x;
-        found->right[p][g] += y * y;
+        sums->dot[p][g] += x * y;
+        sums->left[p][g] += x * x;
+        sums->right[p][g] += y * y;
       }
 }
 
@@ -85,15 +85,15 @@ inline void compare_few(const float* a, const float* v_a, const float* b, const 
   for (long p = 0; p < P; ++p)
     for (long g = 0; g < G; ++g)
       for (long r = 0; r < R; ++r) weights[p][g][r] = v_a[p * R + r] * v_b[g * R + r];
-  Found found = {};
+  Sums sums = {};
   long e = 0;
   for (; e + kVectors * kLanes <= E; e += kVectors * kLanes)
-    add_vectors<kVectors>(a + e, b + e, P, G, R, E, weights[0][0], &found);
-  for (; e < E; e += kLanes) add_vectors<1>(a + e, b + e, P, G, R, E, weights[0][0], &found);
+    add_vectors<kVectors>(a + e, b + e, P, G, R, E, weights[0][0], &sums);
+  for (; e < E; e += kLanes) add_vectors<1>(a + e, b + e, P, G, R, E, weights[0][0], &sums);
   for (long p = 0; p < P; ++p)
     for (long g = 0; g < G; ++g) {
-      const float lengths = std::sqrt(total(found.left[p][g])) * std::sqrt(total(found.right[p][g]));
-      cosine[p * step + g] = total(found.dot[p][g]) / std::max(lengths, 1e-6f);
+      const float lengths = std::sqrt(total(sums.left[p][g])) * std::sqrt(total(sums.right[p][g]));
+      cosine[p * step + g] = total(sums.dot[p][g]) / std::max(lengths, 1e-6f);
     }
 }
 

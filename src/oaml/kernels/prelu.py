@@ -1,7 +1,7 @@
 """PReLU whose backward pass works on whole vectors of numbers.
 
-On a CPU torch decides number by number which side of zero it is on, and a third of a training step went there. Here the same takes
-a sixth: four passes, over as many images at a time as stay in the cache.
+On a CPU torch takes the numbers one by one, which was a third of a training step. Here the same takes a sixth of that time: four
+passes of vector instructions, over as many images at a time as stay in the cache.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class _PReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        wide = weight.to(grad.dtype).view(1, -1, *[1] * (x.dim() - 2))
+        slope = weight.to(grad.dtype).view(1, -1, *[1] * (x.dim() - 2))
         others = [dim for dim in range(x.dim()) if dim != 1]
         to_x, to_weight = torch.empty_like(x, dtype=grad.dtype), torch.zeros_like(weight)
         size = max(1, CHUNK_BYTES // max(1, x[:1].numel() * grad.element_size()))
         parts = (t.split(size) for t in (grad, x.to(grad.dtype), to_x))
-        for some, some_x, into in zip(*parts, strict=True):
-            above = torch.ops.aten.threshold_backward(some, some_x, 0)
-            below = some - above
-            torch.addcmul(above, below, wide, out=into)
-            to_weight += below.mul_(some_x).sum(others, dtype=weight.dtype)
+        for grad_part, x_part, into in zip(*parts, strict=True):
+            above = torch.ops.aten.threshold_backward(grad_part, x_part, 0)  # where x is above 0
+            below = grad_part - above
+            torch.addcmul(above, below, slope, out=into)
+            to_weight += below.mul_(x_part).sum(others, dtype=weight.dtype)
         return to_x.to(x.dtype), to_weight

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of so many; what hasn't begun at the end is dropped, and torch has as many threads as before."""
+    """A pool of so many threads. At the end, tasks that haven't begun are dropped, and torch has as many threads as before."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,7 +1,7 @@
-"""The arguments of a command, read from a typed signature: what it takes, what its help says, what a wrong call is told.
+"""The arguments of a command, read from a typed signature: what it takes, what its help says, and the errors of a wrong call.
 
-jsonargparse parses; here flags get the shape that command lines have. A switch takes no value, a list takes words up to the next
-flag, and help and errors name `PATH` and `INT` instead of types of Python.
+jsonargparse parses; this module makes flags work as users expect of command lines. A switch takes no value, a list takes words up
+to the next flag, and help and errors name `PATH` and `INT` instead of types of Python.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Parser(ArgumentParser):
 
         Args:
             command: as the user writes it, `oaml verify`.
-            source: a function with a docstring that describes every parameter; those that may be given by position and have no
-                default stand without a flag. Or a dataclass of settings, which a YAML file may hold too; those of nested
+            source: a function with a docstring that describes every parameter; those that may be passed by position and have no
+                default are arguments without a flag. Or a dataclass of settings, which a YAML file may hold too; those of nested
                 dataclasses are flags such as `--data.people`.
-            summary: what the help of a dataclass begins with; that of a function begins with its docstring.
+            summary: the beginning of the help of a dataclass; that of a function begins with its docstring.
             example: a call that works.
             renamed: old flag -> new flag.
         """
@@ -81,7 +81,7 @@ class Parser(ArgumentParser):
         return parser
 
     def _describe(self) -> None:
-        """Say in the help what is taken and the default, once, and in the usage what can't be left out."""
+        """Put the type and the default of each argument into the help, and the required arguments into the usage line."""
         usage = [self.prog, *self.positional]
         for action in self._actions:
             if "--print_config" in action.option_strings:
@@ -118,7 +118,7 @@ class Parser(ArgumentParser):
             self.error(f"{path}: is no UTF-8 text ({error.reason}); save it as UTF-8")
 
     def parse_string(self, content: str, *rest: Any, **named: Any) -> Any:
-        """Of a YAML file, whose old keys become the present ones."""
+        """Parse the text of a YAML file, in which keys that were renamed may have their old names."""
         try:
             settings = get_loader("yaml")(content)
         except YAMLError as error:
@@ -135,7 +135,7 @@ class Parser(ArgumentParser):
         return super().parse_string(content, *rest, **named)
 
     def _plain(self, words: list[str]) -> list[str]:
-        """The same call as jsonargparse takes it: present names, and `=` between a switch or a list and its value.
+        """The same words as jsonargparse takes them: new names for renamed flags, and the values of switches and lists after `=`.
 
         `--json` becomes `--json=true`, `--no-flip` `--flip=false`, and `--kinds niqab mask` `--kinds=["niqab", "mask"]`: all words
         up to the next flag. One word that is a list already, as `[niqab, mask]`, stays as it is.
@@ -177,7 +177,7 @@ class Parser(ArgumentParser):
         print(f"{self.prog}: {old} is now {new}; the old name goes with the next release", file=sys.stderr)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exit with 2 after a line that names the argument, what it takes, and what it was given."""
+        """Exit with 2 after a line that names the argument, what it takes, and the value that it got."""
         message = " ".join(message.split())
         if wrong := re.match(r'Parser key "([^"]+)": (.*)', message):
             argument, what = wrong.groups()
@@ -211,7 +211,7 @@ def _types(of: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _placeholder(kind: Any, argument: str) -> str:
-    """What stands in the help for a value of this type."""
+    """The placeholder of a value of this type in the help, such as PATH."""
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
     if get_origin(kind) is list:
@@ -224,7 +224,7 @@ def _placeholder(kind: Any, argument: str) -> str:
 
 
 def _default(action: Action) -> str:
-    """How the help says what holds without the argument; nothing where that is nothing, or what its text says already."""
+    """` (default: VALUE)` for the help; nothing for an argument without a default or with one that means nothing, such as False."""
     default = action.default
     if not action.option_strings or default is None or default is False or default in ("", [], SUPPRESS):
         return ""

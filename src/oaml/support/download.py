@@ -20,7 +20,7 @@ from typing import Literal
 from oaml.errors import OamlError
 from oaml.support.progress import progress
 
-CHUNK = 1 << 16
+CHUNK_BYTES = 1 << 16
 TIMEOUT = 30.0
 """Seconds without an answer after which a server counts as gone."""
 
@@ -40,8 +40,8 @@ class Download:
     what: str
 
 
-Name = Literal["yunet", "mobilefacenet-ms1m", "mobilefacenet-casia"]
-DOWNLOADS: dict[Name, Download] = {
+DownloadName = Literal["yunet", "mobilefacenet-ms1m", "mobilefacenet-casia"]
+DOWNLOADS: dict[DownloadName, Download] = {
     "yunet": Download(
         "https://huggingface.co/opencv/face_detection_yunet/resolve/"
         "3cc26e7f1014a5ee5d74a42acee58bafc9d0a310/face_detection_yunet_2023mar.onnx",
@@ -76,15 +76,15 @@ def home() -> Path:
     return Path(os.environ.get("OAML_HOME") or Path.home() / ".cache" / "oaml")
 
 
-def place(name: Name) -> Path:
+def place(name: DownloadName) -> Path:
     """Where a download lies, or will lie."""
     return home() / DOWNLOADS[name].file
 
 
-def download(name: Name, *, out: Path | None = None, sha256: str | None = None) -> None:
+def download(name: DownloadName, *, out: Path | None = None, sha256: str | None = None) -> None:
     """Fetch a published file and keep it where the other commands look for it.
 
-    A download that broke off goes on where it stopped. A file takes its name only after its SHA-256 was compared.
+    A download that broke off goes on where it stopped. A file gets its final name only after its SHA-256 was compared.
 
     Example:
         oaml download yunet
@@ -95,8 +95,8 @@ def download(name: Name, *, out: Path | None = None, sha256: str | None = None) 
         sha256: 64 hexadecimal digits that the file must have. Needed where the table of downloads has none.
 
     Raises:
-        OamlError: no digest to check by, another file than promised, no answer, or no space. Nothing lies under
-            the final name then.
+        OamlError: no SHA-256 to compare with, another file than stated, no answer, or no space. No file has the final name
+            then.
     """
     entry = DOWNLOADS[name]
     path = place(name) if out is None else Path(out)
@@ -121,7 +121,7 @@ def fetch(address: str, path: Path, sha256: str, *, label: str | None = None) ->
 
     Args:
         address: http or https.
-        path: where it is wanted; its folder is made.
+        path: the file to write; its folder is made.
         sha256: 64 lower-case hexadecimal digits.
         label: of the progress bar on stderr; None shows none.
 
@@ -133,12 +133,12 @@ def fetch(address: str, path: Path, sha256: str, *, label: str | None = None) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         if not (part.is_file() and digest_of(part) == sha256):  # complete, but not renamed any more
             _receive(address, part, label)
-        found = digest_of(part)
-        if found != sha256:
+        digest = digest_of(part)
+        if digest != sha256:
             part.unlink()
             raise OamlError(
-                f"{address}: is another file than promised (SHA-256 {found}, expected {sha256}) and was removed; try again, or get "
-                f"it elsewhere and copy it to {path}"
+                f"{address}: is another file than promised (SHA-256 {digest}, expected {sha256}) and was removed; try again, or "
+                f"get it elsewhere and copy it to {path}"
             )
         os.replace(part, path)
     except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError) as error:
@@ -178,15 +178,15 @@ def _receive(address: str, part: Path, label: str | None) -> None:
 
 
 def _copy(answer: HTTPResponse, write: Callable[[bytes], object], advance: Callable[[int], object]) -> None:
-    while chunk := answer.read(CHUNK):
+    while chunk := answer.read(CHUNK_BYTES):
         write(chunk)
         advance(len(chunk))
 
 
 def digest_of(path: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as opened:
-        while chunk := opened.read(CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+        while chunk := opened.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Writing so that nothing is ever half written, and reading images with errors that name the file."""
+"""Files and folders that are written whole or not at all, and images read with errors that name the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
 Image: TypeAlias = Union[str, os.PathLike[str], bytes, np.ndarray, "PILImage"]
-"""A picture: its path, the bytes of its file, uint8 [H,W,3] in RGB order, or one of Pillow's."""
+"""An image: its path, the bytes of its file, uint8 [H,W,3] in RGB order, or one of Pillow's."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FACE_SIZE = 112
@@ -93,10 +93,10 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise OamlError(f"{folder}: no such folder")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not found:
+    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not images:
         raise OamlError(f"{folder}: no images in it (looked for {', '.join(IMAGE_SUFFIXES)})")
-    return found
+    return images
 
 
 def check_empty(out: Path) -> None:
@@ -106,7 +106,7 @@ def check_empty(out: Path) -> None:
 
 
 def png_names(folder: Path, paths: list[Path]) -> dict[Path, Path]:
-    """What images below a folder are called when they are written again as PNG, relative to it -> the image.
+    """Names (relative to the folder) under which images below it are written again as PNG -> the image.
 
     Raises OamlError when two would be written under one name.
     """
@@ -147,7 +147,7 @@ def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
 
 
 def name_of(image: Image) -> str:
-    """What a picture is called in errors: its path, where it has one."""
+    """What an image is called in errors: its path, where it has one."""
     if isinstance(image, str | os.PathLike):
         return os.fspath(image)
     return getattr(image, "filename", "") or "the image"
@@ -161,7 +161,7 @@ def printable(text: str) -> str:
 def read_photograph(image: Image) -> np.ndarray:
     """Read a photograph of any size, turned upright as its EXIF entry says, as RGB uint8 [H,W,3].
 
-    Grey, 16-bit and transparent pictures are treated as by `read_image`. An array is taken as it is: uint8 [H,W,3] in RGB order
+    Grey, 16-bit and transparent images are treated as by `read_image`. An array is taken as it is: uint8 [H,W,3] in RGB order
     (what OpenCV reads is BGR: `image[..., ::-1]`).
 
     Raises:
@@ -171,7 +171,7 @@ def read_photograph(image: Image) -> np.ndarray:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise OamlError(
-                f"{name}: is {image.dtype} {list(image.shape)}, a picture is uint8 [height, width, 3] in RGB order; convert it"
+                f"{name}: is {image.dtype} {list(image.shape)}, an image is uint8 [height, width, 3] in RGB order; convert it"
             )
         return np.ascontiguousarray(image)
     return np.ascontiguousarray(_as_rgb(_decode(image, upright=True), name))
@@ -200,7 +200,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     if mask.ndim == 3:
         colour = mask[..., :3]
         if (colour != colour[..., :1]).any():
-            raise OamlError(f"{path}: is a colour picture, a mask is grey (white where the face shows)")
+            raise OamlError(f"{path}: is a colour image, a mask is grey (white where the face shows)")
         mask = colour[..., 0]
     return mask.astype(np.float32) / np.iinfo(mask.dtype).max
 
@@ -235,4 +235,4 @@ def _pixels(opened: PILImage, upright: bool) -> np.ndarray:
         opened = opened.convert("RGBA" if "transparency" in opened.info or "A" in opened.mode else "RGB")
     elif opened.mode not in ("L", "RGB", "RGBA"):
         opened = opened.convert("RGB")
-    return np.array(opened)  # a copy: a view of the picture could not be written to
+    return np.array(opened)  # a copy: a view of the image could not be written to

@@ -1,7 +1,7 @@
-"""Drawn maps, and what every picture shares. A picture is written whole or not at all, and keeps no global state.
+"""Drawn maps, and what all figures share. A figure is written whole or not at all, and matplotlib's global state is left alone.
 
 Colours are those of Okabe & Ito (2008), which people with any kind of colour vision can tell apart. Maps use `cividis`,
-which grows in lightness: bright = the face shows, dark = occluded.
+whose lightness grows with the value: bright = the face shows, dark = occluded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
 GREY = "#595959"
 MAP_STYLE: dict[str, Any] = {"cmap": "cividis", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
-"""For `imshow`."""
+"""Arguments of `imshow` for maps."""
 
 MapRow = tuple[np.ndarray, "np.ndarray | None", np.ndarray]
 """Image, true map or None, predicted map; see `draw_map_sheet`."""
@@ -31,13 +31,13 @@ MapRow = tuple[np.ndarray, "np.ndarray | None", np.ndarray]
 def draw_map_sheet(
     path: str | Path, rows: Sequence[MapRow], *, title: str = "", names: Sequence[str] | None = None
 ) -> Path:
-    """Write faces beside their maps: image, true map, predicted map, and what that lets count.
+    """Write faces beside their maps: image, true map, predicted map, and the image darkened where that says occluded.
 
     Args:
         path: PNG to write.
         rows: (image, true map, predicted map) each. Image: RGB [H,W,3], uint8 or float in [0,1]. Maps: [h,w]
             of any size in [0,1], 1 where the face shows; the true one None where it isn't known.
-        title: of the whole picture.
+        title: of the whole figure.
         names: one short label a row.
 
     Raises:
@@ -55,7 +55,7 @@ def draw_map_sheet(
     # square and all equal, which automatic layouts don't keep beside a colour bar.
     blocks = 1 if len(rows) <= 4 else 2
     height = math.ceil(len(rows) / blocks)
-    heads = ("image", "true map", "predicted map", "what counts")
+    titles = ("image", "true map", "predicted map", "what counts")
     cell, gap, top, side = 1.05, 0.08, 0.75, 0.2 if names is None else 0.95
     block_width = side + 4 * (cell + gap) + 0.1
     size = (blocks * block_width + 1.0, top + height * (cell + gap) + 0.1)
@@ -69,20 +69,20 @@ def draw_map_sheet(
         block, row = divmod(index, height)
         left, down = block * block_width + side, top + row * (cell + gap)
         cells = [place(left + k * (cell + gap), down, cell, cell) for k in range(4)]
-        picture = image / 255.0 if image.dtype == np.uint8 else np.clip(image, 0, 1)
-        cells[0].imshow(picture)
+        face = image / 255.0 if image.dtype == np.uint8 else np.clip(image, 0, 1)
+        cells[0].imshow(face)
         if true is None:
             cells[1].text(0.5, 0.5, "not known", ha="center", va="center", color=GREY, fontsize=8)
             cells[1].set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         else:
             cells[1].imshow(true, **MAP_STYLE)
         cells[2].imshow(predicted, **MAP_STYLE)
-        cells[3].imshow(_faded(picture, predicted))
+        cells[3].imshow(_darkened(face, predicted))
         for axes in cells:
             axes.axis("off")
         if row == 0:
-            for axes, head in zip(cells, heads, strict=True):
-                axes.set_title(head, fontsize=9)
+            for axes, column in zip(cells, titles, strict=True):
+                axes.set_title(column, fontsize=9)
         if names is not None:
             cells[0].text(
                 -0.06, 0.5, names[index], transform=cells[0].transAxes, ha="right", va="center", fontsize=8
@@ -96,13 +96,13 @@ def draw_map_sheet(
     return save_figure(figure, path)
 
 
-def _faded(picture: np.ndarray, visibility: np.ndarray) -> np.ndarray:
-    """The picture, darkened where the map says occluded; cells stay visible as cells."""
+def _darkened(face: np.ndarray, visibility: np.ndarray) -> np.ndarray:
+    """The face, darkened where the map says occluded, cell by cell without smoothing."""
     rows, columns = (
         np.minimum(np.arange(size) * cells // size, cells - 1)
-        for size, cells in zip(picture.shape[:2], visibility.shape, strict=True)
+        for size, cells in zip(face.shape[:2], visibility.shape, strict=True)
     )
-    return picture * visibility[rows][:, columns, None]
+    return face * visibility[rows][:, columns, None]
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

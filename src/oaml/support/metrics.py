@@ -159,9 +159,9 @@ def eer(scores: np.ndarray, same: np.ndarray) -> float:
 
 
 def rank1_hits(scores: np.ndarray, probe_labels: np.ndarray, gallery_labels: np.ndarray) -> np.ndarray:
-    """Which probes are found: their person's best gallery image scores above every other person's.
+    """Which probes have their person at rank 1: the best image of that person scores above all images of other people.
 
-    A tie is a miss, so that a score that says the same for everybody finds nobody.
+    A tie is a miss, so that a score that is the same for all pairs has no hits.
 
     Args:
         scores: [P,G], larger = more similar.

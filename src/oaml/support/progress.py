@@ -1,4 +1,4 @@
-"""A progress bar on stderr for what a person waits for."""
+"""A progress bar on stderr for work that takes seconds or longer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(label: str | None, count: int, done: int = 0) -> Iterator[Callable[[int], object]]:
-    """Give a function that says how many more are done.
+    """A progress bar, as a function to be called with the number of items that were finished since the last call.
 
     Args:
-        label: what is counted; None shows nothing.
-        count: of all.
-        done: of them before this began.
+        label: shown beside the bar; None shows no bar.
+        count: of all items.
+        done: number of items that were finished before.
     """
     if label is None:
         yield lambda _: None

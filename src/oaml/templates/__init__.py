@@ -1,1 +1,1 @@
-"""What is kept of a face: in a byte a number, in files, of whole folders."""
+"""What is kept of a face: quantised to int8, in files, of whole folders of images."""

@@ -1,8 +1,8 @@
-"""`oaml embed`: a folder of aligned faces to one file of int8 templates, with every core busy and in constant memory.
+"""`oaml embed`: turn a folder of aligned faces into one file of int8 templates, with every core busy and in constant memory.
 
-Readers decode images ahead; on a CPU every core then takes batches of its own on one thread, which is faster than all cores on one
-batch, through a network whose batch normalisation is folded into its convolutions. Faces are written in their order, so that a run
-that was killed goes on where it stopped and ends with the same bytes.
+Threads decode images ahead. On a CPU every core then takes batches of its own on one thread, which is faster than all cores on one
+batch. Batch normalisation is folded into the convolutions. Faces are written in their order, so that a run that was killed goes on
+where it stopped and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from oaml.errors import OamlError
 from oaml.inference import as_input, load_model
+from oaml.kernels import Precision
 from oaml.kernels.threads import one_thread_each
 from oaml.support.files import FACE_SIZE, list_images, read_image
 from oaml.support.progress import progress
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
     from oaml.model import Model
     from oaml.templates.quantised import QuantisedTemplates
 
-Precision = Literal["float32", "bfloat16"]
-BATCH = 16
-READERS = 2
-WRITTEN = 16  # batches between two writes, which wait for the disk
+FACES_A_PASS = 16
+READERS = 2  # threads that decode images
+PASSES_A_WRITE = 16  # a write waits for the disk
 
 
 def embed(
@@ -47,9 +47,9 @@ def embed(
     Until it is complete the file is called OUT.partial. The same command goes on with it after a kill; it refuses where the model,
     an option, or the name, size or date of any image has changed. Templates differ from those of `Model.extract` by the rounding
     to int8 alone (cosine of the embeddings above .9998). With bfloat16, on a machine that has instructions for it, it takes a bit
-    more than half the time, and that cosine is above .999: what the fused score accepts hardly changes, what the plain cosine
-    accepts of covered faces changes by half a point. `oaml score` and `oaml evaluate` take the file in place of the images;
-    `docs/templates.md` says what it holds.
+    more than half the time, and that cosine is above .999: the TAR of the fused score hardly changes, that of the plain cosine by
+    half a point on occluded faces. `oaml score` and `oaml evaluate` take the file in place of the images; `docs/templates.md` says
+    what it holds.
 
     Example:
         oaml embed runs/adapted --images faces/ --out faces.safetensors
@@ -103,10 +103,10 @@ class FastExtractor:
     Args:
         model: in eval mode, on any device.
         bfloat16: let the network compute in it.
-        batch: faces a pass; depends on no other number, so that a template doesn't depend on the number of cores.
+        batch: faces a pass; the same on every machine, so that a template doesn't depend on the number of cores.
     """
 
-    def __init__(self, model: Model, bfloat16: bool, batch: int = BATCH) -> None:
+    def __init__(self, model: Model, bfloat16: bool, batch: int = FACES_A_PASS) -> None:
         from oaml.templates.folded import folded
 
         self.model, self.bfloat16, self.batch = folded(model), bfloat16, batch
@@ -131,7 +131,7 @@ class FastExtractor:
         """Templates of many images in their order, some hundreds at a time.
 
         Raises:
-            OamlError: an image can't be read; the templates before it have come by then, but for the last hundreds.
+            OamlError: an image can't be read. Up to some hundreds of templates before it are lost.
         """
         import torch
 
@@ -139,14 +139,14 @@ class FastExtractor:
 
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         groups = (paths[i : i + self.batch] for i in range(0, len(paths), self.batch))
-        found: list[QuantisedTemplates] = []
+        passes: list[QuantisedTemplates] = []
         for faces in _pipeline(groups, lambda group: np.stack([read(p) for p in group]), self, workers):
-            found.append(faces)
-            if len(found) == WRITTEN:
-                yield QuantisedTemplates.join(found)
-                found = []
-        if found:
-            yield QuantisedTemplates.join(found)
+            passes.append(faces)
+            if len(passes) == PASSES_A_WRITE:
+                yield QuantisedTemplates.join(passes)
+                passes = []
+        if passes:
+            yield QuantisedTemplates.join(passes)
 
 
 def _pipeline(
@@ -155,7 +155,7 @@ def _pipeline(
     work: Callable[[np.ndarray], QuantisedTemplates],
     workers: int,
 ) -> Iterator[QuantisedTemplates]:
-    """`work(read(group))` of every group in order; reading runs ahead of working, both a bounded way ahead of the caller."""
+    """`work(read(group))` of every group in order. Reading runs ahead of work and work ahead of the caller, by a bounded number."""
     waiting: deque[Future[QuantisedTemplates]] = deque()
     with one_thread_each(READERS) as readers, one_thread_each(workers) as pool:
         for group in groups:

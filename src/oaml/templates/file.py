@@ -32,16 +32,17 @@ if TYPE_CHECKING:
     from oaml.model import Model
     from oaml.template import Templates
 
-FORMAT = "oaml templates 1"
-KINDS = {torch.float32: "F32", torch.int8: "I8", torch.uint8: "U8"}
-COUNT = 8  # bytes of the counter of a partial file
-READ = 1000  # faces made float32 at a time
+FILE_FORMAT = "oaml templates 1"
+DTYPES = {torch.float32: "F32", torch.int8: "I8", torch.uint8: "U8"}
+"""Type of a tensor -> its name in safetensors."""
+COUNTER_BYTES = 8  # of the counter at the end of a partial file
+FACES_A_READ = 1000  # faces made float32 at a time
 
 
 def model_id(model: Model) -> str:
-    """16 hexadecimal digits that tell models with other templates apart.
+    """16 hexadecimal digits, the same for models that make the same templates.
 
-    Thresholds, and what is fitted for comparing, may change without making templates useless, and don't count.
+    Thresholds and the weights that only compare templates may change: what is stored stays of use, and the id stays the same.
     """
     config = model.config
     digest = hashlib.sha256(f"{config.net} {config.qaconv} {config.preprocessing} {config.flip}".encode())
@@ -75,7 +76,7 @@ class TemplateFile:
             )
 
     def faces(self, model: Model, paths: Sequence[str]) -> Templates:
-        """The templates of some images in float32, in this order; many lie in a temporary file.
+        """The templates of the listed images in float32, in this order; large fields lie in temporary files.
 
         Args:
             paths: one or more of the file's; another one is a KeyError.
@@ -88,16 +89,16 @@ class TemplateFile:
         self.need_model(model)
         place = {path: row for row, path in enumerate(self.paths)}
         rows = torch.tensor([place[path] for path in paths])
-        return gathered((self.templates[part].dequantised() for part in rows.split(READ)), len(rows))
+        return gathered((self.templates[part].dequantised() for part in rows.split(FACES_A_READ)), len(rows))
 
 
 def save(
     path: str | Path, templates: QuantisedTemplates, paths: list[str], model: str, model_name: str = ""
 ) -> Path:
-    """Write templates that are in memory; nothing is left behind on a failure.
+    """Write templates that are in memory. After a failure no part of the file is there.
 
     Args:
-        paths: one a face.
+        paths: of the images, one a face.
         model: id of the model, see `model_id`.
         model_name: what people call it, for messages.
 
@@ -132,7 +133,7 @@ def load(path: str | Path) -> TemplateFile:
     try:
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}
-            if facts.get("format") != FORMAT:
+            if facts.get("format") != FILE_FORMAT:
                 raise OamlError(f"{path}: is no file of templates of this version; {_REMEDY}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         paths = json.loads(bytes(tensors.pop("paths").numpy()))
@@ -149,18 +150,18 @@ _REMEDY = "write one with oaml embed MODEL --images DIR --out FILE"
 
 
 class Layout:
-    """Header and places of a file for as many faces as there are paths.
+    """Header of a file for one face a path, and where in the file every field begins.
 
     Args:
-        like: templates of any number of faces, which say how large one is.
-        facts: strings for the header.
+        like: templates of any number of faces, for the shapes of the fields.
+        facts: strings for the metadata in the header.
     """
 
     def __init__(self, like: QuantisedTemplates, paths: list[str], facts: dict[str, str]) -> None:
         self.paths = torch.frombuffer(bytearray(json.dumps(paths).encode()), dtype=torch.uint8)
         self.count = len(paths)
         listed = hashlib.sha256(self.paths.numpy().tobytes()).hexdigest()[:16]
-        entries: dict[str, Any] = {"__metadata__": {"format": FORMAT, "paths": listed, **facts}}
+        entries: dict[str, Any] = {"__metadata__": {"format": FILE_FORMAT, "paths": listed, **facts}}
         self.places: dict[str, tuple[int, int]] = {}  # where a field begins, and bytes of a face
         end = 0
 
@@ -168,7 +169,7 @@ class Layout:
             nonlocal end
             size = tensor.element_size() * torch.Size(shape).numel()
             entries[name] = {
-                "dtype": KINDS[tensor.dtype],
+                "dtype": DTYPES[tensor.dtype],
                 "shape": shape,
                 "data_offsets": [end, end + size],
             }
@@ -186,7 +187,7 @@ class Layout:
         self.size = len(self.header) + end
 
     def write(self, file: int, start: int, part: QuantisedTemplates) -> None:
-        """Put faces from number `start` on where they belong, and the paths with the first ones."""
+        """Write faces from number `start` on into an open file, and with the first ones the paths."""
         for name, values in part.stored().items():
             begin, size = self.places[name]
             data = values.cpu().contiguous().numpy().tobytes()
@@ -201,7 +202,7 @@ class PartialFile:
 
     Args:
         path: the file to be; FILE.partial lies beside it until `finish`.
-        layout: of all faces. Its header must be that of the file begun before, if there is one.
+        layout: of all faces. A partial file that is there must have the same header.
 
     Raises:
         OamlError: the file was begun with another model or other images or options; no room for it.
@@ -215,9 +216,9 @@ class PartialFile:
         else:
             self._begin()
         self._file = os.open(self.partial, os.O_RDWR)
-        tail = os.pread(self._file, COUNT, layout.size)
+        tail = os.pread(self._file, COUNTER_BYTES, layout.size)
         self.done = int.from_bytes(tail, "little")
-        """Faces that are there already."""
+        """Faces that have been written."""
 
     def write(self, part: QuantisedTemplates) -> None:
         """The next faces; on the disk when this returns."""
@@ -225,12 +226,12 @@ class PartialFile:
             self.layout.write(self._file, self.done, part)
             os.fsync(self._file)  # before the counter: it must not count what a failing machine lost
             self.done += len(part)
-            _write_all(self._file, self.done.to_bytes(COUNT, "little"), self.layout.size)
+            _write_all(self._file, self.done.to_bytes(COUNTER_BYTES, "little"), self.layout.size)
         except OSError as error:
             raise OamlError(f"{self.partial}: could not be written ({error.strerror}); free space") from error
 
     def finish(self) -> None:
-        """Give the file its name."""
+        """Rename the complete file to its final name."""
         if self.done != self.layout.count:
             raise ValueError(f"{self.done} faces written, expected {self.layout.count}")
         os.ftruncate(self._file, self.layout.size)
@@ -239,13 +240,13 @@ class PartialFile:
         os.replace(self.partial, self.path)
 
     def close(self) -> None:
-        """Leave what is there for another time."""
+        """Leave the partial file, to be continued another time."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def _begin(self) -> None:
-        size = self.layout.size + COUNT
+        size = self.layout.size + COUNTER_BYTES
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -264,7 +265,7 @@ class PartialFile:
         write_file(self.partial, write)
 
     def _check_same(self) -> None:
-        if self.partial.stat().st_size == self.layout.size + COUNT:
+        if self.partial.stat().st_size == self.layout.size + COUNTER_BYTES:
             with self.partial.open("rb") as file:
                 if file.read(len(self.layout.header)) == self.layout.header:
                     return

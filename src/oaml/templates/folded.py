@@ -1,7 +1,7 @@
 """A model for inference alone: every batch normalisation that follows a convolution becomes part of it.
 
-In eval mode normalising is a scale and a shift of each channel, and so are a convolution's weight and bias. The outputs are the
-same but for the last digits, and the network reads and writes its maps once less at every layer.
+In eval mode normalising is a scale and a shift of each channel, which the convolution's weight and bias can take in. The outputs
+are the same but for the last digits, and the network reads and writes its maps once less at every layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from oaml.model import Model
 def folded(model: Model) -> Model:
     """A copy of a model in eval mode that extracts the same templates faster; it can't be trained or saved.
 
-    What the joint embedding splits into cells, the output layer, stays as it is.
+    The normalisation in the output layer stays where `Backbone.cells` reads it.
     """
     model.need_eval()
     copy = deepcopy(model)
@@ -38,5 +38,5 @@ def _pairs(part: nn.Module) -> Iterator[tuple[str, str]]:
     if isinstance(part, nn.Sequential):
         names = [name for name, _ in part.named_children()]
         yield from pairwise(names)
-    # a second last stage has no first layer
+    # a branch has no first layer
     yield from (pair for pair in getattr(part, "folds", ()) if hasattr(part, pair[0]))

@@ -1,4 +1,4 @@
-"""Templates in a byte a number: what a gallery keeps of a face, a quarter of `oaml.template.Templates`.
+"""Templates quantised to int8: what a gallery keeps of a face, in a quarter of the bytes of `oaml.template.Templates`.
 
 Vectors are rounded to int8 with a scale each: one for the embedding and one for every cell, so that a faint cell keeps as many
 digits as a strong one. Shapes as in `oaml.template`: N faces, E embedding size, C channels on h x w matched cells. For E = C = 128
@@ -21,7 +21,7 @@ STORED = {"cell_embeddings": "contributions", "cell_embeddings_scale": "contribu
 
 @dataclass(frozen=True)
 class QuantisedTemplates:
-    """N faces; a number is its int8 times the scale of its vector."""
+    """N faces. A number is its int8 times the scale of its vector."""
 
     embedding: Tensor
     """int8 [N,E]."""
@@ -59,7 +59,7 @@ class QuantisedTemplates:
 
     @staticmethod
     def from_stored(tensors: dict[str, Tensor]) -> QuantisedTemplates:
-        """What `stored` gave. Raises ValueError where a field is missing or one too many."""
+        """The reverse of `stored`. Raises ValueError where a field is missing or unknown."""
         named = {field.name: STORED.get(field.name, field.name) for field in fields(QuantisedTemplates)}
         if set(named.values()) != tensors.keys():
             raise ValueError(f"fields {sorted(tensors)} instead of {sorted(named.values())}")
@@ -80,9 +80,9 @@ class QuantisedTemplates:
         """Round templates of any device.
 
         A number moves by at most half a step, 1/254 of the largest one of its vector; visibility by 1/510. Embedding and local
-        cells are scaled back to unit length besides, as long as they had it before. What the embedding of a cell loses is
-        given to its neighbour, for only sums over what two faces show are ever compared: a number there moves by up to half a
-        step of either cell, and the sum over all cells by half a step of the last one.
+        cells get scales that make them unit vectors again (zeros stay zeros). The rounding error of a per-cell embedding is carried
+        over to a neighbouring cell, because only sums over cells are ever compared: a number there moves by up to half a step of
+        either cell, and the sum over all cells by half a step of the last one.
         """
         embedding, _ = _rounded(templates.embedding, 1)
         local, _ = _rounded(templates.local, 1)
@@ -99,7 +99,7 @@ class QuantisedTemplates:
         )
 
     def dequantised(self) -> Templates:
-        """The same as float32, for every matcher."""
+        """The same as float32, which matchers take."""
         return Templates(
             embedding=self.embedding * self.embedding_scale[:, None],
             norm=self.norm,
@@ -117,7 +117,7 @@ def _rounded(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _rounded_in_sum(cells: Tensor) -> tuple[Tensor, Tensor]:
-    """[N,R,E] -> int8 of the same shape, scales [N,R]; cell by cell, each with what rounding took from the one before."""
+    """[N,R,E] -> int8 of the same shape, scales [N,R]; the rounding error of each cell is added to the next one."""
     side = round(cells.shape[1] ** 0.5)
     rounded, scales = (
         torch.empty_like(cells, dtype=torch.int8),
@@ -125,13 +125,12 @@ def _rounded_in_sum(cells: Tensor) -> tuple[Tensor, Tensor]:
     )
     lost = torch.zeros_like(cells[:, 0], dtype=torch.float32)
     for y in range(side):
-        for x in (
-            range(side) if y % 2 == 0 else reversed(range(side))
-        ):  # back and forth: the next cell is a neighbour
+        # back and forth: the next cell is a neighbour
+        for x in range(side) if y % 2 == 0 else reversed(range(side)):
             cell = y * side + x
-            wanted = cells[:, cell] + lost
-            rounded[:, cell], scales[:, cell] = _rounded(wanted, 1)
-            lost = wanted - rounded[:, cell] * scales[:, cell, None]
+            exact = cells[:, cell] + lost
+            rounded[:, cell], scales[:, cell] = _rounded(exact, 1)
+            lost = exact - rounded[:, cell] * scales[:, cell, None]
     return rounded, scales
 
 
