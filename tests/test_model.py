@@ -6,6 +6,7 @@ import copy
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -362,3 +363,28 @@ def test_fused_is_put_together_from_the_others(model: Model) -> None:
     torch.testing.assert_close(scores["joint"], model.joint.logit(compared.cosine, compared.unseen))
     fused = model.fusion(scores["joint"], scores["qaconv_visibility"], scores["cosine"].float(), compared)
     torch.testing.assert_close(scores["fused"], fused)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (("flip",), "no", "flip is 'no', no true or false"),
+        (("flip",), 1, "flip is 1, no true or false"),
+        (("net", "embedding_size"), True, "net.embedding_size is True, no whole number"),
+        (("net", "embedding_size"), 10**6, "embedding_size: 1000000 is not between 1 and 8,192"),
+        (("net", "occlusion_context"), "false", "net.occlusion_context is 'false', no true or false"),
+        (("licence",), None, "licence is None, no text"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(
+    tmp_path: Path, key: tuple[str, ...], value: Any, message: str
+) -> None:
+    folder = Model(ModelConfig(net=NetConfig(architecture="ir_mini", embedding_size=16))).save(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    place = config
+    for part in key[:-1]:
+        place = place[part]
+    place[key[-1]] = value
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(OamlError, match=re.escape(message)):
+        Model.load(folder)

@@ -208,7 +208,7 @@ def test_numbers_that_round_to_the_same_are_told_apart() -> None:
 
 @pytest.mark.parametrize("key", ["0.001", "1e-3", "0.0010"])
 def test_a_rate_is_a_number_and_no_spelling(key: str) -> None:
-    threshold = fitted_threshold(ModelConfig(thresholds={key: 0.0, "0.01": 1.0}), 0.001)
+    threshold = fitted_threshold(ModelConfig(thresholds={key: 0.0, "0.01": -1.0}), 0.001)
     assert threshold is not None
     assert (threshold.value, threshold.far, threshold.fitted_on) == (0.0, 0.001, None)
 
@@ -427,3 +427,9 @@ def test_help_imports_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0
     assert not {"torch", "matplotlib", "rich", "cv2", "lightning"} & set(result.stdout.split())
+
+
+def test_thresholds_that_fall_with_the_rate_are_damaged() -> None:
+    config = ModelConfig(thresholds={"0.01": 2.0, "0.001": 1.0})
+    with pytest.raises(OamlError, match=r"a smaller false-accept rate has a lower one; copy the model again"):
+        fitted_threshold(config, 0.01)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import sys
 import tarfile
 import types
@@ -443,3 +444,47 @@ def test_published_mobilefacenet_recognises_people(name: str, architecture: str,
     truth = torch.arange(len(cosine)) < len(same)
     accuracy = max(((cosine > t) == truth).float().mean().item() for t in cosine.tolist())
     assert accuracy >= least
+
+
+def changed(change: str) -> dict[str, Tensor]:
+    """A small network with one fault."""
+    state = build_backbone(NetConfig("ir_18", 16)).state_dict()
+    name = "output_layer.3.weight"
+    if change == "a number shown as many":
+        state[name] = torch.zeros(1).expand(16, 25088)
+    elif change == "an embedding of a million numbers":
+        state[name] = torch.zeros(10**6, 1)
+    elif change == "no number":
+        state[name] = state[name].clone()
+        state[name][0, 0] = torch.nan
+    elif change == "int8":
+        state["output_layer.3.bias"] = torch.zeros(16, dtype=torch.int8)
+    else:
+        state["output_layer.3.bias"] = torch.zeros(16, dtype=torch.complex64)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("a number shown as many", "'output_layer.3.weight' is not a tensor by name"),
+        ("an embedding of a million numbers", "an embedding of 1,000,000 numbers"),
+        ("no number", "output_layer.3.weight holds 1 numbers that are not finite"),
+        ("int8", "output_layer.3.bias holds torch.int8, weights are floating-point numbers"),
+        ("complex", "output_layer.3.bias holds torch.complex64, weights are floating-point numbers"),
+    ],
+)
+def test_weights_that_are_none_are_refused_before_anything_is_built(
+    tmp_path: Path, change: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(changed(change), tmp_path / "weights.pth")
+    made: list[str] = []
+
+    def note(config: NetConfig) -> Any:
+        made.append(str(torch.get_default_device()))
+        return build_backbone(config)
+
+    monkeypatch.setattr("oaml.weights.build_backbone", note)
+    with pytest.raises(OamlError, match=re.escape(message)):
+        load_backbone(tmp_path / "weights.pth")
+    assert set(made) <= {"meta"}

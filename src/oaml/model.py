@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from huggingface_hub import ModelHubMixin
@@ -24,6 +24,9 @@ from oaml.weights import Preprocessing, load_backbone
 
 BLOCK_PROBES, BLOCK_GALLERY = 64, 512  # faces that a thread compares at a time in fused_above()
 CONFIG_FORMAT = 3  # of config.json; raised when an older reader would misread it
+
+
+TYPE_NAMES = {bool: "true or false", int: "whole number", str: "text"}
 
 
 @dataclass
@@ -327,6 +330,13 @@ def _read_config(path: Path) -> ModelConfig:
         unknown = raw.keys() - {f.name for f in fields(ModelConfig)}
         if unknown:
             raise OamlError(f"{path}: unknown keys {_named(unknown)}")
+        for group, values in (("", raw), *((f"{name}.", raw.get(name, {})) for name in parts)):
+            kinds = get_type_hints(parts[group[:-1]] if group else ModelConfig)
+            for name, value in values.items():
+                wanted = kinds.get(name)
+                # JSON has no other types, and Python counts any text as true and true as a number
+                if wanted in (bool, int, str) and type(value) is not wanted:
+                    raise OamlError(f"{path}: {group}{name} is {value!r}, no {TYPE_NAMES[wanted]}; mend it")
         return ModelConfig(
             **{name: parts[name](**value) if name in parts else value for name, value in raw.items()}
         )

@@ -43,6 +43,10 @@ Architecture = Literal[
 ]
 
 
+MOST_NUMBERS = 8192
+"""Of an embedding. Published ones have 512; more would take all memory before any weights are read."""
+
+
 @dataclass
 class NetConfig:
     """What a network is made of. Raises ValueError that names the field when a value is out of range."""
@@ -71,8 +75,8 @@ class NetConfig:
         if self.architecture not in BACKBONES:
             known = ", ".join(BACKBONES)
             raise ValueError(f"architecture: {self.architecture!r} is not one of {known}")
-        if self.embedding_size < 1:
-            raise ValueError(f"embedding_size: {self.embedding_size} is not positive")
+        if not 1 <= self.embedding_size <= MOST_NUMBERS:
+            raise ValueError(f"embedding_size: {self.embedding_size} is not between 1 and {MOST_NUMBERS:,}")
         if self.stage not in GRIDS:
             raise ValueError(f"stage: {self.stage!r} is neither 3 nor 4")
         if not 0 <= self.dropout < 1:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -23,7 +23,16 @@ import torch._utils as torch_utils
 from torch import Tensor
 
 from oaml.errors import OamlError, few
-from oaml.net import IR, Architecture, Backbone, IResNet, MobileFaceNet, NetConfig, build_backbone
+from oaml.net import (
+    IR,
+    MOST_NUMBERS,
+    Architecture,
+    Backbone,
+    IResNet,
+    MobileFaceNet,
+    NetConfig,
+    build_backbone,
+)
 
 
 @dataclass
@@ -163,10 +172,14 @@ def load_backbone(
     size = weights[embedding].shape[:1] if embedding in weights else ()
     if not size or size[0] < 1:
         raise OamlError(f"{incomplete}; missing: {prefix}{embedding}; use the published file")
+    if size[0] > MOST_NUMBERS:
+        raise OamlError(f"{incomplete}; an embedding of {size[0]:,} numbers; use the published file")
     config = NetConfig(cast(Architecture, network), size[0], dropout=kind.backbone.published_dropout)
 
-    backbone = build_backbone(config).eval()
-    ours = backbone.state_dict()
+    with torch.device(
+        "meta"
+    ):  # shapes alone: a file must not have memory allocated by what it says of itself
+        ours = build_backbone(config).state_dict()
     theirs = {key: _published(key, kind.names) for key in ours}
     missing = [prefix + name for name in theirs.values() if name not in weights]
     expected = set(theirs.values())
@@ -180,9 +193,32 @@ def load_backbone(
     if any(keys for _, keys in faults):
         listed = "; ".join(f"{what}: {few(keys)}" for what, keys in faults if keys)
         raise OamlError(f"{incomplete}; {listed}; use the published file")
-    backbone.load_state_dict({key: weights[name] for key, name in theirs.items()})
+    chosen = {key: weights[name] for key, name in theirs.items()}
+    need_numbers(path, chosen)
+    backbone = build_backbone(config).eval()
+    backbone.load_state_dict(chosen)
     source = f"{Path(path).name} ({kind.title})"
     return LoadedBackbone(backbone, config, preprocessing or kind.preprocessing, source)
+
+
+def need_numbers(path: str | Path, state: Mapping[str, Tensor], infinite: Collection[str] = ()) -> None:
+    """Raise OamlError for weights that are no real numbers, or not finite.
+
+    Args:
+        infinite: names that may hold infinity.
+    """
+    for name, values in state.items():
+        counter = name.endswith("num_batches_tracked")
+        if not (values.is_floating_point() or counter):
+            raise OamlError(
+                f"{path}: {name} holds {values.dtype}, weights are floating-point numbers; save the network unquantised"
+            )
+        bad = values.isnan() if name in infinite else ~values.isfinite()
+        if bad.any():
+            raise OamlError(
+                f"{path}: {name} holds {int(bad.sum())} numbers that are not finite; its training diverged or the file is damaged, "
+                "use another one"
+            )
 
 
 def _published(key: str, names: dict[str, str]) -> str:
@@ -239,12 +275,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def _is_plain(value: object) -> bool:
-    """A dense tensor with content; a pickle can hold sparse, quantised and meta ones as well."""
+    """A dense tensor with content; a pickle can hold sparse, quantised and meta ones as well, and a number shown as many."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
         and value.device.type == "cpu"
         and not value.is_quantized
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
     )
 
 

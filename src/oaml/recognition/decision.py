@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -152,6 +153,11 @@ def fitted_threshold(config: ModelConfig, far: float, source: str = "config.json
         ) from error
     if not stored:
         return None
+    ordered = [stored[rate] for rate in sorted(stored, reverse=True)]
+    if any(low > high for low, high in pairwise(ordered)):
+        raise OamlError(
+            f"{source}: thresholds in config.json are damaged: a smaller false-accept rate has a lower one; copy the model again"
+        )
     for known, value in stored.items():
         if math.isclose(known, far, rel_tol=1e-6):
             if not math.isfinite(value):
