@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 
 from oaml.errors import OamlError
-from oaml.support.files import list_images, read_image, read_mask, write_file, write_folder
+from oaml.support.files import list_images, read_image, read_mask, read_photograph, write_file, write_folder
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (112, 112, 3), dtype=np.uint8)
@@ -318,3 +320,51 @@ def test_foreign_folders_are_not_replaced(tmp_path: Path) -> None:
             write_folder(target, model_folder("one"))  # type: ignore[arg-type]
         one_line(caught, target, "no model folder")
     assert below(tmp_path) == ["file", "photographs", "photographs/a.jpg"]
+
+
+def test_numbers_from_0_to_1_are_a_mask_and_no_image(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 112 * 112, dtype=np.float32).reshape(112, 112)
+    Image.fromarray(values).save(tmp_path / "mask.tif")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.tif"), values)
+    with pytest.raises(OamlError, match=r"mask.tif: holds floating-point numbers.*8 or 16 bits"):
+        read_image(tmp_path / "mask.tif")
+    for wrong in (1.5, -0.1, np.nan):
+        values[3, 4] = wrong
+        Image.fromarray(values).save(tmp_path / "wrong.tif")
+        with pytest.raises(OamlError, match=r"wrong.tif: holds numbers outside 0 to 1"):
+            read_mask(tmp_path / "wrong.tif")
+
+
+def test_a_large_image_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("was decoded"))
+    for side in (10_100, 15_000):  # the latter Pillow itself refuses
+        path = tmp_path / f"{side}.png"
+        header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        chunk = b"IHDR" + header
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+            + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+        )  # fmt: skip
+        with pytest.raises(OamlError, match=r"png: has more than 100 megapixels; make it smaller"):
+            read_photograph(path)
+
+
+def test_a_damaged_image_is_named_whatever_its_decoder_raises(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((112, 112, 3), np.uint8)).save(tmp_path / "a.tif")
+    whole = (tmp_path / "a.tif").read_bytes()
+    rng = np.random.default_rng(0)
+    named: list[bool] = []
+    for _ in range(300):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(content), 4):
+            content[place if rng.random() < 0.3 else place % 200] = rng.integers(256)
+        content += bytes(rng.integers(0, 256, 3))
+        (tmp_path / "b.tif").write_bytes(content)
+        try:
+            read_photograph(tmp_path / "b.tif")
+        except OamlError as error:
+            named.append("b.tif: " in str(error))
+    assert len(named) > 30
+    assert all(named)

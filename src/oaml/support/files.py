@@ -23,6 +23,8 @@ Image: TypeAlias = Union[str, os.PathLike[str], bytes, np.ndarray, "PILImage"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FACE_SIZE = 112
+MOST_PIXELS = 100_000_000
+"""Of an image; decoded it takes three bytes for each. What a small file says of its size is asked before anything is decoded."""
 
 
 def write_file(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -179,6 +181,10 @@ def read_photograph(image: Image) -> np.ndarray:
 
 def _as_rgb(image: np.ndarray, path: str | Path) -> np.ndarray:
     """What `_decode` gives, as uint8 [H,W,3]."""
+    if image.dtype == np.float32:
+        raise OamlError(
+            f"{path}: holds floating-point numbers, whose black and white are not known; save it with 8 or 16 bits"
+        )
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     if image.ndim == 2:
@@ -191,10 +197,10 @@ def _as_rgb(image: np.ndarray, path: str | Path) -> np.ndarray:
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Read a visibility mask, 8 or 16 bit, as float32 [H,W] in [0,1] (1 = visible).
+    """Read a visibility mask, 8 or 16 bit or numbers from 0 to 1, as float32 [H,W] in [0,1] (1 = visible).
 
     Raises:
-        OamlError: missing, unreadable, or colour channels that differ (not a mask).
+        OamlError: missing, unreadable, colour channels that differ (not a mask), or a number outside [0,1].
     """
     mask = _decode(Path(path))
     if mask.ndim == 3:
@@ -202,11 +208,17 @@ def read_mask(path: str | Path) -> np.ndarray:
         if (colour != colour[..., :1]).any():
             raise OamlError(f"{path}: is a colour image, a mask is grey (white where the face shows)")
         mask = colour[..., 0]
+    if mask.dtype == np.float32:
+        if not ((mask >= 0) & (mask <= 1)).all():
+            raise OamlError(
+                f"{path}: holds numbers outside 0 to 1; save it with 1 where the face shows and 0 elsewhere"
+            )
+        return mask
     return mask.astype(np.float32) / np.iinfo(mask.dtype).max
 
 
 def _decode(image: str | os.PathLike[str] | bytes | PILImage, upright: bool = False) -> np.ndarray:
-    """uint8 or uint16 array, [H,W] or [H,W,3|4] in RGB order; `upright` obeys the orientation that EXIF states."""
+    """uint8, uint16 or (grey alone) float32 [H,W] or [H,W,3|4] in RGB order; `upright` obeys the orientation that EXIF states."""
     import PIL.Image
 
     name = name_of(image)
@@ -217,18 +229,28 @@ def _decode(image: str | os.PathLike[str] | bytes | PILImage, upright: bool = Fa
         return _pixels(image, upright)
     except FileNotFoundError:
         raise OamlError(f"{name}: no such image") from None
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except (OamlError, MemoryError):
+        raise
+    except PIL.Image.DecompressionBombError:
+        raise OamlError(
+            f"{name}: has more than {MOST_PIXELS / 1e6:.0f} megapixels; make it smaller"
+        ) from None
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
         raise OamlError(f"{name}: is not a readable image ({error}); replace or remove it") from error
 
 
 def _pixels(opened: PILImage, upright: bool) -> np.ndarray:
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
+    if opened.width * opened.height > MOST_PIXELS:
+        raise Image.DecompressionBombError
     opened.load()
     if upright:
         opened = ImageOps.exif_transpose(opened)
     if opened.mode in ("I;16", "I;16B", "I;16L", "I"):
         return np.clip(np.asarray(opened), 0, 65535).astype(np.uint16)
+    if opened.mode == "F":
+        return np.array(opened, np.float32)
     if opened.mode == "1":
         opened = opened.convert("L")
     elif opened.mode in ("LA", "PA", "P"):
