@@ -333,3 +333,35 @@ def test_two_faces_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str
         Image.fromarray(draw_face(1, 0)).save(tmp_path / "source" / name)
     assert main(["align", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 1
     assert "same name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("does", "fault"),
+    [
+        ("import os; os.abort()", "a process that ran it ended with -6"),
+        ("import time; time.sleep(60)", "a process that ran it gave no answer in 0.5 seconds"),
+    ],
+)
+def test_a_file_that_crashes_or_hangs_harms_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, fault: str
+) -> None:
+    monkeypatch.setattr(detect, "TRIAL", does)
+    monkeypatch.setattr(detect, "TRIAL_SECONDS", 0.5 if "sleep" in does else 20)
+    monkeypatch.setenv("OAML_HOME", str(tmp_path / "home"))
+    (tmp_path / "bad.onnx").write_bytes(b"0" * 100)
+    with pytest.raises(OamlError, match=rf"bad.onnx: is no YuNet network in ONNX format \({fault}\)"):
+        detect.Detector(tmp_path / "bad.onnx")
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_file_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "TRIAL", f"open({str(tmp_path / 'trials')!r}, 'a').write('x')")
+    monkeypatch.setenv("OAML_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("cv2.FaceDetectorYN.create", lambda *_: None)
+    (tmp_path / "a.onnx").write_bytes(b"0" * 100)
+    for _ in range(3):
+        detect.Detector(tmp_path / "a.onnx")
+    assert (tmp_path / "trials").read_text() == "x"
+    (tmp_path / "a.onnx").write_bytes(b"1" * 100)
+    detect.Detector(tmp_path / "a.onnx")
+    assert (tmp_path / "trials").read_text() == "xx"

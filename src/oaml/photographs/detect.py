@@ -8,7 +8,11 @@ and in the sizes at which its landmarks are best, and all that is said of one fa
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +20,8 @@ import numpy as np
 
 from oaml.errors import OamlError
 from oaml.photographs.align import similarity
-from oaml.support.download import place
-from oaml.support.files import FACE_SIZE
+from oaml.support.download import DOWNLOADS, home, place
+from oaml.support.files import FACE_SIZE, write_file
 
 LEAST = 0.4
 """Least confidence of a face, in [0,1]: what the surest face of a photograph must have."""
@@ -40,6 +44,14 @@ TURNED, FURTHER = 0.5, 0.02
 """A photograph is turned if that mean is at least so high in another direction, and so much higher than upright."""
 LEAST_EYES = 12.0
 """Pixels between the eyes below which a face is too small: down to 12 next to nothing is lost, below it more with every pixel."""
+
+
+TRIAL_SECONDS = 20.0
+TRIAL = (
+    "import sys, cv2, numpy as np; "
+    "network = cv2.FaceDetectorYN.create(sys.argv[1], '', (64, 64)); network.detect(np.zeros((64, 64, 3), np.uint8))"
+)
+"""What another process does with a detector that is not the known one."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,7 @@ class Detector:
         if not Path(path).is_file():
             raise OamlError(f"{path}: no such detector; `oaml download yunet` gets one")
         self.sides = tuple(sides)
+        _try_once(Path(path))
         try:
             self._network = cv2.FaceDetectorYN.create(
                 str(path), "", (320, 320), least, SAME_FACE_OVERLAP, 5000
@@ -183,6 +196,26 @@ class Detector:
         _, rows = self._network.detect(np.ascontiguousarray(shown))
         scale = shown.shape[1] / width, shown.shape[0] / height
         return [] if rows is None else [_face(row, *scale) for row in rows.astype(np.float64)]
+
+
+def _try_once(path: Path) -> None:
+    """Raise OamlError for a file that crashes or hangs a process which runs it: found out in another one, once per content."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    tried = home() / f"detector-{digest[:16]}.tried"
+    if digest == DOWNLOADS["yunet"].sha256 or tried.exists():
+        return
+    try:
+        command = [sys.executable, "-c", TRIAL, str(path)]
+        trial = subprocess.run(command, capture_output=True, timeout=TRIAL_SECONDS, check=False)
+        fault = f"a process that ran it ended with {trial.returncode}" if trial.returncode else None
+    except subprocess.TimeoutExpired:
+        fault = f"a process that ran it gave no answer in {TRIAL_SECONDS:g} seconds"
+    if fault:
+        raise OamlError(
+            f"{path}: is no YuNet network in ONNX format ({fault}); `oaml download yunet` gets one"
+        )
+    with suppress(OamlError):  # a home that can't be written to: it is tried again next time
+        write_file(tried, lambda temporary: temporary.write_text(digest))
 
 
 def _face(row: np.ndarray, x: float, y: float) -> Face:
