@@ -17,6 +17,7 @@ import torch
 
 from conftest import write_drawn_pairs
 from oaml import inference
+from oaml.datasets.people import hashed_names
 from oaml.errors import OamlError
 from oaml.evaluation import scoring
 from oaml.evaluation.protocols import labels, read_pairs
@@ -595,3 +596,15 @@ def test_folders_that_are_no_people_are_noted(work: Path, tmp_path: Path) -> Non
     assert "1 of 276 pairs disagree with the folders" in found.notes[0]
     assert found.verification is not None
     assert list(found.verification.conditions) == ["unoccluded"]
+
+
+def test_people_that_a_model_was_trained_on_are_warned_of(work: Path, tmp_path: Path) -> None:
+    model = Model.load(work / "model")
+    people = sorted(path.name for path in (work / "faces").iterdir())
+    model.config.training["people_hashed"] = hashed_names([*people[:2], "somebody else"])
+    folder = str(model.save(tmp_path / "model"))
+    options: dict[str, Any] = {"images": work / "faces", "pairs": work / "pairs.csv", "bootstrap": 0}
+    warned = evaluate(folder, out=tmp_path / "out", **options)
+    assert f"2 of {len(people)} people took part in the model's training or calibration" in warned.notes[0]
+    assert "people_hashed" not in (tmp_path / "out" / "report.json").read_text(encoding="utf-8")
+    assert not evaluate(str(work / "model"), out=tmp_path / "other", **options).notes

@@ -34,7 +34,7 @@ from oaml.data import (
     loader,
     sample,
 )
-from oaml.datasets.people import People
+from oaml.datasets.people import People, hashed_names
 from oaml.errors import OamlError
 from oaml.head import HeadConfig, build_head
 from oaml.inference import as_input
@@ -182,6 +182,7 @@ class OcclusionFace(L.LightningModule):
         self.best = -math.inf
         self.latest: tuple[Tensor, Tensor, Tensor] | None = None  # for the map pictures
         self.validation: Validation | None = None
+        self.people_hashed: list[str] = []
 
     def training_step(self, batch: Mapping[str, Mapping[str, Any]], batch_idx: int) -> Tensor:
         """One batch -> total loss. Seeds the process first, so that augmentation and dropout belong to the step."""
@@ -290,6 +291,7 @@ class OcclusionFace(L.LightningModule):
             "steps": self.global_step,
             "people": str(config.data.people or f"{config.data.drawn_people} drawn people"),
             "people_used": config.data.use,
+            "people_hashed": self.people_hashed,
             "masks": [str(folder) for folder in config.data.masks] or "drawn",
             "kinds": config.data.kinds,
             **({"validation": {k: round(v, 4) for k, v in results.items()}} if results else {}),
@@ -494,6 +496,7 @@ def train(config: TrainConfig) -> Path:
     sampler_class = GraphSampler if config.data.sampler == "graph" else PKSampler
     sampler = sampler_class(people.labels, config.data.identities, config.data.images, config.seed)
     module = OcclusionFace(config, build_model(config), len(people.people), sampler)
+    module.people_hashed = hashed_names(people.people)
     streams = Streams(config, people, sampler)
     if config.validate_every and (config.data.use == "train"):
         module.validation = Validation(config.data.load_people("calibrate"), config)

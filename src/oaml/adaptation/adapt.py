@@ -24,7 +24,7 @@ from torch import Tensor
 from oaml.adaptation.cache import NO_OCCLUDER, CachePlan, FeatureCache
 from oaml.adaptation.held_out import OCCLUDER_GROUPS, HeldOut, calibrate, scores, show, tars
 from oaml.datasets.masked import MaskedFolder
-from oaml.datasets.people import PeopleFolder, Split, split_name
+from oaml.datasets.people import PeopleFolder, Split, hashed_names, split_name
 from oaml.errors import OamlError
 from oaml.inference import to_device
 from oaml.losses import balanced_matching_loss, check_finite, distillation_loss, occlusion_loss
@@ -164,6 +164,8 @@ def adapt(
         backbone=_name(backbone),
         people=f"{len(trained.people)} people with {len(trained)} images of {_name(people)}",
         covers=f"drawn ({', '.join(occluders)}), style a in any material{real}",
+        use=use,
+        people_hashed=hashed_names([*trained.people, *held_out.people]),
         adapted=f"occlusion head, {'last stage, ' if last_stage else ''}matchers, {occlusion_steps} + {steps} steps, seed {seed}",
     )
     if licence:

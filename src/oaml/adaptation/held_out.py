@@ -281,8 +281,8 @@ def show(console: Console, table: Table, errors: dict[str, float], people: int) 
 
     fars = list(table[UNOCCLUDED]["cosine"])
     console.print(
-        f"{people} people held out: share of probes accepted (TAR) at FAR {' / '.join(fars)}, occluders of a style that was not "
-        "trained, thresholds of each row"
+        f"{people} people held out, on whom the thresholds were fitted too: share of probes accepted (TAR) at FAR "
+        f"{' / '.join(fars)}, occluders of a style that was not trained, thresholds of each row"
         if fars
         else "insufficient data: too few impostor pairs are held out to state a TAR",
         highlight=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -34,6 +34,11 @@ def person_of(path: str) -> str:
 def group_of(path: str, groups: int) -> int:
     """Number of the shared occluder that the person of an image wears, 0 to groups - 1."""
     return int.from_bytes(hashlib.sha256(person_of(path).encode()).digest()[:8], "big") % groups
+
+
+def hashed_names(people: Iterable[str]) -> list[str]:
+    """Ten digits for the name of every person, as a model keeps them of those who took part in its training."""
+    return sorted({hashlib.sha1(person.encode()).hexdigest()[:10] for person in people})
 
 
 class PeopleFolder:

@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 
 from oaml import __version__
-from oaml.datasets.people import person_of
+from oaml.datasets.people import hashed_names, person_of
 from oaml.errors import OamlError
 from oaml.evaluation import conditions, page
 from oaml.evaluation.conditions import IMPOSTOR_LIMIT, Measured, MeasuredFaces
-from oaml.evaluation.protocols import Pairs, labels, read_identification, read_pairs
+from oaml.evaluation.protocols import Identification, Pairs, labels, read_identification, read_pairs
 from oaml.evaluation.results import PAIR_CLASSES, UNOCCLUDED, DrawnOccluders, Report, Side
 from oaml.evaluation.summary import CURVE_FAR, PairStatistics, identification_result, with_all
 from oaml.evaluation.tables import SHORT, all_tables, condition_name, markdown, show
@@ -104,10 +104,14 @@ def evaluate(
     faces = MeasuredFaces(loaded, images, resize, batch_size, Occluder(seed, style, pictures))
     measured = conditions.measure(faces, listed, known, kinds, side, seed, precision)
 
+    trained = set(
+        loaded.config.training.pop("people_hashed", [])
+    )  # thousands of digits, of no use in a report
     report = Report(
         oaml=__version__,
         model=str(model),
         config=loaded.config,
+        notes=_took_part(trained, listed, known),
         arguments=arguments,
         occluders=DrawnOccluders(kinds, side, style, seed),
         maps=faces.maps,
@@ -117,7 +121,7 @@ def evaluate(
         verification = statistics.verification(protocol)
         report = replace(
             report,
-            notes=_notes(listed, measured),
+            notes=report.notes + _notes(listed, measured),
             verification=verification,
             frozen_threshold=statistics.frozen(loaded.config.thresholds),
             pair_classes=statistics.pair_classes(verification) if kinds else None,
@@ -177,6 +181,22 @@ def _check_pairs(file: Path, pairs: Pairs, protocol: str) -> None:
         raise OamlError(f"{file}: holds no {lacking}; measuring needs pairs of both classes")
     if protocol == "lfw" and len(pairs) < 10:
         raise OamlError(f"{file}: holds {len(pairs)} pairs; protocol lfw needs at least 10, one a fold")
+
+
+def _took_part(trained: set[str], pairs: Pairs | None, known: Identification | None) -> list[str]:
+    """A warning of people that the model was trained or calibrated on; `trained` holds their hashed names."""
+    paths = [] if pairs is None else [*pairs.path_a, *pairs.path_b]
+    paths += [] if known is None else [*known.gallery, *known.probes]
+    people = {person_of(path) for path in paths}
+    seen = sum(hashed_names([person])[0] in trained for person in people)
+    return (
+        [
+            f"{seen} of {len(people)} people took part in the model's training or calibration, by the names of their folders; "
+            "leave them out, for the figures on them are too good"
+        ]
+        if seen
+        else []
+    )
 
 
 def _notes(pairs: Pairs, measured: Measured) -> list[str]:
