@@ -351,6 +351,7 @@ def test_a_large_image_is_refused_before_it_is_decoded(
             read_photograph(path)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_damaged_image_is_named_whatever_its_decoder_raises(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((112, 112, 3), np.uint8)).save(tmp_path / "a.tif")
     whole = (tmp_path / "a.tif").read_bytes()
