@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,6 +257,80 @@ def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
         write_file(tmp_path / "a.txt", lambda p: p.write_text("x"))
     one_line(caught, tmp_path / "a.txt")
     assert below(tmp_path) == ["a.txt"]
+
+
+def test_what_is_private_is_so_from_its_first_byte(tmp_path: Path) -> None:
+    modes: list[int] = []
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("a face")
+        modes.append(temporary.stat().st_mode & 0o777)
+
+    path = write_file(tmp_path / "a", write, private=True)
+    assert [*modes, path.stat().st_mode & 0o777] == [0o600, 0o600]
+    assert write_file(tmp_path / "b", write).stat().st_mode & 0o077
+
+
+# --- the order in which things get to the disk
+
+
+def order(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """What is synced and renamed from now on, in this order."""
+    done: list[tuple[str, Path]] = []
+    real = {name: getattr(os, name) for name in ("fsync", "replace", "rename")}
+
+    def fsync(descriptor: int) -> None:
+        real["fsync"](descriptor)
+        done.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+
+    def renamed(name: str) -> Callable[[Path, Path], None]:
+        def rename(source: Path, target: Path) -> None:
+            real[name](source, target)
+            done.append(("rename", Path(target)))
+
+        return rename
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(os, name, renamed(name))
+    return done
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files are asked of /proc")
+def test_a_file_is_on_the_disk_before_its_name_and_its_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = order(monkeypatch)
+    path = write_file(tmp_path / "new" / "a.txt", lambda p: p.write_text("x"))
+    made, content, name, folder = done
+    assert made == ("sync", tmp_path)  # knows "new"
+    assert content == ("sync", path.with_name(f".a.{os.getpid()}.tmp.txt"))
+    assert (name, folder) == (("rename", path), ("sync", path.parent))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files are asked of /proc")
+def test_the_older_folder_goes_when_the_new_one_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    write_folder(folder, model_folder("old"))  # type: ignore[arg-type]
+    done = order(monkeypatch)
+    remove = shutil.rmtree
+
+    def rmtree(path: Path, **named: Any) -> None:
+        if path.exists():
+            done.append(("remove", path))
+        remove(path, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    write_folder(folder, model_folder("new"))  # type: ignore[arg-type]
+    renamed = done.index(("rename", folder))
+    removed = next(i for i, (what, _) in enumerate(done) if what == "remove")
+    new = done[renamed - 2][1]  # all of it before the renames
+    synced = {path.name for what, path in done[: renamed - 1] if what == "sync"}
+    assert {"config.json", "only_new", new.name} <= synced
+    assert ("sync", tmp_path) in done[renamed:removed]
+    assert done[-1] == ("sync", tmp_path)
 
 
 # --- writing a folder

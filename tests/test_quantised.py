@@ -125,6 +125,7 @@ def test_a_file_in_pieces_has_the_same_bytes(tmp_path: Path) -> None:
     piece.write(faces[2:])
     piece.finish()
     assert (tmp_path / "pieces").read_bytes() == whole
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}  # they are faces
 
 
 def test_another_model_does_not_continue_a_file(tmp_path: Path) -> None:

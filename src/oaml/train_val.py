@@ -52,7 +52,7 @@ from oaml.model import Model, ModelConfig
 from oaml.net import FaceOutput, NetConfig
 from oaml.occluders import occlude
 from oaml.qaconv import QAConvConfig
-from oaml.support.files import FACE_SIZE, write_file
+from oaml.support.files import FACE_SIZE, sync, write_file
 from oaml.support.metrics import auc, tar_at_far
 from oaml.template import Templates
 from oaml.visibility import mask_to_cells
@@ -457,7 +457,9 @@ def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
         temporary = path.with_name(".checkpoint.tmp.ckpt")
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
+            sync(temporary)
             temporary.replace(path)
+            sync(path.parent)
     else:
         write_file(path, trainer.save_checkpoint)
 

@@ -50,9 +50,9 @@ def write(store: Store, packing: Packing, file: Path) -> Path:
         assert out is not None
         out.finish()
 
-    write_file(file, write_templates)
+    write_file(file, write_templates, private=True)
     text = json.dumps({"format": EXPORT_FORMAT, **header, "faces": faces}, indent=1)
-    write_file(file.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_file(file.with_suffix(".json"), lambda at: at.write_text(text, encoding="utf-8"), private=True)
     return file
 
 

@@ -27,17 +27,44 @@ MOST_PIXELS = 100_000_000
 """Of an image; decoded it takes three bytes for each. What a small file says of its size is asked before anything is decoded."""
 
 
-def write_file(path: str | Path, write: Callable[[Path], object]) -> Path:
+def sync(path: str | Path) -> None:
+    """Return when a file's bytes, or the names in a folder, are on the disk and a power cut can't take them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder, and those above it that are missing, on the disk; one that is there is left as it is."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(mode, exist_ok=True)
+        sync(folder.parent)
+
+
+def write_file(path: str | Path, write: Callable[[Path], object], private: bool = False) -> Path:
     """Call `write(temporary)` and rename the result to `path`; on any failure nothing is left behind.
+
+    It is on the disk when this returns; a power cut before leaves what was there.
+
+    Args:
+        path: folders above it are made.
+        write: fills the file.
+        private: nobody but its owner may read it.
 
     Raises OamlError when the disk is full or the folder can't be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600 if private else 0o666))
         write(temporary)
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     except OSError as error:
         raise OamlError(
             f"{path}: could not be written ({error.strerror or error}); free space or choose another place"
@@ -49,7 +76,7 @@ def write_file(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
-    """Like `write_file` for a whole folder: the old one, if any, stays until the new one is complete.
+    """Like `write_file` for a whole folder: the old one, if any, stays until the new one is complete and on the disk.
 
     Only a folder that this library wrote (it holds a config.json) or an empty one is replaced; another one is refused.
     """
@@ -57,10 +84,12 @@ def write_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
     check_model_folder(folder)
     temporary = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         os.chmod(temporary, 0o755)
         write(temporary)
+        for path in (*temporary.rglob("*"), temporary):
+            sync(path)
         if folder.exists():
             old = temporary.with_name(temporary.name + ".old")
             os.rename(folder, old)
@@ -69,9 +98,11 @@ def write_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
             except OSError:
                 os.rename(old, folder)
                 raise
+            sync(folder.parent)  # before the old one goes
             shutil.rmtree(old, ignore_errors=True)  # the new one is in place: no reason to fail
         else:
             os.rename(temporary, folder)
+        sync(folder.parent)
     except OSError as error:
         raise OamlError(
             f"{folder}: could not be written ({error.strerror or error}); free space or choose another place"

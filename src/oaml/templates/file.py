@@ -6,8 +6,8 @@ Any reader of safetensors can open it. For N faces, embeddings of E numbers and 
 `oaml.templates.quantised.QuantisedTemplates`, and `paths`, the UTF-8 bytes of a JSON list. The metadata name the format, the
 model by its id and its name, and the paths by their digest. `docs/templates.md` says it in full.
 
-It can be written in pieces and continued after a kill, in constant memory: until it is complete it is called FILE.partial, has its
-final header and size, and eight more bytes at its end that count the faces written.
+Nobody but its owner may read it. It can be written in pieces and continued after a kill, in constant memory: until it is complete
+it is called FILE.partial, has its final header and size, and eight more bytes at its end that count the faces written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from oaml.errors import OamlError
-from oaml.support.files import write_file
+from oaml.support.files import make_folder, sync, write_file
 from oaml.templates.quantised import QuantisedTemplates
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def save(
             file.write(layout.header)
             layout.write(file.fileno(), 0, templates)
 
-    return write_file(path, write)
+    return write_file(path, write, private=True)
 
 
 def load(path: str | Path) -> TemplateFile:
@@ -238,6 +238,7 @@ class PartialFile:
         os.fsync(self._file)
         self.close()
         os.replace(self.partial, self.path)
+        sync(self.path.parent)
 
     def close(self) -> None:
         """Leave the partial file, to be continued another time."""
@@ -248,7 +249,7 @@ class PartialFile:
     def _begin(self) -> None:
         size = self.layout.size + COUNTER_BYTES
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
         except OSError as error:
             raise OamlError(f"{self.path}: could not be written ({error.strerror})") from error
         free = shutil.disk_usage(self.path.parent).free
@@ -262,7 +263,7 @@ class PartialFile:
                 file.write(self.layout.header)
                 file.truncate(size)
 
-        write_file(self.partial, write)
+        write_file(self.partial, write, private=True)
 
     def _check_same(self) -> None:
         if self.partial.stat().st_size == self.layout.size + COUNTER_BYTES:
