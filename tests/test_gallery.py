@@ -18,7 +18,7 @@ from PIL import Image
 from conftest import TwoFaces, group, small_model
 from oaml.datasets.drawn import draw_face
 from oaml.errors import OamlError
-from oaml.gallery import Gallery, store
+from oaml.gallery import Gallery, disk, store
 from oaml.gallery.answers import Candidate, judge
 from oaml.gallery.duplicates import duplicates
 from oaml.gallery.folder import Entry, changes
@@ -546,21 +546,24 @@ def test_nothing_stays_after_a_rename_either(large: Gallery) -> None:
     assert not any(holding(Path(large.path), pieces))
 
 
-@pytest.mark.parametrize("step", ["delete", "update", "create_index", "optimize"])
+@pytest.mark.parametrize("step", ["delete", "update", "drop_index", "create_index", "settle"])
 @pytest.mark.parametrize("after", [False, True])
 def test_an_interrupted_deletion_is_finished_by_the_next_opening(
     large: Gallery, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
 ) -> None:
     pieces = traces(large, "P1")
-    real: Callable[..., Any] = getattr(lancedb_table.LanceTable, step)
+    owner = disk if step == "settle" else lancedb_table.LanceTable
+    real: Callable[..., Any] = getattr(owner, step)
 
-    def interrupted(*args: Any, **named: Any) -> Any:
-        if after:
+    def interrupted(*args: Any, **named: Any) -> None:
+        begun = (Path(large.path) / "unfinished.lance").exists()
+        if after or not begun:
             real(*args, **named)
-        raise KeyboardInterrupt
+        if begun:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(lancedb_table.LanceTable, step, interrupted)
+        patch.setattr(owner, step, interrupted)
         with pytest.raises(KeyboardInterrupt):
             large.delete("P1")
     again = Gallery(large.path, large.recogniser)

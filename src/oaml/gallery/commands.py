@@ -11,7 +11,7 @@ from oaml.errors import OamlError
 from oaml.support.files import printable
 
 if TYPE_CHECKING:
-    from oaml.gallery.answers import Duplicates, SearchAnswer
+    from oaml.gallery.answers import Duplicates, Person, SearchAnswer
     from oaml.gallery.gallery import Gallery
     from oaml.recognition.tracks import Track
 
@@ -205,7 +205,18 @@ def gallery(
     people = opened.people()
     if json:
         print(dumps({"gallery": path, **done, "people": [person.to_dict() for person in people]}, indent=2))
-        return
+    else:
+        _print_people(path, done, people)
+    if delete or rename:
+        sys.stdout.flush()  # it is done; what follows makes searches of large galleries fast again
+        opened.index()
+
+
+def _options(*values: Any) -> list[tuple[str, Any]]:
+    return list(zip(("--delete", "--rename", "--export", "--restore", "--duplicates"), values, strict=True))
+
+
+def _print_people(path: str, done: dict[str, Any], people: list[Person]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -219,10 +230,6 @@ def gallery(
     for person in people:
         table.add_row(Text(printable(person.name)), str(person.faces), str(person.thumbnails))
     Console(highlight=False).print(table)
-
-
-def _options(*values: Any) -> list[tuple[str, Any]]:
-    return list(zip(("--delete", "--rename", "--export", "--restore", "--duplicates"), values, strict=True))
 
 
 def _print_duplicates(path: str, named: Duplicates) -> None:

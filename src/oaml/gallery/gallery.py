@@ -137,8 +137,8 @@ class Gallery:
                     added += len(crops)
             if not self._store or not self._store.count():
                 raise OamlError(f"{folder}: not one image could be enrolled; the first: {left_out[0]}")
-            if added:
-                self._store.tidy()
+            if added or todo.moved or todo.gone:
+                self._store.tidy(slow=True)
         return Enrolled(added, len(todo.gone), len(todo.moved), todo.kept, left_out)
 
     def _crop(self, image: Image) -> np.ndarray:
@@ -296,7 +296,8 @@ class Gallery:
 
         When this returns, no file of the gallery holds anything of their templates, vectors or thumbnails. An interrupted deletion
         is finished by whoever opens the gallery next. Exports and backups are not reached. All files that hold a face of theirs are
-        written anew, so it may take as long as copying the gallery does: name several people at once.
+        written anew, up to 4,096 faces each, and the indices are dropped: in a gallery of more than 100,000 faces searches take
+        longer until `index`.
 
         Raises:
             OamlError: nobody of one of the names; nobody is deleted then.
@@ -305,6 +306,15 @@ class Gallery:
             for person in people:
                 self._need_person(person)
             return self._store.change(_named(people))
+
+    def index(self) -> None:
+        """Build what makes searches fast in a gallery of more than 100,000 faces. Folders and imports do it by themselves.
+
+        Raises:
+            OamlError: no gallery yet, another process writes to it, or no room.
+        """
+        with self._store.writing():
+            self._store.tidy(slow=True)
 
     def picture(self, candidate: Candidate) -> np.ndarray | None:
         """The enrolled face of a candidate, uint8 RGB [112,112,3]: its thumbnail, or cut from its file where that is unchanged.
@@ -357,7 +367,7 @@ class Gallery:
             for rows in exported.tables(known):
                 self._store.add(rows)
                 added += len(rows)
-            self._store.tidy()
+            self._store.tidy(slow=True)
         return Enrolled(added=added, kept=len(exported.templates.paths) - added)
 
     # --- what all of it needs

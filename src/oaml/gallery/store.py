@@ -1,12 +1,13 @@
 """Where a gallery lies: one LanceDB table with a row a face, on a disk or in object storage.
 
-Lance never changes a file. Deleting marks rows and leaves their bytes where they are, in old versions, in indices and, until a
-tenth of a file is marked, after `optimize` too. A gallery that deletes people has to do better, so every change of rows writes
-all rows beside them anew, builds the indices again and removes every older version. What is left to do is written down first, and
-the next one who opens the gallery finishes it.
+Lance never changes a file. Deleting marks rows and leaves their bytes where they are: in old versions, in indices and in the files
+of the rows beside them. A gallery that deletes people has to do better, so a change of rows writes those files anew that hold them,
+drops the indices and removes every older version. What is left to do is written down first, and the next one who opens the gallery
+finishes it.
 
-One process writes at a time and others wait for it; any number may read meanwhile. In object storage nothing can be locked: there
-it is for whoever runs the writers to have one.
+Whatever was written is on the disk before this says so, and before anything older is removed (`disk.py`). One process writes at a
+time and others wait for it; any number may read meanwhile. In object storage nothing can be locked or has to be synced: there it is
+for whoever runs the writers to have one.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import numpy as np
+
 from oaml.errors import OamlError, command, missing_package
+from oaml.gallery import disk
+from oaml.support.files import make_folder, sync
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from filelock import FileLock
+    from lancedb.db import DBConnection
     from lancedb.query import LanceVectorQueryBuilder
     from lancedb.table import Table
 
@@ -35,7 +41,13 @@ LOCK = ".lock"
 WAIT_SECONDS = 10.0
 """Seconds that a writer waits for another one."""
 INDEXED_FROM = 20_000
-"""Faces from which on an index is worth having: below, a scan of all vectors takes milliseconds."""
+"""Faces from which on an index is worth having: a scan of so many vectors takes milliseconds."""
+INDEXED_AT_ONCE = 100_000
+"""Faces up to which an index is built while somebody waits: it takes seconds."""
+ROWS = 4096
+"""Faces a file: a deletion writes one of them anew."""
+SMALL_FILES = 64
+"""Files more than needed from which on small ones are put together."""
 CELL = 4096
 """Faces a cell of the index."""
 PROBED = 0.85
@@ -60,7 +72,7 @@ class Store:
 
     def __init__(self, place: str | Path) -> None:
         try:
-            import lancedb
+            import lancedb  # noqa: F401
         except ImportError as error:
             raise missing_package("lancedb") from error
         # lance keeps two cores free, and of two it uses one: then a first search, which reads an index, takes a half longer
@@ -68,26 +80,36 @@ class Store:
         self.place = str(place)
         self._table: Table | None = None
         self._local = None if "://" in self.place else Path(self.place)
+        if self.place.startswith("file://"):
+            self._local = Path(self.place.removeprefix("file://"))
         self._lock: FileLock | None = None
+        self._database: DBConnection | None = None
         if self._local is not None and not self._made():
             if self._local.exists() and (
                 not self._local.is_dir() or any(path.name != LOCK for path in self._local.iterdir())
             ):
                 raise OamlError(f"{place}: exists and is no gallery; choose another name")
-            self._database = None
             return
         try:
-            self._database = lancedb.connect(self.place, read_consistency_interval=timedelta(0))
-            tables = self._database.list_tables().tables
-            if FACES in tables:
-                self._table = self._database.open_table(FACES)
-            if UNFINISHED in tables:
-                with suppress(Busy), self.writing(0):
-                    pass  # whoever begins to write finishes what is written down
+            if self._unfinished():
+                with (
+                    suppress(OamlError),
+                    self._locked(0),
+                ):  # else whoever writes does it, or can do it another time
+                    self._recover()
+            if self._local is None or self._made():
+                self._open()
         except (RuntimeError, ValueError, OSError) as error:
             raise OamlError(
                 f"{place}: the gallery can't be opened ({_brief(error)}); restore it from an export, or enrol into a new one"
             ) from error
+
+    def _open(self) -> None:
+        import lancedb
+
+        self._database = lancedb.connect(self.place, read_consistency_interval=timedelta(0))
+        if FACES in self._database.list_tables().tables:
+            self._table = self._database.open_table(FACES)
 
     def __bool__(self) -> bool:
         """Whether there is a gallery yet."""
@@ -104,18 +126,34 @@ class Store:
             Busy: another one still writes.
             OamlError: the place can't be written to.
         """
+        with self._locked(WAIT_SECONDS if patience is None else patience):
+            opened = bool(self)
+            self._recover()
+            if self._local is not None and self and not opened:
+                self._table = None
+                raise Busy(f"{self.place}: another process has just made it; run this again")
+            try:
+                yield
+            except BaseException:
+                with suppress(OamlError, OSError, RuntimeError, ValueError):
+                    self._take_back()
+                raise
+
+    @contextmanager
+    def _locked(self, patience: float) -> Iterator[None]:
         if self._local is None:
-            self._finish_others()
             yield
             return
         from filelock import FileLock, Timeout
 
         new = not self._local.exists()
+        if self and not self._made():
+            raise OamlError(f"{self.place}: was moved or removed meanwhile; open it where it is now")
         try:
-            self._local.mkdir(parents=True, exist_ok=True)
+            make_folder(self._local, 0o700)
             if self._lock is None:
-                self._lock = FileLock(self._local / LOCK)
-            self._lock.acquire(timeout=WAIT_SECONDS if patience is None else patience)
+                self._lock = FileLock(self._local / LOCK, mode=0o600)
+            self._lock.acquire(timeout=patience)
         except Timeout:
             raise Busy(
                 f"{self.place}: another process writes to it; run this again when that one has ended"
@@ -123,9 +161,6 @@ class Store:
         except OSError as error:
             raise self._unwritable(error) from error
         try:
-            if not self and self._made():
-                raise Busy(f"{self.place}: another process has just made it; run this again")
-            self._finish_others()
             yield
         finally:
             self._lock.release()
@@ -140,12 +175,58 @@ class Store:
             f"{self.place}: could not be written ({_brief(error)}); free space or choose another place"
         )
 
-    def _made(self) -> bool:
-        return self._local is not None and (self._local / f"{FACES}.lance").is_dir()
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Turn what Lance and the disk say into one line."""
+        try:
+            yield
+        except (RuntimeError, ValueError, OSError) as error:
+            raise self._unwritable(error) from error
 
-    def _finish_others(self) -> None:
+    def _made(self) -> bool:
+        return self._local is not None and self._folder.is_dir()
+
+    @property
+    def _folder(self) -> Path:
+        assert self._local is not None
+        return self._local / f"{FACES}.lance"
+
+    def _unfinished(self) -> bool:
+        """Whether somebody writes, or was interrupted."""
+        if self._local is None:
+            self._open()
+            return self._database is not None and UNFINISHED in self._database.list_tables().tables
+        return disk.unsettled(self._folder) or (self._local / f"{UNFINISHED}.lance").is_dir()
+
+    def _recover(self) -> None:
+        """Under the lock: take back what somebody began and came to no end with, or finish it where it is written down."""
+        self._take_back()
         if self._database is not None and UNFINISHED in self._database.list_tables().tables:
             self._finish()
+
+    def _take_back(self) -> None:
+        """Under the lock: make everything what it was when it was last on the disk."""
+        if self._local is None or not self._made():
+            return
+        with self._changing():
+            disk.roll_back(self._folder)
+            self._table = None
+            if self._made():
+                self._open()
+                self._settle()
+
+    def _settle(self) -> None:
+        """Bring everything to the disk, then remove every older version."""
+        if self._local is not None:
+            disk.settle(self._folder, self._total("data_files"))
+            return
+        with warnings.catch_warnings():  # that other writers would suffer: there are none
+            warnings.simplefilter("ignore", UserWarning)
+            for _ in range(4):  # indexing comes last in it and leaves a version behind, once
+                self.table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
+                if len(self.table.list_versions()) == 1:
+                    return
+        raise Busy(f"{self.place}: another process writes to it; end that one and run this again")
 
     @property
     def table(self) -> Table:
@@ -169,21 +250,19 @@ class Store:
         """Make an empty gallery that states some facts."""
         import lancedb
 
-        try:
+        with self._changing():
             self._database = lancedb.connect(self.place, read_consistency_interval=timedelta(0))
             schema = schema.with_metadata({"oaml": json.dumps(facts)})
             self._table = self._database.create_table(FACES, schema=schema)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise self._unwritable(error) from error
+            if self._local is not None:
+                disk.make_durable(self._folder)
 
     def add(self, rows: pa.Table) -> None:
-        """More faces, all of them or none."""
-        try:
+        """More faces, all of them or none; on the disk when this returns."""
+        with self._changing():
             self.table.add(rows)
-        except (RuntimeError, OSError) as error:
-            raise OamlError(
-                f"{self.place}: could not be written ({_brief(error)}); free space and run it again"
-            ) from error
+            if self._local is not None:
+                self._settle()
 
     def count(self, where: str | None = None) -> int:
         """Faces, or those that a condition holds for."""
@@ -238,67 +317,100 @@ class Store:
             return 0
         assert self._database is not None
         task = {"where": where, "values": values, "files": sorted({number >> 32 for number in numbers})}
-        self._database.create_table(UNFINISHED, [{"task": json.dumps(task)}])
+        with self._changing():
+            self._database.create_table(UNFINISHED, [{"task": json.dumps(task)}])
+            if self._local is not None:
+                disk.make_durable(self._local / f"{UNFINISHED}.lance")
         self._finish()
         return len(numbers)
 
     def _finish(self) -> None:
-        """Do what is written down; every step may have been done before."""
+        """Do what is written down; all of it may have been done before."""
         assert self._database is not None
         try:
             (row,) = self._database.open_table(UNFINISHED).to_arrow().to_pylist()
+            task = json.loads(row["task"])
         except (RuntimeError, ValueError, OSError):
-            # written or removed by half: either nothing was begun, or everything is done but for the older versions
+            task = None  # half written, so nothing was begun; or half removed, and all is done
+        with self._changing():
+            if task is not None:
+                for index in self.table.list_indices():  # they keep what was deleted
+                    self.table.drop_index(index.name)
+                if task["values"] is None:
+                    self.table.delete(task["where"])
+                else:
+                    self.table.update(where=task["where"], values_sql=task["values"])
+                self._write_anew(task["files"])
             self.tidy()
             self._database.drop_table(UNFINISHED)
-            return
-        task = json.loads(row["task"])
-        if task["values"] is None:
-            self.table.delete(task["where"])
-        else:
-            self.table.update(where=task["where"], values_sql=task["values"])
-        # the number of a row begins with that of its file: what is left in the files gets new ones
-        ranges = " or ".join(f"(_rowid >= {n << 32} and _rowid < {(n + 1) << 32})" for n in task["files"])
-        self.table.update(where=ranges, values_sql={"person": "person"})
-        self._index(anew=True)
-        self.tidy()
-        self._database.drop_table(UNFINISHED)
+            if self._local is not None:
+                sync(self._local)
 
-    def tidy(self) -> None:
-        """Put small files together, index what is new, and remove every older version.
+    def _total(self, what: str) -> int:
+        """How many files or fragments the newest version has."""
+        return int(self.table.list_versions()[-1]["metadata"][f"total_{what}"])
 
-        Raises:
-            OamlError: older versions stay, for another process writes too.
-        """
-        self._index()
-        with warnings.catch_warnings():  # that other writers would suffer: there are none
-            warnings.simplefilter("ignore", UserWarning)
-            for _ in range(4):  # indexing comes last in it and leaves a version behind, once
-                self.table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
-                if len(self.table.list_versions()) == 1:
-                    return
-        raise Busy(f"{self.place}: another process writes to it; end that one and run this again")
-
-    def _index(self, anew: bool = False) -> None:
-        """Index every column that is looked for, where the gallery is large enough.
+    def tidy(self, slow: bool = False) -> None:
+        """Put small files together where there are many, index what is new, and remove every older version.
 
         Args:
-            anew: also those that are indexed, since an index keeps what was deleted.
+            slow: build indices in a gallery too where that takes more than seconds; without them a search takes longer.
+
+        Raises:
+            OamlError: no room; or, in object storage, older versions stay, for another process writes too.
         """
+        with self._changing():
+            self._put_together()
+            self._index(slow)
+            self._settle()
+
+    def _put_together(self) -> None:
+        if self._total("fragments") - self.count() // ROWS > SMALL_FILES:
+            numbers, counts = np.unique(self._row_numbers() >> 32, return_counts=True)
+            self._write_anew(numbers[counts < ROWS // 2].tolist())
+
+    def _row_numbers(self, where: str | None = None) -> np.ndarray:
+        """Of all rows or some, int64, sorted: the file's number times 2^32, and the place in the file."""
+        query = self.table.search().with_row_id(True).select(["person"])
+        query = query if where is None else query.where(where)
+        return np.sort(query.limit(self.count()).to_arrow()["_rowid"].to_numpy().astype(np.int64))
+
+    def _write_anew(self, files: Sequence[int]) -> None:
+        """Write the rows of some files into new ones of `ROWS` each; the old ones belong to no version then."""
+        if not files:
+            return
+        numbers = self._row_numbers(" or ".join(_between(n << 32, ((n + 1) << 32) - 1) for n in files))
+        for start in range(0, len(numbers), ROWS):
+            part = numbers[start : start + ROWS]
+            ends = np.flatnonzero(np.diff(part >> 32)) + 1
+            ranges = " or ".join(_between(rows[0], rows[-1]) for rows in np.split(part, ends))
+            self.table.update(where=ranges, values_sql={"person": "person"})
+
+    def _index(self, slow: bool) -> None:
+        """Index every column that is looked for, where the gallery is large enough."""
         from lancedb.index import BTree, IvfSq
 
         known = {column: index.name for index in self.table.list_indices() for column in index.columns}
         faces = self.count()
-        large = faces >= INDEXED_FROM
         for column in self.table.schema.names:
             if column != "person" and not column.startswith("vector"):
                 continue
-            if column in known and anew and not large:
-                self.table.drop_index(known[column])
-            elif large and (anew or column not in known):
+            if faces < INDEXED_FROM:
+                if column in known:
+                    self.table.drop_index(known[column])
+            elif (slow or faces <= INDEXED_AT_ONCE) and self._unindexed(known.get(column)) >= INDEXED_FROM:
                 cells = math.ceil(faces / CELL)
                 near = IvfSq(distance_type="l2", num_partitions=cells)
                 self.table.create_index(column, config=BTree() if column == "person" else near, replace=True)
+
+    def _unindexed(self, index: str | None) -> int:
+        """Rows that an index doesn't know, all of them where there is none: a search scans them."""
+        stats = None if index is None else self.table.index_stats(index)
+        return self.count() if stats is None else stats.num_unindexed_rows
+
+
+def _between(first: int, last: int) -> str:
+    return f"(_rowid >= {first} and _rowid <= {last})"
 
 
 def quoted(text: str) -> str:
