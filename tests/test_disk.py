@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from oaml.errors import OamlError
 from oaml.gallery import Gallery, store
 from oaml.gallery.folder import Entry
 from oaml.gallery.gallery import create
@@ -20,6 +25,7 @@ from oaml.template import Templates
 from oaml.templates.quantised import QuantisedTemplates
 
 pytest.importorskip("lancedb")
+FileLock = pytest.importorskip("filelock").FileLock
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files are asked of /proc"),
@@ -204,3 +210,173 @@ def test_a_power_cut_at_any_step_leaves_all_as_before_or_as_after(
             shutil.rmtree(left)
         shutil.rmtree(work)
         shutil.rmtree(tmp_path / "held")
+
+
+# --- other trouble
+
+
+def clock(tmp_path: Path) -> Path:
+    """A library that sets the clock of a process by OAML_CLOCK seconds."""
+    source, library = tmp_path / "clock.c", tmp_path / "clock.so"
+    source.write_text(
+        "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <stdlib.h>\n#include <time.h>\n"
+        "int clock_gettime(clockid_t which, struct timespec *now) {\n"
+        '  int (*real)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");\n'
+        "  int result = real(which, now);\n"
+        '  const char *by = getenv("OAML_CLOCK");\n'
+        "  if (by && which == CLOCK_REALTIME) now->tv_sec += atol(by);\n"
+        "  return result;\n}\n"
+    )
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no compiler")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+@pytest.mark.parametrize("years", [-1, 1])
+def test_a_wrong_clock_changes_nothing(place: Path, tmp_path: Path, years: int) -> None:
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from test_disk import *\n"
+        "now = time.time(); place = Path(sys.argv[2]); enrol(place, 'X', 50); Gallery(place).delete('C')\n"
+        "print(int(now)); print(Store(place).table.list_versions()[-1]['timestamp'].timestamp())"
+    )
+    named = {
+        **os.environ,
+        "LD_PRELOAD": str(clock(tmp_path)),
+        "OAML_CLOCK": str(years * 31_536_000),
+    }
+    wrong = subprocess.run(
+        [sys.executable, "-c", code, Path(__file__).parent, place], env=named, capture_output=True, text=True
+    )
+    assert wrong.returncode == 0, wrong.stderr
+    said, written = map(float, wrong.stdout.split())
+    assert abs(said - written) < 3600 * 24  # Lance had the wrong time too
+    assert abs(said - time.time()) > 10_000_000
+    assert names(place) == "ABDEFGHIJX"
+    enrol(place, "Y", 60)
+    Gallery(place).rename("A", "Z")
+    assert names(place) == "BDEFGHIJXYZ"
+    assert len(list(place.rglob("*.manifest"))) == 1
+
+
+def test_what_a_killed_writer_leaves_is_removed_by_the_next_one(place: Path) -> None:
+    table = place / "faces.lance"
+    left = [
+        table / "data" / ".tmpAb12",
+        table / "data" / f"{'0' * 24}{'a' * 26}.lance",
+        table / "_versions" / ".tmpX",
+    ]
+    for path in left:
+        path.write_bytes(b"a template")
+    before = [path for path in table.rglob("*") if path not in left]
+    with Store(place).writing():
+        assert not any(path.exists() for path in left)
+        left[0].write_bytes(b"a template")
+    assert names(place) == "ABCDEFGHIJ"
+    assert all(path.exists() for path in before)
+    enrol(place, "X", 50)
+    assert not left[0].exists()
+
+
+def full(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Let the disk be full after so many syncs, which is when it is known that there was no room."""
+    real, left = os.fsync, [after]
+
+    def fsync(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("operation", ["enrol", "delete", "rename", "import"])
+@pytest.mark.parametrize("after", [0, 3, 12])
+def test_a_full_disk_leaves_all_as_before(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, after: int
+) -> None:
+    enrol(tmp_path / "other", "KL", 90)
+    Gallery(tmp_path / "other").export(tmp_path / "e.safetensors")
+    call, result = OPERATIONS[operation]
+    with monkeypatch.context() as patch:
+        full(patch, after)
+        with pytest.raises(OamlError, match=r"No space left.*free space"):
+            call(place)
+        assert names(place) == "ABCDEFGHIJ"  # opening and reading need no room
+    again = names(place)
+    assert again in ("ABCDEFGHIJ", result)  # a change that was written down is finished now
+    if again != result:
+        call(place)
+    assert names(place) == result
+    enrol(place, "Q", 70)
+    assert {p.name for p in place.iterdir()} == {".lock", "faces.lance"}
+
+
+def test_a_folder_that_cannot_be_written_is_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_write_anew", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Gallery(place).delete("C")
+    assert (place / "unfinished.lance").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLock, "acquire", read_only)
+        assert names(place) == "ABCDEFGHIJ"  # the deletion waits for somebody who can write
+        vector = np.zeros(16, np.float32)
+        assert len(Store(place).nearest("vector_all", vector, 3, ["person"])) == 3
+        with pytest.raises(OamlError, match="Read-only file system"):
+            enrol(place, "X", 50)
+    assert names(place) == "ABDEFGHIJ"
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def read_only(*_: object, **__: object) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_a_folder_that_is_moved_while_open(place: Path, tmp_path: Path) -> None:
+    opened = Gallery(place)
+    place.rename(tmp_path / "elsewhere")
+    for call in (lambda: opened.delete("A"), lambda: opened.rename("A", "Z"), opened.people):
+        with pytest.raises(OamlError, match="moved or removed"):
+            call()
+    assert not place.exists()
+    assert names(tmp_path / "elsewhere") == "ABCDEFGHIJ"
+
+
+def test_only_the_owner_reads_a_gallery_and_an_export(place: Path, tmp_path: Path) -> None:
+    (place / "faces.lance" / "data").chmod(0o755)
+    place.chmod(0o755)  # as an older version made it
+    enrol(place, "X", 50)
+    Gallery(place).delete("C")
+    Gallery(place).export(tmp_path / "out" / "o.safetensors")
+    paths = [place, *place.rglob("*"), *(tmp_path / "out").iterdir()]
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {0o700}
+
+
+def test_small_files_are_put_together_and_large_ones_divided(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files() -> int:
+        return len(list((place / "faces.lance" / "data").iterdir()))
+
+    monkeypatch.setattr(store, "SMALL_FILES", 6)
+    for i in range(12):
+        enrol(place, "X", 50 + i)
+        assert files() <= 8
+    assert names(place) == "ABCDEFGHIJ" + 12 * "X"
+    monkeypatch.setattr(store, "ROWS", 4)
+    before = contents(place)
+    Gallery(place).delete("C")
+    assert files() >= 5
+    assert contents(place) == [row for row in before if row["person"] != "C"]
+
+
+def contents(place: Path) -> list[dict[str, object]]:
+    kept = Store(place)
+    return sorted(kept.rows(kept.table.schema.names).to_pylist(), key=lambda row: str(row["image"]))

@@ -51,14 +51,11 @@ def settle(table: Path, data_files: int) -> None:
     if found != data_files:
         raise ValueError(f"{newest.name} has {data_files} files of data, and {found} of these are there")
     new = sorted(kept - _files(table, older[-1])) if older else []
-    for path in new:
-        os.chmod(path, 0o600)
-        sync(path)
+    folders = [table.parent, table, *(path for path in sorted(table.rglob("*")) if path.is_dir())]
+    for path in (*folders, *kept):
+        os.chmod(path, 0o700 if path.is_dir() else 0o600)
     if new:
-        folders = [table, *(path for path in sorted(table.rglob("*")) if path.is_dir())]
-        for folder in folders:
-            os.chmod(folder, 0o700)
-        _sync_all((*folders, table.parent))
+        _sync_all((*new, *folders))
     for manifest in older[:-1]:
         manifest.unlink()
     if older:
@@ -70,11 +67,7 @@ def settle(table: Path, data_files: int) -> None:
 
 def make_durable(table: Path) -> None:
     """Bring a new table to the disk."""
-    for path in sorted(table.rglob("*")):
-        os.chmod(path, 0o700 if path.is_dir() else 0o600)
-        sync(path)
-    os.chmod(table, 0o700)
-    _sync_all((table, table.parent))
+    _sync_all((*table.rglob("*"), table, table.parent))
 
 
 def roll_back(table: Path) -> bool:
@@ -112,7 +105,7 @@ def _unmade(table: Path) -> bool:
 def _files(table: Path, manifest: Path) -> set[Path]:
     """Those of one version: their names, or the numbers in their names, are in the manifest as they are."""
     text = manifest.read_bytes()
-    kept = {manifest}
+    kept = {manifest, *(table / VERSIONS).glob(HINT)}
     for path in (path for kind in ("data", "_transactions") for path in (table / kind).glob("*")):
         if path.name.encode() in text:
             kept.add(path)
@@ -138,7 +131,7 @@ def _sweep(table: Path, kept: set[Path]) -> None:
     """Remove every file that isn't kept, and empty folders of indices."""
     changed: set[Path] = set()
     for path in [path for kind in KINDS for path in (table / kind).rglob("*") if not path.is_dir()]:
-        if path not in kept and path.name != HINT:
+        if path not in kept:
             path.unlink()
             changed.add(path.parent)
     for folder in [*(table / "_indices").glob("*")]:
@@ -149,6 +142,6 @@ def _sweep(table: Path, kept: set[Path]) -> None:
     _sync_all(sorted(changed))
 
 
-def _sync_all(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        sync(folder)
+def _sync_all(paths: Iterable[Path]) -> None:
+    for path in paths:
+        sync(path)

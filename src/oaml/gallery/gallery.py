@@ -419,7 +419,7 @@ class Gallery:
                 yield Entry(**row)
 
     def _people(self) -> int:
-        version = self._store.table.version
+        version = self._store.version
         if self._count is None or self._count[0] != version:
             names = self._store.rows(["person"])["person"]
             self._count = version, len(names.unique())

@@ -132,12 +132,8 @@ class Store:
             if self._local is not None and self and not opened:
                 self._table = None
                 raise Busy(f"{self.place}: another process has just made it; run this again")
-            try:
+            with self._or_as_before():
                 yield
-            except BaseException:
-                with suppress(OamlError, OSError, RuntimeError, ValueError):
-                    self._take_back()
-                raise
 
     @contextmanager
     def _locked(self, patience: float) -> Iterator[None]:
@@ -147,8 +143,7 @@ class Store:
         from filelock import FileLock, Timeout
 
         new = not self._local.exists()
-        if self and not self._made():
-            raise OamlError(f"{self.place}: was moved or removed meanwhile; open it where it is now")
+        self._check_place()
         try:
             make_folder(self._local, 0o700)
             if self._lock is None:
@@ -186,6 +181,10 @@ class Store:
     def _made(self) -> bool:
         return self._local is not None and self._folder.is_dir()
 
+    def _check_place(self) -> None:
+        if self._local is not None and self and not self._made():
+            raise OamlError(f"{self.place}: was moved or removed meanwhile; open it where it is now")
+
     @property
     def _folder(self) -> Path:
         assert self._local is not None
@@ -202,17 +201,31 @@ class Store:
         """Under the lock: take back what somebody began and came to no end with, or finish it where it is written down."""
         self._take_back()
         if self._database is not None and UNFINISHED in self._database.list_tables().tables:
-            self._finish()
+            with self._or_as_before():
+                self._finish()
+
+    @contextmanager
+    def _or_as_before(self) -> Iterator[None]:
+        """Take everything back where something fails."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OamlError, OSError, RuntimeError, ValueError):
+                self._take_back()
+            raise
 
     def _take_back(self) -> None:
         """Under the lock: make everything what it was when it was last on the disk."""
         if self._local is None or not self._made():
             return
         with self._changing():
-            disk.roll_back(self._folder)
-            self._table = None
-            if self._made():
-                self._open()
+            try:
+                disk.roll_back(self._folder)
+            finally:  # on a full disk too: reading goes on
+                self._table = None
+                if self._made():
+                    self._open()
+            if self:
                 self._settle()
 
     def _settle(self) -> None:
@@ -244,7 +257,12 @@ class Store:
     @property
     def facts(self) -> dict[str, Any]:
         """What `create` was given."""
-        return json.loads((self.table.schema.metadata or {})[b"oaml"])
+        return json.loads((self._read(lambda: self.table.schema).metadata or {})[b"oaml"])
+
+    @property
+    def version(self) -> int:
+        """Another number after every change."""
+        return self._read(lambda: self.table.version)
 
     def create(self, schema: pa.Schema, facts: dict[str, Any]) -> None:
         """Make an empty gallery that states some facts."""
@@ -270,9 +288,13 @@ class Store:
 
     def rows(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """Some columns of all faces, or of those that a condition holds for."""
-        query = self.table.search().select(list(columns))
-        query = query if where is None else query.where(where)
-        return self._read(lambda: query.limit(self.table.count_rows()).to_arrow())
+
+        def ask() -> pa.Table:
+            query = self.table.search().select(list(columns))
+            query = query if where is None else query.where(where)
+            return query.limit(self.table.count_rows()).to_arrow()
+
+        return self._read(ask)
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         """All faces, so many at a time. Nobody may write meanwhile.
@@ -286,10 +308,14 @@ class Store:
 
     def nearest(self, column: str, vector: Any, count: int, columns: Sequence[str]) -> pa.Table:
         """The faces whose unit vectors are nearest to one, the nearest first."""
-        query = cast("LanceVectorQueryBuilder", self.table.search(vector, vector_column_name=column))
-        cells = math.ceil(PROBED * self.count() / CELL)
-        query = query.distance_type("l2").nprobes(max(1, cells)).refine_factor(REFINED).limit(count)
-        return self._read(query.select([*columns, "_distance"]).to_arrow)
+
+        def ask() -> pa.Table:
+            query = cast("LanceVectorQueryBuilder", self.table.search(vector, vector_column_name=column))
+            cells = math.ceil(PROBED * self.table.count_rows() / CELL)
+            query = query.distance_type("l2").nprobes(max(1, cells)).refine_factor(REFINED).limit(count)
+            return query.select([*columns, "_distance"]).to_arrow()
+
+        return self._read(ask)
 
     def _read(self, ask: Callable[[], T], tries: int = 5) -> T:
         """An answer of the table; a writer may take away the files it lies in, and then there are newer ones."""
@@ -298,6 +324,7 @@ class Store:
             try:
                 return ask()
             except (RuntimeError, OSError) as error:
+                self._check_place()
                 if not tries or "Not found" not in str(error):
                     raise OamlError(
                         f"{self.place}: the gallery can't be read ({_brief(error)}); run it again if another process writes to it, "
