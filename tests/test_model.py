@@ -152,7 +152,7 @@ def test_bgr_is_rgb_with_flipped_channels(model: Model, folder: Path) -> None:
 def test_full_disk_keeps_the_old_model(
     model: Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(state: Any, path: Path) -> None:
+    def full(state: Any, path: Path, facts: dict[str, str]) -> None:
         Path(path).write_bytes(b"the first half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -168,7 +168,7 @@ def test_full_disk_keeps_the_old_model(
 def test_full_disk_as_the_format_reports_it(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(state: Any, path: Path) -> None:
+    def full(state: Any, path: Path, facts: dict[str, str]) -> None:
         raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
@@ -201,6 +201,17 @@ def test_missing_parts(folder: Path, tmp_path: Path) -> None:
     for name in ("model.safetensors", "config.json"):
         (folder / name).rename(tmp_path / name)
         refused(folder, name, "no such file")
+
+
+def test_one_changed_bit_of_the_weights_is_noticed(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    for place in (begin, (begin + len(whole)) // 2, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        refused(folder, "model.safetensors", "damaged")
+    safetensors.torch.save_file(safetensors.torch.load(whole), path)  # as older versions wrote it
+    Model.load(folder)
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty", "text"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,6 +108,40 @@ def test_file(tmp_path: Path) -> None:
     assert (stored.paths, stored.model, stored.model_name) == (PATHS, "0123", "runs/adapted")
     assert load_file(path).keys() == {*faces.stored(), "paths"}
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_one_changed_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+    path = save(tmp_path / "a", QuantisedTemplates.of(random_faces(3)), PATHS, "0123")
+    whole = path.read_bytes()
+    for place in np.linspace(0, len(whole) - 1, 60).astype(int):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << (place % 8)
+        path.write_bytes(changed)
+        with pytest.raises(OamlError, match=f"{path}: is (damaged|no file of templates)"):
+            load(path)
+    older = bytearray(whole)
+    older[whole.index(b'"sha256"') : whole.index(b'"sha256"') + 8] = b'"other!"'
+    path.write_bytes(older)
+    assert equal(
+        load(path).templates, QuantisedTemplates.of(random_faces(3))
+    )  # as written before there were digests
+
+
+def test_a_file_that_was_all_but_renamed_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = QuantisedTemplates.of(random_faces(3))
+    whole = save(tmp_path / "whole", faces, PATHS, "0123").read_bytes()
+    layout = Layout(faces[:1], PATHS, {"model": "0123", "model_name": ""})
+    for step in ("ftruncate", "replace"):
+        piece = PartialFile(tmp_path / "pieces", layout)
+        piece.write(faces[piece.done :]) if piece.done < 3 else None
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                piece.finish()
+    piece = PartialFile(tmp_path / "pieces", layout)
+    piece.write(faces[piece.done :])
+    piece.finish()
+    assert (tmp_path / "pieces").read_bytes() == whole
 
 
 def test_a_file_in_pieces_has_the_same_bytes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
@@ -247,7 +248,7 @@ class Model(nn.Module, ModelHubMixin):
 
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         try:
-            save_file(state, save_directory / "model.safetensors")
+            save_file(state, save_directory / "model.safetensors", {"sha256": _digest(state)})
         except SafetensorError as error:
             raise OSError(str(error)) from error
         config = {"format": CONFIG_FORMAT, "oaml": oaml.__version__, **asdict(self.config)}
@@ -260,8 +261,7 @@ class Model(nn.Module, ModelHubMixin):
         Raises:
             OamlError: folder or file missing, damaged, or of another network.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         folder = Path(folder)
         weights = folder / "model.safetensors"
@@ -273,9 +273,15 @@ class Model(nn.Module, ModelHubMixin):
                 )
         model = cls(_read_config(folder / "config.json"))
         try:
-            state = load_file(weights)
+            with safe_open(weights, "pt") as file:
+                written = (file.metadata() or {}).get("sha256")
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise OamlError(f"{weights}: is damaged ({error}); train or copy the model again") from error
+        if written is not None and written != _digest(state):  # models of older versions have none
+            raise OamlError(
+                f"{weights}: is damaged (its numbers aren't those that were written); train or copy the model again"
+            )
         missing, unknown = model.state_dict().keys() - state.keys(), state.keys() - model.state_dict().keys()
         if missing or unknown:
             raise OamlError(
@@ -344,6 +350,15 @@ def _read_config(path: Path) -> ModelConfig:
         raise OamlError(
             f"{path}: is no model description ({error!r}); copy the model folder again"
         ) from error
+
+
+def _digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 of some tensors with their names."""
+    digest = hashlib.sha256()
+    for name, values in sorted(state.items()):
+        digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())
+        digest.update(values.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _named(names: set[str]) -> str:

@@ -4,7 +4,7 @@ Any reader of safetensors can open it. For N faces, embeddings of E numbers and 
 `embedding` int8 [N,E], `embedding_scale` float32 [N], `norm` float32 [N], `visibility` uint8 [N,1,h,w], `local` int8 [N,C,h,w],
 `local_scale` float32 [N,h,w], `contributions` int8 [N,49,E], `contributions_scale` float32 [N,49], the fields of
 `oaml.templates.quantised.QuantisedTemplates`, and `paths`, the UTF-8 bytes of a JSON list. The metadata name the format, the
-model by its id and its name, and the paths by their digest. `docs/templates.md` says it in full.
+model by its id and its name, the paths by their digest, and a SHA-256 of all of it. `docs/templates.md` says it in full.
 
 Nobody but its owner may read it. It can be written in pieces and continued after a kill, in constant memory: until it is complete
 it is called FILE.partial, has its final header and size, and eight more bytes at its end that count the faces written.
@@ -37,6 +37,7 @@ DTYPES = {torch.float32: "F32", torch.int8: "I8", torch.uint8: "U8"}
 """Type of a tensor -> its name in safetensors."""
 COUNTER_BYTES = 8  # of the counter at the end of a partial file
 FACES_A_READ = 1000  # faces made float32 at a time
+SEAL, UNSEALED = b'"sha256":"', b"0" * 64  # in the header: the digest of the file with zeros in its place
 
 
 def model_id(model: Model) -> str:
@@ -111,6 +112,7 @@ def save(
         with temporary.open("wb") as file:
             file.write(layout.header)
             layout.write(file.fileno(), 0, templates)
+        _seal(temporary, layout)
 
     return write_file(path, write, private=True)
 
@@ -135,6 +137,10 @@ def load(path: str | Path) -> TemplateFile:
             facts = file.metadata() or {}
             if facts.get("format") != FILE_FORMAT:
                 raise OamlError(f"{path}: is no file of templates of this version; {_REMEDY}")
+            if "sha256" in facts and facts["sha256"] != _digest(
+                path, path.stat().st_size
+            ):  # files of older versions have none
+                raise ValueError("its bytes aren't those that were written")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         paths = json.loads(bytes(tensors.pop("paths").numpy()))
         templates = QuantisedTemplates.from_stored(tensors)
@@ -162,6 +168,7 @@ class Layout:
         self.count = len(paths)
         listed = hashlib.sha256(self.paths.numpy().tobytes()).hexdigest()[:16]
         entries: dict[str, Any] = {"__metadata__": {"format": FILE_FORMAT, "paths": listed, **facts}}
+        entries["__metadata__"]["sha256"] = UNSEALED.decode()
         self.places: dict[str, tuple[int, int]] = {}  # where a field begins, and bytes of a face
         end = 0
 
@@ -234,6 +241,7 @@ class PartialFile:
         """Rename the complete file to its final name."""
         if self.done != self.layout.count:
             raise ValueError(f"{self.done} faces written, expected {self.layout.count}")
+        _seal(self.partial, self.layout)
         os.ftruncate(self._file, self.layout.size)
         os.fsync(self._file)
         self.close()
@@ -266,16 +274,45 @@ class PartialFile:
         write_file(self.partial, write, private=True)
 
     def _check_same(self) -> None:
-        if self.partial.stat().st_size == self.layout.size + COUNTER_BYTES:
+        if self.partial.stat().st_size in (
+            self.layout.size,
+            self.layout.size + COUNTER_BYTES,
+        ):  # or all but renamed
             with self.partial.open("rb") as file:
-                if file.read(len(self.layout.header)) == self.layout.header:
+                if _unsealed(file.read(len(self.layout.header))) == self.layout.header:
                     return
         begun, now = _facts_in(self.partial), _facts(self.layout.header)
-        other = [name.replace("_", " ") for name in now if begun.get(name) != now[name]] or ["size"]
+        other = [
+            name.replace("_", " ") for name in now if name != "sha256" and begun.get(name) != now[name]
+        ] or ["size"]
         raise OamlError(
             f"{self.partial}: was begun for something else (differs in: {', '.join(other)}); run what began it to finish it, or "
             "delete it to begin anew"
         )
+
+
+def _unsealed(header: bytes) -> bytes:
+    """A header with zeros in the place of the digest; as it is where there is none."""
+    start = header.find(SEAL) + len(SEAL)
+    return header if start < len(SEAL) else header[:start] + UNSEALED + header[start + len(UNSEALED) :]
+
+
+def _seal(path: Path, layout: Layout) -> None:
+    """Put the digest of a complete file into its header."""
+    with path.open("r+b") as file:
+        file.seek(layout.header.index(SEAL) + len(SEAL))
+        file.write(_digest(path, layout.size).encode())
+
+
+def _digest(path: Path, size: int) -> str:
+    """SHA-256 of so many bytes of a file, without the digest in its header."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        length = file.read(8)
+        digest.update(length + _unsealed(file.read(min(int.from_bytes(length, "little"), size))))
+        while part := file.read(min(1 << 20, size - file.tell())):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _partial(path: Path) -> Path:
