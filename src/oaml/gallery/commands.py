@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oaml.errors import OamlError
+from oaml.errors import OamlError, command
 from oaml.support.files import printable
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ def gallery(
     rename: list[str] = [],  # noqa: B006
     export: Path | None = None,
     restore: Path | None = None,
+    check: bool = False,
     duplicates: bool = False,
     far: float = 0.0001,
     model: str | None = None,
@@ -165,6 +166,7 @@ def gallery(
         rename: a name and the new one. Rename the folder that `oaml enroll` reads too, or it will bring the old name back.
         export: FILE.safetensors to write, and FILE.json beside it.
         restore: FILE.safetensors of an export, to be added; the gallery is made where there is none.
+        check: read everything and name the people who are damaged; with `--restore`, put what the export holds in their place.
         duplicates: name the people that are probably enrolled twice.
         far: share of impostor pairs (of two people) that may be named; one of those that the model has thresholds for.
         model: the model folder that the gallery was enrolled with, for duplicates; by default the starter model.
@@ -177,7 +179,11 @@ def gallery(
     """
     from oaml.gallery.gallery import Gallery
 
-    asked = [name for name, value in _options(delete, rename, export, restore, duplicates) if value]
+    asked = [
+        name
+        for name, value in _options(delete, rename, export, restore, check and not restore, duplicates)
+        if value
+    ]
     if len(asked) > 1:
         raise OamlError(f"{' and '.join(asked)}: one thing at a time; run the command twice")
     if rename and len(rename) != 2:
@@ -200,6 +206,11 @@ def gallery(
         done["renamed"] = rename
     elif export is not None:
         done["exported"] = str(opened.export(export))
+    elif check and restore is not None:
+        repaired = opened.repair(restore)
+        done["removed"], done["restored"] = repaired.removed, repaired.added
+    elif check:
+        _check(path, opened)
     elif restore is not None:
         done["restored"] = opened.import_(restore).added
     people = opened.people()
@@ -212,8 +223,22 @@ def gallery(
         opened.index()
 
 
+def _check(path: str, opened: Gallery) -> None:
+    damaged = opened.check()
+    if damaged:
+        print("\n".join(printable(name) for name in damaged))
+        named = [*damaged[:3], *(["..."] if len(damaged) > 3 else [])]
+        raise OamlError(
+            f"{path}: {len(damaged)} of {len(opened.people())} people are damaged; "
+            f"repair them from an export: {command('gallery', path, '--check', '--restore', 'FILE')}, or drop them: "
+            f"{command('gallery', path, '--delete', *map(printable, named))}"
+        )
+
+
 def _options(*values: Any) -> list[tuple[str, Any]]:
-    return list(zip(("--delete", "--rename", "--export", "--restore", "--duplicates"), values, strict=True))
+    return list(
+        zip(("--delete", "--rename", "--export", "--restore", "--check", "--duplicates"), values, strict=True)
+    )
 
 
 def _print_people(path: str, done: dict[str, Any], people: list[Person]) -> None:

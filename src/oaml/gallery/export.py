@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ def write(store: Store, packing: Packing, file: Path) -> Path:
         out.finish()
 
     write_file(file, write_templates, private=True)
-    text = json.dumps({"format": EXPORT_FORMAT, **header, "faces": faces}, indent=1)
+    text = json.dumps({"format": EXPORT_FORMAT, **header, "sha256": _digest(faces), "faces": faces}, indent=1)
     write_file(file.with_suffix(".json"), lambda at: at.write_text(text, encoding="utf-8"), private=True)
     return file
 
@@ -89,6 +90,9 @@ def read(file: Path) -> Exported:
         said = json.loads(listed.read_text(encoding="utf-8"))
         faces = said["faces"]
         same = said["format"] == EXPORT_FORMAT and templates.paths == [_path(face) for face in faces]
+        changed = (
+            said.get("sha256", digest := _digest(faces)) != digest
+        )  # exports of older versions have none
         complete = all(set(face) == {*Entry._fields, "thumbnail"} for face in faces)
     except FileNotFoundError:
         raise OamlError(
@@ -98,7 +102,13 @@ def read(file: Path) -> Exported:
         raise OamlError(f"{listed}: is damaged ({error!r}); export the gallery again") from error
     if not (same and complete):
         raise OamlError(f"{listed}: does not belong to {file} beside it; export the gallery again")
+    if changed:
+        raise OamlError(f"{listed}: is damaged (other faces than were written); export the gallery again")
     return Exported(templates, faces, Packing.of(templates.templates[:1]))
+
+
+def _digest(faces: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(faces, sort_keys=True).encode()).hexdigest()
 
 
 def _path(face: dict[str, Any]) -> str:

@@ -19,6 +19,8 @@ import numpy as np
 
 from oaml.errors import OamlError, command
 from oaml.gallery.answers import Candidate, Duplicates, Enrolled, Person, SearchAnswer, judge
+from oaml.gallery.digests import DIGESTED
+from oaml.gallery.digests import digest as name_digest
 from oaml.gallery.folder import Entry, changes, digest, listed
 from oaml.gallery.store import Store, quoted
 from oaml.recognition.decision import Threshold
@@ -26,6 +28,7 @@ from oaml.support.files import Image, name_of
 from oaml.support.progress import progress
 
 if TYPE_CHECKING:
+    from oaml.gallery.export import Exported
     from oaml.gallery.rows import Packing
     from oaml.photographs.detect import Face
     from oaml.recognition.recognise import Recogniser
@@ -117,7 +120,7 @@ class Gallery:
         with self._store.writing():
             todo = changes(wanted, self._entries(), str(folder))
             for old, entry in todo.moved:
-                values = {"person": quoted(entry.person), "source": quoted(entry.source)}
+                values = {**self._named(entry.person), "source": quoted(entry.source)}
                 self._store.change(_where(old.person, old.image), values)
             if todo.gone:
                 self._store.change(" or ".join(_where(entry.person, entry.image) for entry in todo.gone))
@@ -289,7 +292,7 @@ class Gallery:
             self._need_person(old)
             if self._store.count(f"person = {quoted(new)}"):
                 raise OamlError(f"{new}: is enrolled already; delete one of the two or choose another name")
-            self._store.change(f"person = {quoted(old)}", {"person": quoted(new)})
+            self._store.change(f"person = {quoted(old)}", self._named(new))
 
     def delete(self, *people: str) -> int:
         """Remove people; returns how many faces they had.
@@ -305,7 +308,7 @@ class Gallery:
         with self._store.writing():
             for person in people:
                 self._need_person(person)
-            return self._store.change(_named(people))
+            return self._store.change(_in(people))
 
     def index(self) -> None:
         """Build what makes searches fast in a gallery of more than 100,000 faces. Folders and imports do it by themselves.
@@ -357,18 +360,57 @@ class Gallery:
         with self._store.writing():
             if not self._store:
                 create(self._store, exported.packing, exported.templates.model, exported.templates.model_name)
-            elif exported.templates.model != self._store.facts["model"]:
-                raise OamlError(
-                    f"{file}: holds faces of another model ({exported.templates.model_name}, {exported.templates.model}) than "
-                    f"{self.path}; import it into a new gallery"
-                )
-            known = {(entry.person, entry.image) for entry in self._entries()}
-            added = 0
-            for rows in exported.tables(known):
-                self._store.add(rows)
-                added += len(rows)
-            self._store.tidy(slow=True)
+            self._need_same_model(file, exported)
+            added = self._add_exported(exported, {entry.key for entry in self._entries()})
         return Enrolled(added=added, kept=len(exported.templates.paths) - added)
+
+    def check(self, label: str | None = "reading faces") -> list[str]:
+        """Read everything; returns the names of people with a face that can't be read or isn't what was written.
+
+        Names, templates and thumbnails are checked by the digests that galleries keep since version 0.3, vectors by the templates.
+
+        Raises:
+            OamlError: no gallery yet, or so much is damaged that the names can't be read: import an export into a new gallery.
+        """
+        from oaml.gallery.check import damaged_people
+
+        return damaged_people(self._store, self._packing, label)
+
+    def repair(self, file: str | Path) -> Enrolled:
+        """Put what an export holds in the place of damaged people: removed are their faces, added those of the export.
+
+        Raises:
+            OamlError: as `check` and `import_`.
+        """
+        from oaml.gallery.export import read
+
+        exported = read(Path(file))
+        with self._store.writing():
+            self._need_same_model(file, exported)
+            people = set(self.check(label=None))
+            if not people:
+                return Enrolled(kept=self._store.count())
+            images = {entry.image for entry in self._entries(_in(people))}
+            removed = self._store.change(_in(people))
+            others = {f["person"] for f in exported.faces if f["image"] in images} | people
+            known = {(f["person"], f["image"]) for f in exported.faces if f["person"] not in others}
+            added = self._add_exported(exported, known | {entry.key for entry in self._entries()})
+        return Enrolled(added=added, removed=removed, kept=self._store.count() - added)
+
+    def _need_same_model(self, file: str | Path, exported: Exported) -> None:
+        if exported.templates.model != self._store.facts["model"]:
+            raise OamlError(
+                f"{file}: holds faces of another model ({exported.templates.model_name}, {exported.templates.model}) than "
+                f"{self.path}; import it into a new gallery"
+            )
+
+    def _add_exported(self, exported: Exported, known: set[tuple[str, str]]) -> int:
+        added = 0
+        for rows in exported.tables(known):
+            self._store.add(rows)
+            added += len(rows)
+        self._store.tidy(slow=True)
+        return added
 
     # --- what all of it needs
 
@@ -405,6 +447,11 @@ class Gallery:
             f"{self._model}; their numbers can't be compared, so enrol again with this one: {commands}"
         )
 
+    def _named(self, person: str) -> dict[str, str]:
+        """What to change for faces to be of a person: columns and SQL."""
+        digests = {DIGESTED["person"]: f"X'{name_digest(person).hex()}'"}
+        return {"person": quoted(person), **{c: v for c, v in digests.items() if c in self._store.columns}}
+
     def _need_person(self, name: str) -> None:
         if self._store.count(f"person = {quoted(name)}"):
             return
@@ -439,7 +486,7 @@ def _need_name(name: str) -> None:
         raise OamlError(f"{name!r}: is no name of a person; give one of printable characters")
 
 
-def _named(people: Iterable[str]) -> str:
+def _in(people: Iterable[str]) -> str:
     return f"person in ({', '.join(map(quoted, people))})"
 
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oaml.gallery.digests import DIGESTED, SIZE, digest
 from oaml.gallery.folder import Entry
 from oaml.template import Templates, pooled
 from oaml.templates.quantised import QuantisedTemplates
@@ -137,6 +138,7 @@ def schema(packing: Packing) -> pa.Schema:
             *(pa.field(name, pa.list_(pa.float16(), size), False, plain) for name in column_names()),
             pa.field("template", pa.binary(packing.size), False, plain),
             pa.field("thumbnail", pa.binary(), True, plain),
+            *(pa.field(name, pa.binary(SIZE), False) for name in DIGESTED.values()),
         ]
     )
 
@@ -150,8 +152,9 @@ def table(
     """Rows of faces; the vectors follow from the int8 templates, so that an import gives the very same."""
     import pyarrow as pa
 
-    rows = schema(packing)
     vectors = pattern_vectors(faces.dequantised())
+    templates = [face.tobytes() for face in packing.pack(faces)]
+    checked = [entry.person for entry in entries], templates, thumbnails
     return pa.table(
         [
             *(pa.array(values, pa.string()) for values in zip(*entries, strict=True)),
@@ -159,8 +162,9 @@ def table(
                 pa.FixedSizeListArray.from_arrays(pa.array(x.half().numpy().ravel()), x.shape[1])
                 for x in vectors.values()
             ),
-            pa.array([face.tobytes() for face in packing.pack(faces)], pa.binary(packing.size)),
+            pa.array(templates, pa.binary(packing.size)),
             pa.array(thumbnails, pa.binary()),
+            *(pa.array(map(digest, values), pa.binary(SIZE)) for values in checked),
         ],
-        schema=rows,
+        schema=schema(packing),
     )

@@ -26,7 +26,8 @@ import numpy as np
 
 from oaml.errors import OamlError, command, missing_package
 from oaml.gallery import disk
-from oaml.support.files import make_folder, sync
+from oaml.gallery.digests import damaged, digest, needed
+from oaml.support.files import make_folder, printable, sync
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,7 +100,9 @@ class Store:
                     self._recover()
             if self._local is None or self._made():
                 self._open()
-        except (RuntimeError, ValueError, OSError) as error:
+        except Exception as error:
+            if not _of_lance(error):
+                raise
             raise OamlError(
                 f"{place}: the gallery can't be opened ({_brief(error)}); restore it from an export, or enrol into a new one"
             ) from error
@@ -257,7 +260,21 @@ class Store:
     @property
     def facts(self) -> dict[str, Any]:
         """What `create` was given."""
-        return json.loads((self._read(lambda: self.table.schema).metadata or {})[b"oaml"])
+        kept = self._read(lambda: self.table.schema).metadata or {}
+        try:
+            text = kept[b"oaml"]
+            if (
+                kept.get(b"oaml_digest", digest(text).hex().encode()) != digest(text).hex().encode()
+            ):  # older galleries have none
+                raise ValueError("other facts than were written")
+            return json.loads(text)
+        except (ValueError, KeyError) as error:
+            raise self._damaged(error) from error
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns."""
+        return self._read(lambda: self.table.schema).names
 
     @property
     def version(self) -> int:
@@ -270,7 +287,8 @@ class Store:
 
         with self._changing():
             self._database = lancedb.connect(self.place, read_consistency_interval=timedelta(0))
-            schema = schema.with_metadata({"oaml": json.dumps(facts)})
+            text = json.dumps(facts).encode()
+            schema = schema.with_metadata({b"oaml": text, b"oaml_digest": digest(text).hex().encode()})
             self._table = self._database.create_table(FACES, schema=schema)
             if self._local is not None:
                 disk.make_durable(self._folder)
@@ -278,7 +296,7 @@ class Store:
     def add(self, rows: pa.Table) -> None:
         """More faces, all of them or none; on the disk when this returns."""
         with self._changing():
-            self.table.add(rows)
+            self.table.add(rows.select(self.columns))  # a gallery of an older version has fewer
             if self._local is not None:
                 self._settle()
 
@@ -287,14 +305,32 @@ class Store:
         return self._read(lambda: self.table.count_rows(where))
 
     def rows(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
-        """Some columns of all faces, or of those that a condition holds for."""
+        """Some columns of all faces, or of those that a condition holds for.
+
+        Raises:
+            OamlError: a file can't be read, or a template or thumbnail isn't what was written.
+        """
+        checked = [*columns, *needed(columns, self.columns)]
 
         def ask() -> pa.Table:
-            query = self.table.search().select(list(columns))
+            query = self.table.search().select(checked)
             query = query if where is None else query.where(where)
             return query.limit(self.table.count_rows()).to_arrow()
 
-        return self._read(ask)
+        found = self._read(ask)
+        self._check(found)
+        return found.select(list(columns))
+
+    def _check(self, rows: pa.Table | pa.RecordBatch) -> None:
+        wrong = damaged(rows)
+        if wrong:
+            names = rows["person"].to_pylist() if "person" in rows.schema.names else []
+            who = (
+                f"of {printable(names[wrong[0]])}" if names else f"{len(wrong)} of {len(rows)} that were read"
+            )
+            raise OamlError(
+                f"{self.place}: is damaged (faces: {who}); {command('gallery', self.place, '--check')} lists what is"
+            )
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         """All faces, so many at a time. Nobody may write meanwhile.
@@ -302,9 +338,11 @@ class Store:
         Raises:
             OamlError: somebody did, or a file is damaged.
         """
-        batches = self.table.search().select(list(columns)).limit(self.count()).to_batches(size)
+        checked = [*columns, *needed(columns, self.columns)]
+        batches = self._read(lambda: self.table.search().select(checked).limit(self.count()).to_batches(size))
         while (batch := self._read(lambda: next(batches, None), tries=1)) is not None:
-            yield batch
+            self._check(batch)
+            yield batch.select(list(columns))
 
     def nearest(self, column: str, vector: Any, count: int, columns: Sequence[str]) -> pa.Table:
         """The faces whose unit vectors are nearest to one, the nearest first."""
@@ -323,13 +361,18 @@ class Store:
             tries -= 1
             try:
                 return ask()
-            except (RuntimeError, OSError) as error:
+            except Exception as error:
+                if not _of_lance(error):
+                    raise
                 self._check_place()
                 if not tries or "Not found" not in str(error):
-                    raise OamlError(
-                        f"{self.place}: the gallery can't be read ({_brief(error)}); run it again if another process writes to it, "
-                        "or else restore it from an export"
-                    ) from error
+                    raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> OamlError:
+        return OamlError(
+            f"{self.place}: the gallery can't be read ({_brief(error)}); run it again if another process writes to it, "
+            f"or else see what is left with {command('gallery', self.place, '--check')} and restore it from an export"
+        )
 
     def change(self, where: str, values: dict[str, str] | None = None) -> int:
         """Change or delete faces so that nothing of what they were stays in any file; returns how many they were.
@@ -443,6 +486,11 @@ def _between(first: int, last: int) -> str:
 def quoted(text: str) -> str:
     """A string of SQL."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def _of_lance(error: Exception) -> bool:
+    """Whether Lance said so; a panic in it is a class that can't be imported."""
+    return isinstance(error, RuntimeError | ValueError | OSError) or type(error).__name__ == "RustPanic"
 
 
 def _brief(error: Exception) -> str:
