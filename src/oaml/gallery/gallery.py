@@ -367,7 +367,7 @@ class Gallery:
     def check(self, label: str | None = "reading faces") -> list[str]:
         """Read everything; returns the names of people with a face that can't be read or isn't what was written.
 
-        Names, templates and thumbnails are checked by the digests that galleries keep since version 0.3, vectors by the templates.
+        Names, templates and thumbnails are checked by their digests (galleries of older versions have none), vectors by templates.
 
         Raises:
             OamlError: no gallery yet, or so much is damaged that the names can't be read: import an export into a new gallery.
