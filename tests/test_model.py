@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from conftest import with_statistics
+from oaml import net as nets
 from oaml.errors import OamlError
 from oaml.model import CONFIG_FORMAT, Model, ModelConfig
 from oaml.net import NetConfig
@@ -399,3 +400,29 @@ def test_a_setting_of_another_type_is_named(
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(OamlError, match=re.escape(message)):
         Model.load(folder)
+
+
+def test_a_config_of_another_size_builds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Model(ModelConfig(net=NetConfig(architecture="ir_mini", embedding_size=16))).save(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["net"]["embedding_size"] = 8192
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    places: list[str] = []
+    build = nets.build_backbone
+    monkeypatch.setattr(
+        "oaml.net.build_backbone", lambda c: places.append(str(torch.get_default_device())) or build(c)
+    )
+    with pytest.raises(OamlError, match=r"of another shape: .*output_layer"):
+        Model.load(folder)
+    assert places == ["meta"]
+
+
+def test_a_model_of_no_numbers_is_refused(tmp_path: Path) -> None:
+    model = Model(ModelConfig(net=NetConfig(architecture="ir_mini", embedding_size=16)))
+    Model.load(model.save(tmp_path / "good"))  # its lift is infinite, for it has not been fitted
+    with torch.no_grad():
+        model.joint.log_scale.fill_(torch.nan)
+    with pytest.raises(
+        OamlError, match=r"model.safetensors: joint.log_scale holds 1 numbers that are not finite"
+    ):
+        Model.load(model.save(tmp_path / "bad"))

@@ -21,7 +21,7 @@ from oaml.net import FaceOutput, Net, NetConfig
 from oaml.qaconv import QAConv, QAConvConfig
 from oaml.support.files import write_folder
 from oaml.template import Scores, Templates
-from oaml.weights import Preprocessing, load_backbone
+from oaml.weights import Preprocessing, load_backbone, need_numbers
 
 BLOCK_PROBES, BLOCK_GALLERY = 64, 512  # faces that a thread compares at a time in fused_above()
 CONFIG_FORMAT = 3  # of config.json; raised when an older reader would misread it
@@ -271,7 +271,7 @@ class Model(nn.Module, ModelHubMixin):
                     f"{needed}: no such {'folder' if needed == folder else 'file'}; a model is a folder with config.json and "
                     "model.safetensors, as `oaml train` and `oaml adapt` write it"
                 )
-        model = cls(_read_config(folder / "config.json"))
+        config = _read_config(folder / "config.json")
         try:
             with safe_open(weights, "pt") as file:
                 written = (file.metadata() or {}).get("sha256")
@@ -282,17 +282,22 @@ class Model(nn.Module, ModelHubMixin):
             raise OamlError(
                 f"{weights}: is damaged (its numbers aren't those that were written); train or copy the model again"
             )
-        missing, unknown = model.state_dict().keys() - state.keys(), state.keys() - model.state_dict().keys()
-        if missing or unknown:
+        with torch.device(
+            "meta"
+        ):  # names and shapes alone: what config.json says must not take memory before it is compared
+            expected = cls(config).state_dict()
+        missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
+        misshapen = {
+            name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape
+        }
+        if missing or unknown or misshapen:
             raise OamlError(
-                f"{weights}: does not belong to config.json beside it; missing: {_named(missing)}; unknown: {_named(unknown)}"
+                f"{weights}: does not belong to config.json beside it; missing: {_named(missing)}; unknown: {_named(unknown)}; "
+                f"of another shape: {_named(misshapen)}"
             )
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise OamlError(
-                f"{weights}: does not belong to config.json beside it ({' '.join(str(error).split())})"
-            ) from error
+        need_numbers(weights, state, infinite=["fusion.lift"])  # infinite until it has been fitted
+        model = cls(config)
+        model.load_state_dict(state)
         return model.eval()
 
     @classmethod
