@@ -89,6 +89,7 @@ def test_the_wheel_holds_it(tmp_path: Path) -> None:
         assert f"oaml/starter/{name}" in names
     for name in (
         "photographs/refiner/model.safetensors",
+        "photographs/refiner/usable.safetensors",
         "kernels/best_matches.cpp",
         "kernels/joint.cpp",
         "py.typed",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from oaml.photographs.detect import Face
+from oaml.photographs.usable import LEAST_USABLE, no_usable_face
 from oaml.recognition.decision import LEAST_SHARED, Answer, Decision, Threshold, decide, told_apart
 
 
@@ -128,6 +129,7 @@ def judge(
     face: Face | None,
     top: int,
     crop: np.ndarray | None = None,
+    usable: float = 1.0,
 ) -> SearchAnswer:
     """Decide who a face is.
 
@@ -141,12 +143,16 @@ def judge(
         face: where it is.
         top: candidates to name.
         crop: the aligned face.
+        usable: how sure it is that it shows one (`oaml.photographs.usable`).
     """
     limit = None if threshold is None else threshold.value
     judged = [c for c in candidates if c.visible_both >= LEAST_SHARED]
     best = judged[0] if judged else None
-    if best is not None and limit is not None and best.score >= limit:
-        verdict: Decision = "known person"
+    if usable < LEAST_USABLE:
+        verdict: Decision = "no usable face"
+        reason = f"the image {no_usable_face(usable)}"
+    elif best is not None and limit is not None and best.score >= limit:
+        verdict = "known person"
         reason = decide(best.score, best.visible_both, limit)[1]
     elif visible < LEAST_SHARED or (candidates and best is None):
         verdict = "too little visible to decide"

@@ -84,8 +84,8 @@ def search(
     """Say who is on a photograph or in a video: for every face the most similar people of a gallery, and a decision.
 
     The decision is that of `oaml verify` for the best of them, at the model's threshold for the false-accept rate `far`. A face
-    that reaches it with nobody enrolled is an unknown person; one that shows too little is not decided. The larger the gallery, the
-    more often a stranger passes for somebody in it: how often is said too.
+    that reaches it with nobody enrolled is an unknown person; one that shows too little is not decided, nor is a crop that shows no
+    usable face. The larger the gallery, the more often a stranger passes for somebody in it: how often is said too.
 
     Example:
         oaml search visitor.jpg --gallery staff --draw why.png
@@ -288,7 +288,7 @@ def _draw(gallery: Gallery, name: str, answer: SearchAnswer, draw: Path) -> str 
     from oaml.recognition.picture import draw_pair
 
     if not answer.candidates:
-        return "nobody is enrolled"
+        return answer.decision if answer.decision == "no usable face" else "nobody is enrolled"
     best = answer.candidates[0]
     enrolled = gallery.picture(best)
     if enrolled is None:

@@ -80,7 +80,7 @@ class Gallery:
             What changed.
 
         Raises:
-            OamlError: no images; an unreadable one, one without a face or with several. Nothing is enrolled then.
+            OamlError: no images; an unreadable one, one without a usable face or with several faces. Nothing is enrolled then.
         """
         _need_name(person)
         several: list[Image] = list(images) if isinstance(images, list | tuple) else [cast("Image", images)]
@@ -146,6 +146,8 @@ class Gallery:
 
     def _crop(self, image: Image) -> np.ndarray:
         """The aligned face of the one person on an image."""
+        from oaml.photographs.usable import LEAST_USABLE, USABLE_REMEDY, no_usable_face, usable
+
         recogniser = self._need_recogniser()
         subjects = recogniser.subjects(image)
         largest, *others = (s.face.eyes if s.face is not None else 1.0 for s in subjects)
@@ -154,7 +156,11 @@ class Gallery:
             raise OamlError(
                 f"{name_of(image)}: shows {several} faces, and whose it is can't be told; cut the person out of it"
             )
-        return recogniser.crop(subjects[0])
+        crop = recogniser.crop(subjects[0])
+        sure = usable(crop)
+        if sure < LEAST_USABLE:
+            raise OamlError(f"{name_of(image)}: {no_usable_face(sure)}; {USABLE_REMEDY}")
+        return crop
 
     def _add(self, entries: Sequence[Entry], crops: Sequence[np.ndarray], thumbnails: bool) -> None:
         from oaml.gallery.rows import Packing, table
@@ -215,7 +221,7 @@ class Gallery:
         limit = self._asked(top, far, threshold)
         tracks = self._need_recogniser().tracks(video, every)
         if not tracks:
-            raise OamlError(f"{video}: no face found in any frame; use sharper or closer images")
+            raise OamlError(f"{video}: no usable face found in any frame; use sharper or closer images")
         people = self._people()
         return [(t, self._judge(t.template, t.faces[-1], t.crop, limit, people, top)) for t in tracks]
 
@@ -236,7 +242,11 @@ class Gallery:
         people: int,
         top: int,
     ) -> SearchAnswer:
-        return judge(self.candidates(probe), limit, people, float(probe.visible()[0]), face, top, crop)
+        from oaml.photographs.usable import LEAST_USABLE, usable
+
+        sure = usable(crop)
+        candidates = self.candidates(probe) if sure >= LEAST_USABLE else []
+        return judge(candidates, limit, people, float(probe.visible()[0]), face, top, crop, sure)
 
     def candidates(self, probe: Templates, count: int = CANDIDATES) -> list[Candidate]:
         """The people most similar to one face, best first; see `oaml.gallery.search.candidates`."""
@@ -335,7 +345,8 @@ class Gallery:
         source = Path(rows[0]["source"])
         if not rows[0]["source"] or not source.is_file() or digest(source) != candidate.image:
             return None
-        return self._crop(source)
+        recogniser = self._need_recogniser()
+        return recogniser.crop(recogniser.subjects(source)[0])
 
     def export(self, file: str | Path) -> Path:
         """Write everything to FILE.safetensors (a file of templates as `oaml embed` writes it) and FILE.json beside it.

@@ -12,13 +12,14 @@ import numpy as np
 
 from oaml.errors import OamlError
 from oaml.photographs.detect import Face
+from oaml.photographs.usable import LEAST_USABLE, USABLE_REMEDY, no_usable_face, usable
 
 if TYPE_CHECKING:
     from oaml.model import Model, ModelConfig
 
 Decision = Literal[
     "same person", "different people", "known person", "unknown person",
-    "too little visible to decide", "no threshold",
+    "too little visible to decide", "no usable face", "no threshold",
 ]  # fmt: skip
 
 LEAST_SHARED = 0.05
@@ -87,6 +88,8 @@ class Answer:
             return REMEDY
         if self.decision == "too little visible to decide":
             return "take a photograph on which more of the face shows"
+        if self.decision == "no usable face":
+            return USABLE_REMEDY
         return None
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +131,7 @@ class VerifyAnswer(Answer):
     def sentence(self) -> str:
         """Decision, reason and what both show, for a title."""
         clause = f"{self.decision[0].upper()}{self.decision[1:]}: {self.reason}"
-        if self.decision == "too little visible to decide":  # the reason says it already
+        if self.decision in ("too little visible to decide", "no usable face"):  # the reason says it already
             return clause
         return f"{clause}; both show {100 * self.visible_both:.0f} % of the face"
 
@@ -215,10 +218,18 @@ def decide_pairs(
     scores = score_pairs(model, templates, a, templates, b, plain=False, name=lambda _: "the two faces")
     visible = templates.visible().tolist()
     shared = shared_visibility(templates.visibility[a], templates.visibility[b]).tolist()
+    sure = [usable(crop) for crop in crops]
     answers = []
     for row, (i, j) in enumerate(pairs):
         one = {name: float(values[row]) for name, values in scores.items()}
-        decision, reason = decide(one["fused"], shared[row], None if threshold is None else threshold.value)
+        worse = min(sure[i], sure[j])
+        if worse < LEAST_USABLE:
+            decision: Decision = "no usable face"
+            reason = f"the {'first' if sure[i] == worse else 'second'} image {no_usable_face(worse)}"
+        else:
+            decision, reason = decide(
+                one["fused"], shared[row], None if threshold is None else threshold.value
+            )
         answers.append(
             VerifyAnswer(
                 decision=decision,

@@ -82,14 +82,17 @@ class Recogniser:
         return find_subjects(image, self.detector)
 
     def faces_of_frame(self, frame: np.ndarray) -> FacesOfFrame | None:
-        """As `subjects`, of one frame of a video, uint8 RGB [H,W,3]; None where there is no face."""
+        """As `subjects`, of one frame of a video, uint8 RGB [H,W,3]; None where there is no usable face."""
+        from oaml.photographs.usable import LEAST_USABLE, usable
         from oaml.recognition.tracks import FacesOfFrame
 
         subjects = [Subject(frame, None)] if is_aligned(frame) else large_enough(frame, self.detect(frame))
-        if not subjects:
+        cut = [(subject.face, self.crop(subject)) for subject in subjects]
+        faces = [(place, crop) for place, crop in cut if usable(crop) >= LEAST_USABLE]
+        if not faces:
             return None
-        crops = [self.crop(subject) for subject in subjects]
-        return FacesOfFrame([subject.face for subject in subjects], crops, self.templates(crops))
+        places, crops = (list(column) for column in zip(*faces, strict=True))
+        return FacesOfFrame(places, crops, self.templates(crops))
 
     def tracks(self, video: str | Path, every: int = 1) -> list[Track]:
         """The faces of a video or of a folder of frames, each followed through it; see `oaml.recognition.tracks`.

@@ -34,8 +34,8 @@ def verify(
     """Say whether two faces are the same person, why, and how sure the threshold makes it.
 
     Decides by the fused score: at the model's threshold for the false-accept rate `far`, or at your own. Where both faces show
-    less than 5 % of the face in common the answer is "too little visible to decide", whatever the threshold. The plain cosine
-    of the network stands beside the scores.
+    less than 5 % of the face in common the answer is "too little visible to decide", and where an image shows nothing of a face
+    that can be compared it is "no usable face", whatever the threshold. The plain cosine of the network stands beside the scores.
 
     An image of 112x112 is an aligned face. In any other faces are found and aligned, which needs the detector of
     `oaml download yunet`. Several people in a photograph get an answer each; the first is that of the largest faces.
