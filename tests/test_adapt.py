@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from oaml.adaptation import adapt, cache
+from oaml.adaptation import adapt, cache, held_out
 from oaml.adaptation.cache import NO_OCCLUDER, CachePlan, FeatureCache
+from oaml.adaptation.held_out import HeldOut
 from oaml.datasets.drawn import draw_face
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import PeopleFolder, split_name
@@ -189,12 +192,58 @@ def run(people: Path, backbone: Path, out: Path, *more: str) -> int:
     )
 
 
-@pytest.mark.parametrize("last_stage", [True, False])
+@dataclass
+class Used:
+    """Which people `adapt` used for what, and in which style they were occluded."""
+
+    trained: set[str] = field(default_factory=set)
+    calibrated: tuple[set[str], str] = (set(), "")
+    judged: tuple[set[str], str] = (set(), "")
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> Used:
+    """Filled in by the next run."""
+    seen = Used()
+
+    class Cache(FeatureCache):
+        def build(self, show: bool = True) -> None:
+            seen.trained = {self.people.people[self.people.labels[row.image]] for row in self.plan.rows}
+            super().build(show)
+
+    def calibrated(model: Model, faces: HeldOut) -> None:
+        seen.calibrated = set(faces.people.people), faces.occluder.style
+        held_out.calibrate(model, faces)
+
+    def judged(model: Model, faces: HeldOut) -> Any:
+        seen.judged = set(faces.people.people), faces.occluder.style
+        return held_out.scores(model, faces)
+
+    monkeypatch.setattr(adapt, "FeatureCache", Cache)
+    monkeypatch.setattr(adapt, "calibrate", calibrated)
+    monkeypatch.setattr(adapt, "scores", judged)
+    return seen
+
+
+@pytest.mark.parametrize(("last_stage", "use"), [(True, "all"), (False, "train")])
 @pytest.mark.filterwarnings("ignore:.*impostor pairs are held out")
 def test_adapt(
-    tmp_path: Path, backbone: Path, people: Path, last_stage: bool, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    backbone: Path,
+    people: Path,
+    last_stage: bool,
+    use: str,
+    used: Used,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(people, backbone, tmp_path / "model", "--last_stage", str(last_stage).lower()) == 0
+    options = ["--last_stage", str(last_stage).lower(), "--use", use]
+    assert run(people, backbone, tmp_path / "model", *options) == 0
+    split = {person.name: split_name(person.name) for person in people.iterdir()}
+    may_train = ("train", "report") if use == "all" else ("train",)
+    kept = {person for person, name in split.items() if name == "calibrate"}
+    assert used.trained == {person for person, name in split.items() if name in may_train}
+    assert used.calibrated == (kept, "a")
+    assert used.judged == (kept, "b")
     shown = capsys.readouterr().out
     for word in ("cosine", "fused", "unoccluded", "niqab", "all, one threshold"):
         assert word in shown
@@ -215,7 +264,8 @@ def test_adapt(
     training = model.config.training
     assert "drawn" in training["covers"]
     assert "niqab" in training["covers"]
-    assert training["people"].startswith("1") or training["people"].startswith("2")
+    images = sum(len(list((people / person).iterdir())) for person in used.trained)
+    assert training["people"] == f"{len(used.trained)} people with {images} images of {people}"
     faces = torch.rand(2, 3, 112, 112)
     with torch.inference_mode():
         same = (model(faces).embedding - checkpoint(faces).embedding).abs().max()

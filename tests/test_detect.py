@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import drawn_detector
 from oaml.datasets.drawn import draw_face
 from oaml.errors import OamlError
 from oaml.main import main
@@ -54,12 +57,14 @@ def moved(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return points @ matrix[:, :2].T + matrix[:, 2]
 
 
-def photograph(*faces: tuple[int, np.ndarray], width: int = 360, height: int = 240) -> np.ndarray:
-    """Drawn people, each laid by a similarity on grey."""
-    scene = np.full((height, width, 3), 127, np.uint8)
+def photograph(
+    *faces: tuple[int, np.ndarray], draw: Callable[[int, int], np.ndarray] = draw_face
+) -> np.ndarray:
+    """Drawn people, each laid by a similarity on grey, 360x240."""
+    scene = np.full((240, 360, 3), 127, np.uint8)
     for person, place in faces:
-        laid = cv2.warpAffine(draw_face(person, 0), place, (width, height))
-        there = cv2.warpAffine(np.full((112, 112), 255, np.uint8), place, (width, height)) == 255
+        laid = cv2.warpAffine(draw(person, 0), place, (360, 240))
+        there = cv2.warpAffine(np.full((112, 112), 255, np.uint8), place, (360, 240)) == 255
         scene[there] = laid[there]
     return scene
 
@@ -193,42 +198,85 @@ def test_turned_back(quarters: int) -> None:
     assert face.box.tolist() == ([9, 6, 4, 2] if quarters % 2 == 0 else [10, 5, 2, 4])
 
 
-# --- with YuNet
+def test_centres_of_pixels_stay_where_they_are() -> None:
+    """An image twice as wide and three times as high has two times three pixels where the photograph has one."""
+    row = np.array([20.5, 61, 40, 30, *(20.5, 61, 60.5, 91, 0.5, 1, 2.5, 4, 20.5, 61), 0.75])
+    face = detect._face(row, 2, 3)
+    assert face.box.tolist() == [10, 20, 20, 10]
+    assert face.landmarks.tolist() == [[10, 20], [30, 30], [0, 0], [1, 1], [10, 20]]
+    assert face.score == 0.75
+
+
+def test_the_mirror_image_of_a_face_is_mirrored_back() -> None:
+    """In pixels whose centres are numbers from 0 to width - 1; a box from one centre to another stays one."""
+    scene = np.zeros((40, 60, 3), np.uint8)
+    scene[7, 11] = scene[9, 31] = 255  # the corners of a box
+    (y, right), (bottom, left) = np.argwhere(scene[:, ::-1, 0])
+    marks = np.array([[x, y] for x in (right, left, 30, 31, 32)], float)
+    seen = Face(np.array([left, y, right - left, bottom - y], float), marks, 0.5)
+    face = detect._mirrored(seen, 60)
+    assert face.box.tolist() == [11, 7, 20, 2]
+    assert face.landmarks[:, 0].tolist() == [31, 11, 29, 27, 28]
+    assert face.landmarks[:, 1].tolist() == [7] * 5
+    assert face.score == 0.5
+
+
+# --- with a network
+
+
+@dataclass(frozen=True)
+class Network:
+    """A detector's file and the faces that it finds."""
+
+    file: Path
+    draw: Callable[[int, int], np.ndarray]
+    """Person, shot -> uint8 RGB [112,112,3]."""
+    error: float
+    """Pixels of the aligned face by which landmarks may be wrong."""
+
+    def photograph(self, *faces: tuple[int, np.ndarray]) -> np.ndarray:
+        return photograph(*faces, draw=self.draw)
+
+
+@pytest.fixture(scope="module", params=["drawn", pytest.param("yunet", marks=needs_yunet)])
+def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Network:
+    """One of the tests' own making, and YuNet where it is at hand."""
+    if request.param == "yunet":
+        return Network(YUNET, draw_face, 7)  # drawn faces are aligned but for a little
+    file = drawn_detector.write(tmp_path_factory.mktemp("detector") / "drawn.onnx")
+    return Network(file, lambda person, shot: drawn_detector.mark(draw_face(person, shot)), 0.5)
 
 
 @pytest.fixture(scope="module")
-def yunet() -> Detector:
-    return Detector(YUNET)
+def detector(network: Network) -> Detector:
+    return Detector(network.file)
 
 
-@needs_yunet
 @pytest.mark.parametrize(("scale", "turn"), [(0.6, 0), (1.5, 10), (1.8, -15)])
-def test_a_face_is_found_where_it_is(scale: float, turn: float, yunet: Detector) -> None:
+def test_a_face_is_found_where_it_is(scale: float, turn: float, network: Network, detector: Detector) -> None:
     place = placed(scale, turn, 90, 60 if turn < 0 else 20)
-    (face,) = yunet.find(photograph((3, place)))
+    (face,) = detector.find(network.photograph((3, place)))
     assert face.score > 0.5
-    # drawn faces are aligned but for a little
-    assert np.linalg.norm(face.landmarks - moved(place, STANDARD_LANDMARKS), axis=1).mean() < 7 * scale
+    wrong = np.linalg.norm(face.landmarks - moved(place, STANDARD_LANDMARKS), axis=1).mean()
+    assert wrong < network.error * scale
     assert face.eyes == pytest.approx(35.2 * scale, rel=0.25)
 
 
-@needs_yunet
-def test_the_largest_face_comes_first(yunet: Detector) -> None:
-    scene = photograph(
+def test_the_largest_face_comes_first(network: Network, detector: Detector) -> None:
+    scene = network.photograph(
         (1, placed(0.6, 0, 10, 20)), (2, placed(1.4, 0, 180, 40)), (3, placed(0.8, 0, 70, 120))
     )
-    faces = yunet.find(scene)
+    faces = detector.find(scene)
     assert len(faces) == 3
     assert faces[0].box[0] > 170
     assert [face.rank for face in faces] == sorted((face.rank for face in faces), reverse=True)
 
 
-@needs_yunet
 @pytest.mark.parametrize("quarters", [1, 2, 3])
-def test_a_photograph_on_its_side(quarters: int, yunet: Detector) -> None:
-    upright = photograph((1, placed(1.5, 0, 90, 30)))
-    (expected,) = yunet.find(upright)
-    faces = yunet.find(np.ascontiguousarray(np.rot90(upright, quarters)))
+def test_a_photograph_on_its_side(quarters: int, network: Network, detector: Detector) -> None:
+    upright = network.photograph((1, placed(1.5, 0, 90, 30)))
+    (expected,) = detector.find(upright)
+    faces = detector.find(np.ascontiguousarray(np.rot90(upright, quarters)))
     same = align(np.ascontiguousarray(np.rot90(upright, quarters)), faces[0])
     assert np.abs(same.astype(int) - align(upright, expected)).mean() < 8
 
@@ -259,28 +307,28 @@ def test_which_way_up(
     assert [round(face.box[0]) for face in faces] == ([] if chosen is None else [chosen])
 
 
-@needs_yunet
-def test_nothing_and_too_little(yunet: Detector, tmp_path: Path) -> None:
+def test_nothing_and_too_little(network: Network, detector: Detector, tmp_path: Path) -> None:
     Image.new("RGB", (300, 200), (90, 120, 40)).save(tmp_path / "a.png")
     with pytest.raises(OamlError, match=r"a.png: no face found; use"):
-        find_subjects(tmp_path / "a.png", yunet)
-    Image.fromarray(photograph((1, placed(0.25, 0, 90, 30)))).save(tmp_path / "b.png")
+        find_subjects(tmp_path / "a.png", detector)
+    Image.fromarray(network.photograph((1, placed(0.3, 0, 90, 30)))).save(tmp_path / "b.png")
     with pytest.raises(OamlError, match=rf"b.png: the face is too small, \d+ pixels.*needs {LEAST_EYES:g}"):
-        find_subjects(tmp_path / "b.png", yunet)
+        find_subjects(tmp_path / "b.png", detector)
 
 
-@needs_yunet
-def test_align_a_folder(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_align_a_folder(
+    network: Network, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "source"
     for name, scene in {
-        "ann/1.jpg": photograph((1, placed(1.5, 0, 90, 30))),
-        "bob/2.png": photograph((2, placed(0.8, 0, 20, 30)), (3, placed(1.4, 0, 150, 40))),
+        "ann/1.jpg": network.photograph((1, placed(1.5, 0, 90, 30))),
+        "bob/2.png": network.photograph((2, placed(0.8, 0, 20, 30)), (3, placed(1.4, 0, 150, 40))),
         "bob/3.png": draw_face(2, 1),
         "eve/4.png": np.full((100, 100, 3), 80, np.uint8),
     }.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(scene).save(source / name)
-    arguments = ["align", str(source), "--detector", str(YUNET), "--out"]
+    arguments = ["align", str(source), "--detector", str(network.file), "--out"]
     assert main([*arguments, str(tmp_path / "out")]) == 0
     captured = capsys.readouterr()
     assert "3 faces of 3 photographs, 1 left out" in captured.out
@@ -293,12 +341,13 @@ def test_align_a_folder(tmp_path: Path, model: Path, capsys: pytest.CaptureFixtu
     assert {Image.open(path).size for path in (tmp_path / "all").rglob("*.png")} == {(112, 112)}
 
 
-@needs_yunet
-def test_verify_photographs(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_photographs(
+    network: Network, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     a, b = tmp_path / "a.png", tmp_path / "b.png"
-    Image.fromarray(photograph((1, placed(0.8, 0, 20, 30)), (2, placed(1.4, 0, 150, 40)))).save(a)
-    Image.fromarray(draw_face(2, 0)).save(b)
-    arguments = ["verify", str(a), str(b), "--model", str(model), "--detector", str(YUNET)]
+    Image.fromarray(network.photograph((1, placed(0.8, 0, 20, 30)), (2, placed(1.4, 0, 150, 40)))).save(a)
+    Image.fromarray(network.draw(2, 0)).save(b)
+    arguments = ["verify", str(a), str(b), "--model", str(model), "--detector", str(network.file)]
     assert main([*arguments, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["faces_a"], facts["faces_b"], len(facts["others"])) == (2, 1, 1)
@@ -312,7 +361,7 @@ def test_verify_photographs(tmp_path: Path, model: Path, capsys: pytest.CaptureF
     assert "oaml download yunet" in capsys.readouterr().err
 
 
-# --- folders without YuNet
+# --- folders without a detector
 
 
 def test_folders_that_can_not_be_aligned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

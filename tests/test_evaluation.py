@@ -19,12 +19,15 @@ from conftest import write_drawn_pairs
 from oaml import inference
 from oaml.datasets.people import hashed_names
 from oaml.errors import OamlError
-from oaml.evaluation import scoring
-from oaml.evaluation.protocols import labels, read_pairs
+from oaml.evaluation import conditions, scoring
+from oaml.evaluation.conditions import MeasuredFaces
+from oaml.evaluation.protocols import labels, read_identification, read_pairs
 from oaml.evaluation.report import evaluate
+from oaml.evaluation.results import Side
 from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
+from oaml.occluders import Occluder
 from oaml.occluders.command import occlude_folder
 from oaml.qaconv import QAConvConfig
 from oaml.support import metrics
@@ -580,6 +583,29 @@ def test_the_occluded_side_is_the_one_asked_for(work: Path, tmp_path: Path) -> N
         # whatever side is asked for, pairs with both occluded are measured too
         assert found.maps["mask"].images == PEOPLE * SHOTS
     assert len(set(aucs.values())) == 3
+
+
+@pytest.mark.parametrize("side", ["a", "b", "both"])
+def test_identification_occludes_the_side_asked_for(
+    side: Side, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """a is the gallery and b the probe."""
+    faces = MeasuredFaces(Model.load(work / "model"), work / "faces", False, 32, Occluder(0, "b"))
+    compared: list[tuple[bool, bool]] = []
+    score_all = inference.score_all
+
+    def recorded(
+        model: Model, probes: Templates, rows: Any, gallery: Templates, *more: Any, **options: Any
+    ) -> Any:
+        assert faces.unoccluded is not None
+        plain = faces.unoccluded.templates
+        compared.append((gallery is not plain, probes is not plain))
+        return score_all(model, probes, rows, gallery, *more, **options)
+
+    monkeypatch.setattr(conditions, "score_all", recorded)
+    known = read_identification(work / "roles.csv", work / "faces")
+    conditions.measure(faces, None, known, ["mask"], side, 0)
+    assert compared == [(False, False), (side in ("a", "both"), side in ("b", "both"))]
 
 
 @pytest.mark.usefixtures("no_pictures")

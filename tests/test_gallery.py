@@ -181,6 +181,29 @@ def test_search_ranks_as_comparing_with_everybody_does(
     assert ranked[0].score == pytest.approx(scores.max().item(), abs=1e-5)
 
 
+def test_who_shows_too_little_comes_last_however_similar(
+    gallery: Gallery, recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = recogniser.templates([draw_face(2, 5)])
+    with monkeypatch.context() as patch:
+        hide(patch, recogniser)
+        gallery.enroll("Veiled", draw_face(2, 5))
+    compare_all = recogniser.model.compare_all
+
+    def sure_of_the_veiled(probes: Templates, people: Templates) -> dict[str, torch.Tensor]:
+        scores = compare_all(probes, people)
+        return {**scores, "fused": scores["fused"].masked_fill(people.visible() == 0, 1e6)}
+
+    monkeypatch.setattr(recogniser.model, "compare_all", sure_of_the_veiled)
+    ranked = gallery.candidates(probe)
+    assert len(ranked) == 7
+    assert (ranked[-1].person, ranked[-1].score, ranked[-1].visible_both) == ("Veiled", 1e6, 0)
+    scores = [c.score for c in ranked[:-1]]
+    assert scores == sorted(scores, reverse=True)
+    (answer,) = gallery.search(draw_face(2, 5), threshold=1e5)
+    assert (answer.decision, answer.candidates[0].person) == ("unknown person", ranked[0].person)
+
+
 def test_the_first_stage_finds_the_nearest_vectors_of_the_pattern(
     gallery: Gallery, recogniser: Recogniser
 ) -> None:
@@ -426,6 +449,13 @@ def test_export_and_import_restore_everything(
     assert restored.import_(file).kept == 13
     opened = Gallery(tmp_path / "restored", recogniser)
     assert opened.search(draw_face(9, 0))[0] == gallery.search(draw_face(9, 0))[0]
+
+    other = Gallery(tmp_path / "other", Recogniser(made(seed=1), None, "runs/other"))
+    other.enroll("Ann", draw_face(1, 0))
+    before = contents(other)
+    with pytest.raises(OamlError, match=r"all\.safetensors: holds faces of another model \(runs/m"):
+        other.import_(file)
+    assert contents(other) == before
 
     said = json.loads((tmp_path / "out" / "all.json").read_text())
     said["faces"].pop()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from oaml.adaptation import held_out
-from oaml.adaptation.held_out import SHARED_OCCLUDER, HeldOut
+from oaml.adaptation.held_out import SHARED_OCCLUDER, UNOCCLUDED, HeldOut
 from oaml.datasets.people import DrawnFolder, group_of
+from oaml.joint import KNOTS
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
+from oaml.occluders import Style, occlude, occluder_rng
+from oaml.occluders.material import retexture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,6 +61,59 @@ def test_the_largest_of_three_factors_is_taken(faces: HeldOut, monkeypatch: pyte
     assert len(seen) == 3
     for _, weight in seen:  # each kind of occluder weighs the same
         assert weight.sum() == pytest.approx(2)
+
+
+def test_offset_and_thresholds_are_fitted_on_impostors_alone(
+    faces: HeldOut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small()
+    fitted: dict[str, np.ndarray] = {}
+
+    def offset(scores: np.ndarray, unseen: np.ndarray) -> np.ndarray:
+        fitted["offset"] = scores
+        return np.zeros(KNOTS, np.float32)
+
+    def thresholds(scores: np.ndarray) -> dict[str, float]:
+        fitted["thresholds"] = scores
+        return {}
+
+    monkeypatch.setattr(held_out, "PAIRS_NEEDED", 20)
+    monkeypatch.setattr(held_out, "fit_offset", offset)
+    monkeypatch.setattr(held_out, "fit_overlap", lambda *_: 0.0)
+    monkeypatch.setattr(held_out, "fit_thresholds", thresholds)
+    held_out.calibrate(model, faces)
+    unoccluded, person = faces.templates(model, UNOCCLUDED), faces.person.tolist()
+    first = [person.index(number) for number in range(6)]
+    fused = model.compare_all(unoccluded, unoccluded)["fused"]
+    pairs = [fused[i, j] for i in range(12) for j in range(i) if person[i] != person[j]]
+    assert len(pairs) == 12 * 10 / 2
+    np.testing.assert_allclose(np.sort(fitted["thresholds"]), np.sort(pairs), rtol=1e-4, atol=1e-4)
+    # every face, unoccluded and under both kinds, against the first image of everybody else
+    expected: list[Tensor] = []
+    for probes in (unoccluded, *(faces.templates(model, kind) for kind in faces.kinds)):
+        fused = model.compare_all(probes, unoccluded[torch.tensor(first)])["fused"]
+        expected += [fused[i, j] for i in range(12) for j in range(6) if person[i] != j]
+    np.testing.assert_allclose(np.sort(fitted["offset"]), np.sort(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("style", ["a", "b"])
+def test_faces_are_occluded_in_the_style_asked_for(style: Style, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[np.ndarray] = []
+
+    def recorded(model: Model, images: list[np.ndarray]) -> np.ndarray:
+        shown.extend(images)
+        return np.zeros((len(images), 14, 14, 1), np.float32)
+
+    monkeypatch.setattr(held_out, "stage3", recorded)
+    people = DrawnFolder(2, 2)
+    HeldOut(small(), people, ["niqab"], 3, style)
+    assert len(shown) == 6
+    for face, i in zip(shown[4:], (1, 3), strict=True):  # the probes: all but everybody's first image
+        rng = occluder_rng(3, "held out niqab", people.names[i])
+        drawn = occlude(people.image(i), "niqab", rng, style=style)
+        if style == "a" and rng.random() < 0.5:
+            drawn = retexture(people.image(i), drawn, rng)
+        assert np.array_equal(face, drawn.image)
 
 
 def test_too_few_people_leave_the_score_as_it_is(faces: HeldOut) -> None:

@@ -21,6 +21,7 @@ from oaml.losses import (
     balanced_matching_loss,
     check_finite,
     combine,
+    distillation_loss,
     hard_triplet_loss,
     occlusion_loss,
     pairwise_matching_loss,
@@ -226,6 +227,27 @@ def test_no_labelled_image_is_a_connected_zero() -> None:
     loss.backward()
     assert logit.grad is not None
     assert (logit.grad == 0).all()
+
+
+# --- distillation
+
+
+def test_distillation_counts_cells_by_what_they_show() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cells, target = (torch.randn(2, 5, 3, generator=generator) for _ in range(2))
+    visibility = torch.rand(2, 5, generator=generator)
+    visibility[0, 2] = 0
+    error = length = 0.0
+    for face, cell, number in product(range(2), range(5), range(3)):
+        weight = float(visibility[face, cell])
+        error += weight * float(cells[face, cell, number] - target[face, cell, number]) ** 2
+        length += weight * float(target[face, cell, number]) ** 2
+    found = distillation_loss(cells, target, visibility)
+    assert found.item() == pytest.approx(error / length, rel=1e-5)
+    cells[0, 2] = 1e3  # hidden: it may be anything
+    torch.testing.assert_close(distillation_loss(cells, target, visibility), found)
+    assert distillation_loss(cells, target, torch.zeros(2, 5)).item() == 0
+    assert distillation_loss(target.half(), target.half(), visibility).item() == 0
 
 
 # --- sum and guard

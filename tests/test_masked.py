@@ -94,6 +94,12 @@ def test_fitting_keeps_what_shows() -> None:
     np.testing.assert_allclose(
         fit_mask(mask, 112), mask.reshape(112, 2, 112, 2).mean((1, 3)), rtol=1e-5, atol=1e-6
     )
+    # halving is the same by area and bilinear, further down it is not
+    large = RNG.random((448, 448), dtype=np.float32)
+    for size in (336, 448):
+        times = size // 112
+        expected = large[:size, :size].reshape(112, times, 112, times).mean((1, 3))
+        np.testing.assert_allclose(fit_mask(large[:size, :size], 112), expected, rtol=1e-5, atol=1e-6)
     small = mask[:56, :56]
     assert np.array_equal(fit_mask(small, 112), np.kron(small, np.ones((2, 2), np.float32)))
     for size in (100, 150):

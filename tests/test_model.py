@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,25 @@ def test_extract(net: dict[str, Any], grid: int) -> None:
         embedding, norm = faces.embedding, faces.norm[:, None]
     error = faces.cell_embeddings.sum(1) - embedding * norm
     assert error.abs().max() <= 1e-5 * faces.cell_embeddings.abs().sum(1).max()
+
+
+def test_extract_with_flip_is_the_mean_of_a_face_and_its_mirror_image() -> None:
+    model = small()
+    plain, mirrored = model.extract(images(2)), model.extract(images(2).flip(3))
+    model.config.flip = True
+    both = model.extract(images(2))
+    raw = plain.embedding * plain.norm[:, None] + mirrored.embedding * mirrored.norm[:, None]
+    torch.testing.assert_close(both.embedding, raw / raw.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(both.norm, raw.norm(dim=1) / 2)
+    assert torch.equal(both.local, plain.local)
+    assert not torch.allclose(both.embedding, plain.embedding)
+    for face, y, x in product(range(2), range(7), range(7)):
+        cells = plain.cell_embeddings[face, 7 * y + x], mirrored.cell_embeddings[face, 7 * y + 6 - x]
+        torch.testing.assert_close(both.cell_embeddings[face, 7 * y + x], (cells[0] + cells[1]) / 2)
+        shown = plain.visibility[face, 0, y, x], mirrored.visibility[face, 0, y, 6 - x]
+        torch.testing.assert_close(both.visibility[face, 0, y, x], (shown[0] + shown[1]) / 2)
+    total = both.cell_embeddings.sum(1)
+    torch.testing.assert_close(total, both.embedding * both.norm[:, None], rtol=1e-4, atol=1e-4)
 
 
 def test_extract_needs_eval_mode() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +164,59 @@ def test_a_file_in_pieces_has_the_same_bytes(tmp_path: Path) -> None:
     piece.finish()
     assert (tmp_path / "pieces").read_bytes() == whole
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}  # they are faces
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_the_counter_counts_only_what_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any write, or cut off from power: the file goes on with what it counts and ends the same."""
+    faces = QuantisedTemplates.of(some(3))
+    whole = save(tmp_path / "whole", faces, PATHS, "0123").read_bytes()
+    layout = Layout(faces[:1], PATHS, {"model": "0123", "model_name": ""})
+    pwrite, fsync = os.pwrite, os.fsync
+    steps: list[str] = []
+    end = -1
+
+    def recorded_write(file: int, data: Any, offset: int) -> int:
+        if len(steps) == end:
+            raise Killed
+        steps.append("counter" if offset >= layout.size else "faces")
+        return pwrite(file, data, offset)
+
+    def recorded_sync(file: int) -> None:
+        if len(steps) == end:
+            raise Killed
+        steps.append("sync")
+        fsync(file)
+
+    with monkeypatch.context() as patch:
+        piece = PartialFile(tmp_path / "once", layout)
+        patch.setattr("os.pwrite", recorded_write)
+        patch.setattr("os.fsync", recorded_sync)
+        piece.write(faces[:2])
+        piece.close()
+    one_write = list(steps)
+    assert one_write.count("counter") == 1
+    counter = one_write.index("counter")
+    assert "faces" in one_write[:counter]
+    assert one_write[counter - 1] == "sync"
+    assert "faces" not in one_write[counter:]
+    for end in range(len(one_write) + 1):
+        out = tmp_path / str(end)
+        piece = PartialFile(out, layout)
+        steps.clear()
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr("os.pwrite", recorded_write)
+            patch.setattr("os.fsync", recorded_sync)
+            piece.write(faces[:2])
+        piece.close()
+        again = PartialFile(out, layout)
+        assert again.done == (2 if "counter" in steps else 0)
+        again.write(faces[again.done :])
+        again.finish()
+        assert out.read_bytes() == whole
 
 
 def test_another_model_does_not_continue_a_file(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from oaml.photographs.align import STANDARD_LANDMARKS
 from oaml.photographs.detect import Face
 from oaml.photographs.video import Frame, is_video, read_frames
 from oaml.recognition.recognise import Recogniser
-from oaml.recognition.tracks import FRAMES_AWAY, FacesOfFrame, Track, _assign, find_tracks
+from oaml.recognition.tracks import FACES_POOLED, FRAMES_AWAY, FacesOfFrame, Track, _assign, find_tracks
+from oaml.template import Templates, pooled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, HEIGHT = 480, 130
@@ -131,6 +132,34 @@ def test_a_track_shows_what_its_frames_show_together(model: Model) -> None:
     assert np.array_equal(track.crop, face)
     said = json.loads(json.dumps(track.to_dict()))
     assert (said["first_frame"], said["last_frame"], said["frames"]) == (0, 2, 3)
+
+
+@pytest.mark.parametrize("order", ["best first", "best last", "mixed"])
+def test_a_track_keeps_the_faces_that_show_most(order: str) -> None:
+    """Of the sharpest and least occluded ones: the mean of what shows times the length of the embedding."""
+    count = FACES_POOLED + 6
+    generator = torch.Generator().manual_seed(0)
+    faces = Templates(
+        embedding=torch.nn.functional.normalize(torch.randn(count, 8, generator=generator), dim=1),
+        norm=torch.rand(count, generator=generator),
+        visibility=torch.rand(count, 1, 7, 7, generator=generator)
+        * torch.rand(count, 1, 1, 1, generator=generator),
+        local=torch.randn(count, 4, 7, 7, generator=generator),
+        cell_embeddings=torch.randn(count, 49, 8, generator=generator),
+    )
+    worth = [float(faces.visibility[i].mean() * faces.norm[i]) for i in range(count)]
+    ranked = sorted(range(count), key=lambda i: -worth[i])
+    rows = {"best first": ranked, "best last": ranked[::-1], "mixed": list(range(count))}[order]
+    track = Track()
+    for number, row in enumerate(rows):
+        track.add(number, None, np.full((112, 112, 3), row, np.uint8), faces[row : row + 1])
+    assert (track.crop == ranked[0]).all()
+    assert torch.equal(track.latest.norm, faces.norm[rows[-1:]])
+    best = pooled(faces[torch.tensor(ranked[:FACES_POOLED])])
+    torch.testing.assert_close(track.template.embedding, best.embedding)
+    torch.testing.assert_close(track.template.norm, best.norm)
+    torch.testing.assert_close(track.template.visibility, best.visibility)
+    torch.testing.assert_close(track.template.cell_embeddings, best.cell_embeddings)
 
 
 def test_videos_and_folders_give_the_same_frames(tmp_path: Path) -> None:

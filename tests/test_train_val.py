@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from oaml import train_val
 from oaml.data import DataConfig
+from oaml.datasets.people import People, split_name
 from oaml.errors import OamlError
 from oaml.head import HeadConfig
 from oaml.losses import NonFiniteLoss
@@ -243,7 +246,31 @@ def test_train_writes_models_logs_pictures_and_every_term(tmp_path: Path) -> Non
     assert (wanted | {"loss/total"} | {f"val/{m}" for m in measures}) <= set(header)
     picture = np.asarray(Image.open(config.out / "pictures" / "maps_0000002.png"))
     assert picture.std() > 10  # something is drawn
-    assert list((config.out / "logs").glob("events*"))  # TensorBoard
+    # where TensorBoard is installed; it is an extra
+    assert bool(list((config.out / "logs").glob("events*"))) == (find_spec("tensorboard") is not None)
+
+
+def test_nobody_is_trained_on_and_validated_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: set[str] = set()
+    validated: set[str] = set()
+
+    class Recorded(train_val.Validation):
+        def __init__(self, people: People, config: TrainConfig) -> None:
+            validated.update(people.people)
+            super().__init__(people, config)
+
+    class Streams(train_val.Streams):
+        def __init__(self, config: TrainConfig, people: People, sampler: Any) -> None:
+            trained.update(people.people)
+            super().__init__(config, people, sampler)
+
+    monkeypatch.setattr(train_val, "Validation", Recorded)
+    monkeypatch.setattr(train_val, "Streams", Streams)
+    train(tiny(tmp_path / "run", steps=1, validate_every=1))
+    people = [f"drawn_{i:04d}" for i in range(20)]
+    assert trained == {name for name in people if split_name(name) == "train"}
+    assert validated == {name for name in people if split_name(name) == "calibrate"}
+    assert len(validated) >= 2
 
 
 def test_a_training_starts_from_a_model_folder(tmp_path: Path) -> None:
