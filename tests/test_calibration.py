@@ -52,6 +52,18 @@ def test_offset_of_one_share_alone() -> None:
     assert (offset[-1] - offset[10]) > 0.5
 
 
+def test_offset_rises_evenly_beyond_the_shares_that_occur() -> None:
+    """From where they end on, by the distance from the quantile to the highest score."""
+    rng = np.random.default_rng(6)
+    unseen = np.append(rng.uniform(0, 0.5, 99_999), 0.5)
+    scores = rng.normal(4 * unseen, 1)
+    offset = fit_offset(scores, unseen)
+    assert offset[10] == pytest.approx(4 * 0.5 + UNSEEN_MARGIN * 0.5 * 1.0, abs=0.5)
+    steps = np.diff(offset[10:])
+    np.testing.assert_allclose(steps, steps[0], atol=1e-5)
+    assert offset[-1] - offset[10] == pytest.approx(scores.max() - 3.09, abs=0.3)
+
+
 def test_offset_needs_enough_pairs() -> None:
     with pytest.raises(ValueError, match=r"19,999 impostor pairs, .* 20,000 are needed"):
         fit_offset(np.zeros(19_999), np.zeros(19_999))

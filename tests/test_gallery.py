@@ -165,6 +165,12 @@ def test_judge(
     assert (answer.decision, answer.person) == (verdict, person)
 
 
+def test_too_little_in_common_is_said_with_the_most_that_is() -> None:
+    veiled = [candidate("A", 3, 0.01), candidate("B", 9, 0.03), candidate("C", 1, 0.02)]
+    assert "no more than 3.0 % of the face" in judge(veiled, Threshold(2.0, 0.001), 10, 0.8, None, 5).reason
+    assert "no more than 4.0 % of the face" in judge([], Threshold(2.0, 0.001), 10, 0.04, None, 5).reason
+
+
 def test_search_ranks_as_comparing_with_everybody_does(
     gallery: Gallery, recogniser: Recogniser, photographs: Path
 ) -> None:
@@ -200,6 +206,11 @@ def test_who_shows_too_little_comes_last_however_similar(
     assert (ranked[-1].person, ranked[-1].score, ranked[-1].visible_both) == ("Veiled", 1e6, 0)
     scores = [c.score for c in ranked[:-1]]
     assert scores == sorted(scores, reverse=True)
+    # a share of just the least is enough
+    most = max(ranked, key=lambda c: c.visible_both)
+    with monkeypatch.context() as patch:
+        patch.setattr("oaml.gallery.search.LEAST_SHARED", most.visible_both)
+        assert gallery.candidates(probe)[0] == most
     (answer,) = gallery.search(draw_face(2, 5), threshold=1e5)
     assert (answer.decision, answer.candidates[0].person) == ("unknown person", ranked[0].person)
 
@@ -444,7 +455,10 @@ def test_export_and_import_restore_everything(
     file = gallery.export(tmp_path / "out" / "all.safetensors")
     assert sorted(p.name for p in file.parent.iterdir()) == ["all.json", "all.safetensors"]
     restored = Gallery(tmp_path / "restored")
-    assert restored.import_(file).added == 13
+    assert restored.import_(file).to_dict() == {
+        **{"added": 13, "removed": 0, "moved": 0, "kept": 0},
+        "left_out": [],
+    }
     assert contents(restored) == contents(gallery)
     assert restored.import_(file).kept == 13
     opened = Gallery(tmp_path / "restored", recogniser)
@@ -738,6 +752,21 @@ def test_pooling_several_people_at_once_is_pooling_each() -> None:
     close(pooled(faces, owner), each)
     alone = torch.tensor([3, 1, 0, 2])
     close(pooled(faces[:4], alone), faces[alone.argsort()])
+
+
+@pytest.mark.parametrize("sharpest", [True, False])
+def test_of_many_that_show_as_much_the_sharpest_or_first_is_compared(sharpest: bool) -> None:
+    """Many: a sort that isn't stable may still keep the order of a few."""
+    faces = random_faces(600)
+    norm = torch.randperm(600, generator=torch.Generator().manual_seed(1)).float() + 1
+    equal = {"visibility": torch.ones_like(faces.visibility), "norm": norm if sharpest else torch.ones(600)}
+    faces = Templates(**{**vars(faces), **equal})
+    owner = torch.arange(600) % 2
+    one_each = pooled(faces, owner)
+    for person in (0, 1):
+        own = (owner == person).nonzero()[:, 0]
+        chosen = own[norm[own].argmax()] if sharpest else own[0]
+        assert torch.equal(one_each.local[person], faces.local[chosen])
 
 
 def test_pooled_per_cell_embeddings_sum_to_the_pooled_embedding_of_bare_faces() -> None:

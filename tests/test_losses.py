@@ -105,7 +105,7 @@ def test_triplet_rows_without_positive_or_negative() -> None:
     assert (scores.grad == 0).all()
 
 
-@pytest.mark.parametrize("hardest", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("hardest", [0.001, 0.05, 0.3, 1.0])
 def test_balanced_loss_is_a_sum_of_plain_parts(hardest: float) -> None:
     scores, same = scores_and_same()
     pairs = list(product(range(9), range(9)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -601,6 +602,11 @@ def test_matching_needs_eval_mode() -> None:
     ):
         with pytest.raises(RuntimeError, match="eval"):
             call()
+
+
+def test_settings_by_default() -> None:
+    """Published models were trained with them."""
+    assert asdict(QAConvConfig()) == {"method": "normalized", "adapter": 128, "position_bias": True}
 
 
 def test_wrong_settings() -> None:

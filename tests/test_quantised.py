@@ -172,7 +172,7 @@ class Killed(BaseException):
 
 def test_the_counter_counts_only_what_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at any write, or cut off from power: the file goes on with what it counts and ends the same."""
-    faces = QuantisedTemplates.of(some(3))
+    faces = QuantisedTemplates.of(random_faces(3))
     whole = save(tmp_path / "whole", faces, PATHS, "0123").read_bytes()
     layout = Layout(faces[:1], PATHS, {"model": "0123", "model_name": ""})
     pwrite, fsync = os.pwrite, os.fsync

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import cv2
 import numpy as np
@@ -107,6 +109,34 @@ def test_a_face_goes_on_where_it_looks_like_an_earlier_frame(model: Model) -> No
     assert _assign(model, limit.value, [track], FacesOfFrame([None], [face], again)) == {0: 0}
     third = recogniser.templates([draw_face(3, 0)])
     assert _assign(model, limit.value, [track], FacesOfFrame([None], [face], third)) == {}
+
+
+@pytest.mark.parametrize(
+    ("last", "together", "earlier", "here", "elsewhere"),
+    [
+        (2.0, 0.0, 0.0, True, True),
+        (0.0, 2.0, 0.0, True, True),
+        (0.0, 0.0, 2.0, True, False),
+        (0.0, 0.0, 0.0, False, False),
+        (1.0, 0.0, 0.0, True, True),  # just the threshold
+    ],
+)
+def test_in_its_old_place_a_face_may_look_like_any_frame_elsewhere_like_the_last_or_all(
+    last: float, together: float, earlier: float, here: bool, elsewhere: bool, model: Model
+) -> None:
+    a = draw_face(1, 0)
+    recogniser = Recogniser(model)
+    template = recogniser.templates([a])
+    place, other = (Face(np.array([x, 5.0, 112, 112]), STANDARD_LANDMARKS, 0.9) for x in (0, 300))
+    track = Track()
+    for number in range(2):
+        track.add(number, place, a, template)
+    scores = torch.tensor([[last, together, earlier, 0.0]])
+    matcher = cast(Model, SimpleNamespace(device="cpu", compare_all=lambda *_: {"fused": scores}))
+    for where, joins in ((place, here), (other, elsewhere)):
+        assert _assign(matcher, 1.0, [track], FacesOfFrame([where], [a], template)) == (
+            {0: 0} if joins else {}
+        )
 
 
 def test_who_comes_back_in_time_goes_on_with_the_track(model: Model) -> None:

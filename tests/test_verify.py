@@ -24,7 +24,7 @@ from oaml.main import main, parser_of
 from oaml.model import Model, ModelConfig
 from oaml.recognition import terminal
 from oaml.recognition import verify as module
-from oaml.recognition.decision import LEAST_SHARED, decide, fitted_threshold
+from oaml.recognition.decision import LEAST_SHARED, decide, fitted_threshold, told_apart
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -201,6 +201,7 @@ def test_numbers_that_round_to_the_same_are_told_apart() -> None:
     assert decide(1.00002, 1, 1.00003)[1] == "score 1.00002 stays below the threshold 1.00003"
     assert decide(2, 1, 2)[1] == "score 2.000 reaches the threshold 2.000"
     assert decide(1.0, 1, math.nextafter(1.0, 2))[0] == "different people"
+    assert told_apart(1e-30, 2e-30) == ("0." + 17 * "0",) * 2  # no float near 1 needs more digits
 
 
 # --- thresholds of a model
