@@ -92,8 +92,9 @@ def load_refiner() -> Refiner:
     """The network of the package, on the CPU, in eval mode."""
     from safetensors.torch import load_file
 
-    network = Refiner()
-    network.load_state_dict({name: x.float() for name, x in load_file(WEIGHTS).items()})
+    with torch.inference_mode(False):  # it is kept for callers that want gradients too
+        network = Refiner()
+        network.load_state_dict({name: x.float() for name, x in load_file(WEIGHTS).items()})
     return network.eval()
 
 
