@@ -265,7 +265,7 @@ def test_adapt(
     assert "drawn" in training["covers"]
     assert "niqab" in training["covers"]
     images = sum(len(list((people / person).iterdir())) for person in used.trained)
-    assert training["people"] == f"{len(used.trained)} people with {images} images of {people}"
+    assert training["people"] == f"{len(used.trained)} people with {images} images of {people.name}"
     faces = torch.rand(2, 3, 112, 112)
     with torch.inference_mode():
         same = (model(faces).embedding - checkpoint(faces).embedding).abs().max()

@@ -754,6 +754,15 @@ def test_pooling_several_people_at_once_is_pooling_each() -> None:
     close(pooled(faces[:4], alone), faces[alone.argsort()])
 
 
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_of_two_that_show_a_cell_the_one_that_shows_more_is_compared(order: list[int]) -> None:
+    faces = random_faces(2)
+    visibility = torch.ones(2, 1, 7, 7)
+    visibility[1, 0, 3:] = 0
+    faces = Templates(**{**vars(faces), "visibility": visibility, "norm": torch.tensor([1.0, 9.0])})
+    assert torch.equal(pooled(faces[torch.tensor(order)]).local, faces.local[:1])
+
+
 @pytest.mark.parametrize("sharpest", [True, False])
 def test_of_many_that_show_as_much_the_sharpest_or_first_is_compared(sharpest: bool) -> None:
     """Many: a sort that isn't stable may still keep the order of a few."""

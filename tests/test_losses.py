@@ -108,6 +108,7 @@ def test_triplet_rows_without_positive_or_negative() -> None:
 @pytest.mark.parametrize("hardest", [0.001, 0.05, 0.3, 1.0])
 def test_balanced_loss_is_a_sum_of_plain_parts(hardest: float) -> None:
     scores, same = scores_and_same()
+    scores += torch.randn(9, 9, generator=torch.Generator().manual_seed(1))  # no two are equal
     pairs = list(product(range(9), range(9)))
     positives = [softplus(-float(scores[i, j])) for i, j in pairs if same[i, j]]
     negatives = sorted((softplus(float(scores[i, j])) for i, j in pairs if not same[i, j]), reverse=True)
