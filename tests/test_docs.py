@@ -63,7 +63,7 @@ def test_every_command_that_is_named_exists() -> None:
 
 def test_extras_are_those_of_the_package() -> None:
     declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    for extra in ("train", "gallery"):
+    for extra in ("train", "gallery", "onnx"):
         packages = re.search(rf"^{extra} = \[(.*)\]", declared, re.MULTILINE)
         assert packages is not None
         for package in re.findall(r'"(\w+)', packages.group(1)):

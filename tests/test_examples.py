@@ -45,6 +45,7 @@ LEFT = {
     "enroll": "staff/faces.lance",
     "search": "why.png",
     "embed": "faces.safetensors",
+    "export": "model.onnx",
     "align": "faces/Ann/0.png",
     "occlude": "occluded/masks/Ann/0.png",
 }

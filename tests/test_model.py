@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import ModelCard, RepoUrl
 from torch import Tensor
 
 from conftest import with_statistics
@@ -99,6 +101,37 @@ def test_round_trip(tmp_path: Path, net: dict[str, Any]) -> None:
     again = loaded.save(tmp_path / "again")
     for name in ("config.json", "model.safetensors"):
         assert (again / name).read_bytes() == (tmp_path / "runs" / "model" / name).read_bytes()
+
+
+def test_a_repository_of_the_hub_comes_back_with_its_card(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder stands for the hub: what is pushed there is what comes from there."""
+    hub = tmp_path / "hub"
+
+    def upload(self: object, *, repo_id: str, folder_path: Path, **_: object) -> str:
+        shutil.copytree(folder_path, hub / repo_id)
+        return repo_id
+
+    def snapshot(repo_id: str, **_: object) -> str:
+        return str(hub / repo_id)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, repo_id, **__: RepoUrl(repo_id))
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr(
+        "huggingface_hub.hub_mixin.hf_hub_download",
+        lambda *, repo_id, filename, **_: str(hub / repo_id / filename),
+    )
+    model.config.licence, model.config.thresholds = "for research", {"0.01": 1.25, "0.001": 2.5}
+    model.config.training = {"people": "10 people", "people_hashed": ["ab", "cd"], "odd": "a | b\nc"}
+    model.push_to_hub("somebody/faces")
+    assert_same(Model.from_pretrained("somebody/faces"), model)
+    card = (hub / "somebody" / "faces" / "README.md").read_text(encoding="utf-8")
+    assert ModelCard(card).data.to_dict()["library_name"] == "oaml"
+    for stated in ("Licence: for research", "| 0.001 | 2.500 |", "| people | 10 people |", "a \\| b c"):
+        assert stated in card
+    assert "| people hashed | 2 entries |" in card
 
 
 def test_hub_interface_reads_and_writes_the_same_folder(model: Model, folder: Path, tmp_path: Path) -> None:

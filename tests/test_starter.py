@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 import oaml
 from oaml.datasets.drawn import draw_face
+from oaml.inference import STARTER
 from oaml.main import main
 from oaml.model import Model
-from oaml.recognition.recognise import STARTER
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CARD = (STARTER / "README.md").read_text(encoding="utf-8")

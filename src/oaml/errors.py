@@ -3,7 +3,15 @@
 import shlex
 from collections.abc import Sequence
 
-EXTRAS = {"tensorboard": "train", "lancedb": "gallery", "pyarrow": "gallery", "filelock": "gallery"}
+EXTRAS = {
+    "tensorboard": "train",
+    "lancedb": "gallery",
+    "pyarrow": "gallery",
+    "filelock": "gallery",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+}
 """Package -> the extra that brings it; all others come without one."""
 
 

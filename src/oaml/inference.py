@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from oaml.kernels import Precision
     from oaml.model import Model
 
+STARTER = Path(__file__).parent / "starter"
+"""The model in the package, which every command knows by the name of its folder."""
 BATCH_SIZE = 32
 PAIR_CHUNK = 64
 MEMORY_BYTES = 1 << 30
@@ -42,6 +45,9 @@ MEMORY_BYTES = 1 << 30
 def load_model(model: str, device: str = "auto", batch_size: int = BATCH_SIZE) -> Model:
     """The model on its device, in eval mode; checks the options that every command shares.
 
+    Args:
+        model: a model folder; `starter` is the model in the package, unless there is a folder of that name.
+
     Raises:
         OamlError: no such model or device, or a batch size below 1.
     """
@@ -49,7 +55,8 @@ def load_model(model: str, device: str = "auto", batch_size: int = BATCH_SIZE) -
         raise OamlError(f"batch_size: {batch_size} is not at least 1")
     from oaml.model import Model
 
-    return to_device(Model.load(model).eval(), device)
+    folder = STARTER if model == "starter" and not Path(model).exists() else model
+    return to_device(Model.load(folder).eval(), device)
 
 
 def to_device(model: Model, device: str) -> Model:

@@ -80,6 +80,11 @@ COMMANDS = {
         "turn a folder of faces into one file of int8 templates, as fast as the machine allows",
         "oaml embed runs/adapted --images faces/ --out faces.safetensors",
     ),
+    "export": Command(
+        "oaml.export:export",
+        "write the network for ONNX Runtime or torch.export, and its matchers for numpy",
+        "oaml export runs/adapted --out model.onnx",
+    ),
     "align": Command(
         "oaml.photographs.command:align_folder",
         "cut the faces out of photographs, aligned to 112x112",

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
+from oaml.card import card_text
 from oaml.errors import OamlError, few
 from oaml.joint import Compared, Fusion, Joint
 from oaml.kernels import Precision
@@ -101,15 +102,22 @@ class Model(nn.Module, ModelHubMixin):
     def extract(self, images: Tensor) -> Templates:
         """RGB [N,3,112,112] in [0,1] -> N templates on the model's device. The model must be in eval mode."""
         self.need_eval()
-        faces = self.templates(self.net.backbone.forward_stage3(self.preprocess(images)))
+        return self.read(images)
+
+    def read(self, images: Tensor) -> Templates:
+        """`extract` in any mode of gradients, as `oaml export` traces it."""
+        faces = self._templates(self.net.backbone.forward_stage3(self.preprocess(images)))
         if not self.config.flip:
             return faces
-        mirrored = self.templates(self.net.backbone.forward_stage3(self.preprocess(images.flip(3))))
+        mirrored = self._templates(self.net.backbone.forward_stage3(self.preprocess(images.flip(3))))
         return faces.with_mirrored(mirrored)
 
     @torch.inference_mode()
     def templates(self, stage3: Tensor) -> Templates:
         """Maps after stage 3 [N,C3,14,14] -> N templates: the part of `extract` after stage 3, without mirror images."""
+        return self._templates(stage3)
+
+    def _templates(self, stage3: Tensor) -> Templates:
         face = self.net.forward_from(stage3)
         return Templates(
             embedding=face.embedding,
@@ -253,6 +261,10 @@ class Model(nn.Module, ModelHubMixin):
             raise OSError(str(error)) from error
         config = {"format": CONFIG_FORMAT, "oaml": oaml.__version__, **asdict(self.config)}
         (save_directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The README.md that `push_to_hub` and `save_pretrained` write."""
+        return ModelCard(card_text(asdict(self.config)))
 
     @classmethod
     def load(cls, folder: str | Path) -> Model:

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from oaml.adaptation.adapt import adapt
 from oaml.adaptation.held_out import ALL_TOGETHER, UNOCCLUDED, HeldOut, scores, tars
 from oaml.datasets.people import PeopleFolder, split_name
+from oaml.inference import STARTER
 from oaml.main import keep_freed_memory
 from oaml.model import Model, ModelConfig
 from oaml.occluders import load_mask_pictures
-from oaml.recognition.recognise import STARTER
 from oaml.support.files import write_file, write_folder
 from oaml.support.metrics import kfold_accuracy
 

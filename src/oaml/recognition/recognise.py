@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from oaml.recognition.tracks import FacesOfFrame, Track
     from oaml.template import Templates
 
-STARTER = Path(__file__).parents[1] / "starter"
-"""The model folder that comes with the package."""
-
 
 def load(
     model: str | Path | None = None, detector: str | Path | None = None, device: str = "auto"
@@ -44,8 +41,8 @@ def load(
     from oaml.inference import load_model
 
     finder = load_detector(None if detector is None else Path(detector))
-    folder = str(STARTER if model is None else model)
-    return Recogniser(load_model(folder, device), finder, "starter" if model is None else folder)
+    name = "starter" if model is None else str(model)
+    return Recogniser(load_model(name, device), finder, name)
 
 
 class Recogniser:
