@@ -20,7 +20,7 @@ import numpy as np
 
 from oaml.errors import OamlError
 
-OUTPUTS = ("embedding", "norm", "visibility", "cell_embeddings", "local")
+OUTPUTS: tuple[str, ...] = ("embedding", "norm", "visibility", "cell_embeddings", "local")
 """What an exported network says of a face, in this order."""
 FORMAT = 1
 """Of the file of matchers; raised when an older reader would misread it."""
