@@ -42,6 +42,15 @@ def test_pairs_are_read_in_order(images: Path, tmp_path: Path) -> None:
         assert protocols.labels(pairs).tolist() == [False, True, False]
 
 
+def test_a_list_may_say_what_is_occluded(images: Path, tmp_path: Path) -> None:
+    text = (
+        "occluded_b,path_a,path_b,same,occluded_a\n"
+        "0,ann/1.png,ann/2.png,1,0\n1,ann/1.png,bob/1.png,0,0\n0,ann/1.png,bob/1.png,0,1\n1,ann/1.png,bob/1.png,0,1\n"
+    )
+    assert protocols.read_pairs(_write(tmp_path, text), images).occluded == [0, 1, 1, 2]
+    assert protocols.read_pairs(_write(tmp_path, text.replace("occluded", "x")), images).occluded == []
+
+
 def test_same_is_optional_where_nothing_is_judged(images: Path, tmp_path: Path) -> None:
     file = _write(tmp_path, "path_a,path_b\nann/1.png,bob/1.png\n")
     assert protocols.read_pairs(file, images, need_same=False).same == [None]
@@ -63,6 +72,14 @@ def test_same_is_optional_where_nothing_is_judged(images: Path, tmp_path: Path) 
         ("path_a,path_b,same\n,ann/2.png,1\n", "line 2: path_a is empty"),
         ("path_a,path_b,same\nbob, jr/1.png,bob/1.png,0\n", "line 2: has 4 values for 3 columns"),
         ("path_a,path_b,same\nann/1.png,ann/2.png\n", "line 2: has 2 values for 3 columns"),
+        (
+            "path_a,path_b,same,occluded_a\nann/1.png,ann/2.png,1,1\n",
+            "line 2: occluded_a and occluded_b are '1'",
+        ),
+        (
+            "path_a,path_b,same,occluded_a,occluded_b\nann/1.png,ann/2.png,1,1,yes\n",
+            "line 2: occluded_a and occluded_b are '1', 'yes'; write both as 1",
+        ),
         ('path_a,path_b,same\n"ann/1.png,ann/2.png,1\n', "after line 1: is not valid CSV"),
         ("path_a,path_b,same\nzoë/1.png,ann/2.png,0\n".encode("latin-1"), "is not UTF-8 text"),
     ],

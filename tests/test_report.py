@@ -315,6 +315,51 @@ def test_one_frozen_threshold_against_a_loop(made_up: tuple[Pairs, Measured]) ->
     assert any(row.far is None for row in found["fused"].rows)
 
 
+def test_the_models_own_thresholds_against_a_loop(made_up: tuple[Pairs, Measured]) -> None:
+    pairs, measured = made_up
+    same, state = labels(pairs), [i % 3 for i in range(len(pairs))]
+    numbers = PairStatistics(replace(pairs, occluded=state), measured, 20, 0)
+    found = numbers.stored({"0.001": 3.0, "0.01": 2.5, "1e-05": 99.0})
+    assert [(stored.far, stored.threshold) for stored in found] == [(0.01, 2.5), (0.001, 3.0), (1e-5, 99.0)]
+    unoccluded, classes = measured.asked[UNOCCLUDED], measured.classes
+    sets: list[tuple[str, str | None, list[Trials], int | None]] = [
+        ("photographed", None, [unoccluded], None),
+        ("photographed", NONE_OCCLUDED, [unoccluded], 0),
+        ("photographed", ONE_OCCLUDED, [unoccluded], 1),
+        ("photographed", BOTH_OCCLUDED, [unoccluded], 2),
+        *(
+            ("drawn", name, list(classes[name].values()), None)
+            for name in (ONE_OCCLUDED, BOTH_OCCLUDED, SAME_OCCLUDER)
+        ),
+    ]
+    for stored in found:
+        assert len(stored.rows) == len(sets)
+        for row, (occluders, name, chosen, wanted) in zip(stored.rows, sets, strict=True):
+            counts = {True: [0, 0], False: [0, 0]}
+            for trials in chosen:
+                for place, score in zip(trials.rows, trials.scores["fused"], strict=True):
+                    if wanted in (None, state[place]):
+                        counts[bool(same[place])][0] += 1
+                        counts[bool(same[place])][1] += score >= stored.threshold
+            assert (row.occluders, row.pair_class) == (occluders, name)
+            assert [row.genuine_pairs, row.genuine_accepts] == counts[True]
+            assert [row.impostor_pairs, row.false_accepts] == counts[False]
+            assert row.far is not None
+            assert row.tar is not None
+            assert row.far.value == row.false_accepts / row.impostor_pairs
+            assert row.tar.value == row.genuine_accepts / row.genuine_pairs
+            assert row.far.interval is not None
+            assert row.far.interval.low <= row.far.value <= row.far.interval.high
+            if stored.threshold == 99:  # nothing accepted doesn't mean a rate of 0
+                assert row.far.interval == (0, 3 / row.impostor_pairs)
+    # without what the list says, and without drawn occluders
+    plain = replace(measured, classes={NONE_OCCLUDED: classes[NONE_OCCLUDED]})
+    (one,) = PairStatistics(pairs, plain, 0, 0).stored({"0.01": 2.5})
+    assert [(row.occluders, row.pair_class) for row in one.rows] == [("photographed", None)]
+    assert one.rows[0].false_accepts == found[0].rows[0].false_accepts
+    assert PairStatistics(pairs, measured, 0, 0).stored({}) == []
+
+
 def test_curves_by_occluded_share_against_a_loop(made_up: tuple[Pairs, Measured]) -> None:
     pairs, measured = made_up
     same = labels(pairs)
@@ -535,6 +580,8 @@ def test_the_page_escapes_names_and_says_everything(out: Path, report: Report) -
         *TITLES.values(),
         *PAIR_CLASSES.values(),
         "the model's own, fitted on unoccluded faces of other people",
+        "What the model's own thresholds accept of this list, by the fused score alone: 0.250 for FAR 1e-3",
+        "drawn occluders, both, same occluder",
         "cosine: insufficient data, needs 10,000 impostor pairs",
         "fewer than 30 genuine pairs",
         "everybody wears one occluder of each kind",

@@ -101,6 +101,7 @@ def _sections(report: Report) -> list[_Section]:
         _Section("What was measured", [_list(_measured(report))]),
         _Section("Scores by occluder", ["scores", "roc.png"], ("verification",)),
         _Section("Identification", ["identification"]),
+        _Section("The model's own thresholds", ["stored"]),
         _Section("One threshold, frozen", ["frozen"]),
         _Section("Pair classes", ["classes"], ("classes, all",)),
         _Section("How much may be occluded", ["robustness.png", *_list_if(_robust(report))], ("robustness",)),

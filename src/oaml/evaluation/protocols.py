@@ -1,15 +1,15 @@
 """The lists that say what is compared: pairs, and gallery and probes; and the fixed split of people.
 
-A pairs file is CSV (UTF-8) with the columns `path_a,path_b,same`; an identification file has
-`path,person,role`. Paths are relative to the folder of images, or those that a file of `oaml embed` holds.
-Further columns and empty lines are ignored.
+A pairs file is CSV (UTF-8) with the columns `path_a,path_b,same` and, where it says which photographs show an occluded face,
+`occluded_a,occluded_b`; an identification file has `path,person,role`. Paths are relative to the folder of images, or those
+that a file of `oaml embed` holds. Further columns and empty lines are ignored.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ class Pairs:
     path_b: list[str]
     same: list[bool | None]
     """True for a genuine pair, False for an impostor pair; None where the file doesn't say."""
+    occluded: list[int] = field(default_factory=list)
+    """How many of the two photographs show an occluded face, 0 to 2; empty where the file doesn't say."""
 
     def __len__(self) -> int:
         return len(self.path_a)
@@ -45,19 +47,19 @@ def read_pairs(file: str | Path, images: str | Path, *, need_same: bool = True) 
     """Read a pairs file and make sure that all images exist, so that nothing fails after minutes of work.
 
     Args:
-        file: CSV with the columns path_a, path_b and same (1 or 0).
+        file: CSV with the columns path_a, path_b and same (1 or 0), and optionally occluded_a and occluded_b (1 or 0).
         images: folder that the paths are relative to, or a file of `oaml embed`.
         need_same: without it the column `same`, or single values of it, may be left out.
 
     Raises:
         OamlError: missing or unreadable file, missing or repeated column, empty file, wrong number of values,
-            a `same` that is neither 1 nor 0, or a missing image; with file, line number and remedy.
+            a `same` or `occluded_a` that is neither 1 nor 0, or a missing image; with file, line number and remedy.
     """
     file = Path(file)
     pairs = Pairs([], [], [])
     used: dict[str, int] = {}
-    columns = ("path_a", "path_b", "same")
-    for line, row in _rows(file, columns if need_same else columns[:2], columns):
+    columns, shown = ("path_a", "path_b", "same"), ("occluded_a", "occluded_b")
+    for line, row in _rows(file, columns if need_same else columns[:2], columns, shown):
         a, b, same = row["path_a"], row["path_b"], row.get("same", "")
         for column, path in (("path_a", a), ("path_b", b)):
             _filled(file, line, column, path)
@@ -69,6 +71,13 @@ def read_pairs(file: str | Path, images: str | Path, *, need_same: bool = True) 
         pairs.path_a.append(a)
         pairs.path_b.append(b)
         pairs.same.append({"1": True, "0": False}.get(same))
+        if given := [row[name] for name in shown if name in row]:
+            if len(given) == 1 or not {*given} <= {"0", "1"}:
+                raise OamlError(
+                    f"{file}, line {line}: occluded_a and occluded_b are {', '.join(map(repr, given))}; write both as 1 where the "
+                    "photograph shows an occluded face and 0 where it doesn't, or leave both columns out"
+                )
+            pairs.occluded.append(sum(map(int, given)))
     if not len(pairs):
         raise OamlError(f"{file}: holds no pairs below its header; write one line for each pair")
     _need_images(file, images, used)
@@ -127,8 +136,10 @@ def labels(pairs: Pairs) -> np.ndarray:
     return np.array(pairs.same, dtype=bool)
 
 
-def _rows(file: Path, needed: Iterable[str], wanted: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and the wanted columns' values, stripped, of every line that is not empty."""
+def _rows(
+    file: Path, needed: Iterable[str], wanted: Iterable[str], optional: Iterable[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and the values of the wanted and optional columns, stripped, of every line that is not empty."""
     line = 1
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
@@ -136,7 +147,7 @@ def _rows(file: Path, needed: Iterable[str], wanted: Iterable[str]) -> Iterator[
             header = [name.strip() for name in next(reader, [])]
             if not header:
                 raise OamlError(f"{file}: is empty; its first line names the columns {','.join(wanted)}")
-            for name in wanted:
+            for name in (*wanted, *optional):
                 if header.count(name) > 1:
                     raise OamlError(f"{file}, line 1: names the column {name} twice; rename one of them")
             missing = [name for name in needed if name not in header]
@@ -145,7 +156,7 @@ def _rows(file: Path, needed: Iterable[str], wanted: Iterable[str]) -> Iterator[
                     f"{file}, line 1: lacks the column {', '.join(missing)} (found {','.join(header)}); "
                     f"the first line names the columns {','.join(wanted)}"
                 )
-            places = {name: header.index(name) for name in wanted if name in header}
+            places = {name: header.index(name) for name in (*wanted, *optional) if name in header}
             for values in reader:
                 line = reader.line_num
                 if not any(value.strip() for value in values):

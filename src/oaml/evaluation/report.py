@@ -62,7 +62,8 @@ def evaluate(
             so that a large set is embedded once. Its rounding to int8 moves a fused score by .005 on average, by .04 at most.
             Only unoccluded faces can be measured then, and maps.png and pairs.png, which show images, are left out.
         out: folder for the results; files of these names are replaced, a picture that lacks data is removed.
-        pairs: CSV with the columns path_a, path_b and same (1 or 0).
+        pairs: CSV with the columns path_a, path_b and same (1 or 0). With occluded_a and occluded_b (1 where the photograph shows
+            an occluded face, 0 where it doesn't) what the model's own thresholds accept is stated by these too.
         identification: CSV with the columns path, person and role (gallery or probe), for rank-1.
         occlude: kinds of occluder, separated by commas, or all.
         side: which image of a pair is occluded. In identification a is the gallery and b the probe.
@@ -124,6 +125,7 @@ def evaluate(
             notes=report.notes + _notes(listed, measured),
             verification=verification,
             frozen_threshold=statistics.frozen(loaded.config.thresholds),
+            stored_thresholds=statistics.stored(loaded.config.thresholds),
             pair_classes=statistics.pair_classes(verification) if kinds else None,
             robustness=statistics.robustness() if kinds else None,
             shortcuts=statistics.shortcuts() if kinds else None,

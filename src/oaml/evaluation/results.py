@@ -131,6 +131,34 @@ class FrozenThreshold:
 
 
 @dataclass(frozen=True)
+class StoredRow:
+    """What a threshold of the model's own accepts of one set of pairs."""
+
+    occluders: Literal["photographed", "drawn"]
+    """Whether the faces are as photographed, or under drawn occluders of all kinds."""
+    pair_class: str | None
+    """None for the whole list as photographed."""
+    impostor_pairs: int
+    false_accepts: int
+    far: Estimate | None
+    """None without impostor pairs; an interval of no false accepts ends at 3 divided by the pairs."""
+    genuine_pairs: int
+    genuine_accepts: int
+    tar: Estimate | None
+    """None without genuine pairs."""
+
+
+@dataclass(frozen=True)
+class StoredThreshold:
+    """A threshold of the fused score from the model's config, on this list."""
+
+    far: float
+    """The rate that it is stored for."""
+    threshold: float
+    rows: list[StoredRow]
+
+
+@dataclass(frozen=True)
 class ClassMeasures:
     """All measures by class of pairs."""
 
@@ -287,6 +315,7 @@ class Report:
     """By condition."""
     verification: Verification | None = None
     frozen_threshold: FrozenThreshold | None = None
+    stored_thresholds: list[StoredThreshold] = field(default_factory=list)
     pair_classes: ClassMeasures | None = None
     robustness: Robustness | None = None
     shortcuts: Shortcuts | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from oaml.evaluation.protocols import Identification, Pairs, labels
 from oaml.evaluation.results import (
     ALL_CONDITIONS,
     BOTH_OCCLUDED,
+    NONE_OCCLUDED,
     ONE_OCCLUDED,
     SAME_OCCLUDER,
     UNOCCLUDED,
@@ -37,6 +39,7 @@ class PairStatistics:
 
     def __init__(self, pairs: Pairs, measured: Measured, resamples: int, seed: int) -> None:
         self.same, self.measured, self.resamples, self.seed = labels(pairs), measured, resamples, seed
+        self.occluded = np.array(pairs.occluded)
         people = [person_of(path) for path in (*pairs.path_a, *pairs.path_b)]
         names, codes = np.unique(people, return_inverse=True)
         self.people = len(names)
@@ -195,6 +198,52 @@ class PairStatistics:
             far=None if far is None else Estimate(far, rates.far_interval),
             ratio=None if far is None else far / FROZEN_FAR,
             genuine_pairs=rates.genuine_pairs,
+            tar=None if rates.tar is None else Estimate(rates.tar, rates.tar_interval),
+        )
+
+    def stored(self, thresholds: dict[str, float]) -> list[results.StoredThreshold]:
+        """What each of the model's own thresholds accepts, with counts, by what is occluded.
+
+        Args:
+            thresholds: FAR -> threshold of the fused score, from the model's config.
+        """
+        sets: list[tuple[Literal["photographed", "drawn"], str | None, Pool]] = [
+            ("photographed", None, self.unoccluded)
+        ]
+        if len(self.occluded):
+            sets += [
+                ("photographed", name, self.unoccluded.part(self.occluded == count))
+                for count, name in enumerate((NONE_OCCLUDED, ONE_OCCLUDED, BOTH_OCCLUDED))
+            ]
+        sets += [
+            ("drawn", name, self.pool(by_kind.values()))
+            for name, by_kind in self.measured.classes.items()
+            if name != NONE_OCCLUDED and by_kind
+        ]
+        ordered = sorted(((float(far), float(value)) for far, value in thresholds.items()), reverse=True)
+        return [
+            results.StoredThreshold(far, value, [self._stored_row(*one, value) for one in sets])
+            for far, value in ordered
+        ]
+
+    def _stored_row(
+        self, occluders: Literal["photographed", "drawn"], name: str | None, pool: Pool, threshold: float
+    ) -> results.StoredRow:
+        rates, far = self.rates("fused", pool, threshold), None
+        if rates.far is not None:
+            interval = rates.far_interval
+            if interval and not rates.far:  # every resample of nothing is nothing
+                interval = metrics.Interval(0.0, min(1.0, 3 / rates.impostor_pairs))
+            far = Estimate(rates.far, interval)
+        accepted = pool.scores["fused"] >= threshold
+        return results.StoredRow(
+            occluders=occluders,
+            pair_class=name,
+            impostor_pairs=rates.impostor_pairs,
+            false_accepts=int((accepted & ~pool.same).sum()),
+            far=far,
+            genuine_pairs=rates.genuine_pairs,
+            genuine_accepts=int((accepted & pool.same).sum()),
             tar=None if rates.tar is None else Estimate(rates.tar, rates.tar_interval),
         )
 

@@ -21,7 +21,7 @@ from oaml.template import TITLES
 if TYPE_CHECKING:
     from rich.console import Console
 
-SHORT = ("scores", "identification", "frozen")
+SHORT = ("scores", "identification", "stored", "frozen")
 """Tables that the terminal shows; the others are in the page."""
 LACKING = "insufficient data"
 
@@ -135,6 +135,30 @@ def _identification(report: Report) -> Iterator[Table]:
         f"{section.people:,} people"
     )
     yield Table("identification", title, ["condition", "score", "rank-1"], rows)
+
+
+def _stored(report: Report) -> Iterator[Table]:
+    names = {"photographed": "as photographed", "drawn": "drawn occluders"}
+    rows = [
+        [
+            short_far(stored.far),
+            names[row.occluders] + (f", {PAIR_CLASSES[row.pair_class]}" if row.pair_class else ""),
+            f"{row.false_accepts:,} of {row.impostor_pairs:,}",
+            "" if row.far is None else _rate(row.far),
+            f"{row.genuine_accepts:,} of {row.genuine_pairs:,}",
+            "" if row.tar is None else _value(row.tar),
+        ]
+        for stored in report.stored_thresholds
+        for row in stored.rows
+    ]
+    if rows:
+        limits = ", ".join(f"{s.threshold:.3f} for FAR {short_far(s.far)}" for s in report.stored_thresholds)
+        title = (
+            f"What the model's own thresholds accept of this list, by the fused score alone: {limits}. "
+            f"Brackets: 95 % by person; of no false accepts up to 3 divided by the pairs."
+        )
+        header = ["stated FAR", "faces", "impostor pairs accepted", "FAR", "genuine pairs accepted", "TAR"]
+        yield Table("stored", title, header, rows)
 
 
 def _frozen(report: Report) -> Iterator[Table]:
@@ -305,6 +329,7 @@ def _examples(report: Report) -> Iterator[Table]:
 _MAKERS = (
     _verification,
     _identification,
+    _stored,
     _frozen,
     _classes,
     _robustness,
@@ -327,6 +352,12 @@ def _tar(measures: Measures, far: float) -> str:
 def _value(estimate: Estimate) -> str:
     ends = "-".join(map(short_number, estimate.interval or ()))
     return short_number(estimate.value) + (f" ({ends})" if ends else "")
+
+
+def _rate(estimate: Estimate) -> str:
+    """A small rate: 2.0e-2 (1.1e-2-3.4e-2)."""
+    ends = " to ".join(short_far(end, 1) for end in estimate.interval or ())
+    return short_far(estimate.value, 1) + (f" ({ends})" if ends else "")
 
 
 def short_number(value: float) -> str:
