@@ -109,6 +109,7 @@ def _sections(report: Report) -> list[_Section]:
         _Section("Best and worst pairs", ["pairs.png"], ("examples",)),
         _Section("Visibility maps", ["maps", "maps.png"]),
         _Section("Shortcuts", ["shortcuts", *_list_if(_tails(report)), "tail"]),
+        _Section("People under two names", ["overlap"]),
         _Section("Notes", [f"<ul>{notes}</ul>"] if notes else []),
         _Section(
             "Arguments and model",

@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 
 from oaml import __version__
-from oaml.datasets.people import hashed_names, person_of
+from oaml.datasets.people import person_of
 from oaml.errors import OamlError
-from oaml.evaluation import conditions, page
+from oaml.evaluation import conditions, overlap, page
 from oaml.evaluation.conditions import IMPOSTOR_LIMIT, Measured, MeasuredFaces
-from oaml.evaluation.protocols import Identification, Pairs, labels, read_identification, read_pairs
+from oaml.evaluation.protocols import Pairs, labels, read_identification, read_pairs
 from oaml.evaluation.results import PAIR_CLASSES, UNOCCLUDED, DrawnOccluders, Report, Side
 from oaml.evaluation.summary import CURVE_FAR, PairStatistics, identification_result, with_all
 from oaml.evaluation.tables import SHORT, all_tables, condition_name, markdown, show
@@ -38,6 +38,7 @@ def evaluate(
     mask_pictures: Path | None = None,
     protocol: Literal["pairs", "lfw"] = "pairs",
     resize: bool = False,
+    trained_on: Path | None = None,
     batch_size: int = BATCH_SIZE,
     bootstrap: int = 200,
     precision: Literal["float32", "bfloat16"] = "float32",
@@ -73,6 +74,8 @@ def evaluate(
         mask_pictures: folder of mask pictures with alpha, for the kind mask.
         protocol: lfw adds the accuracy over 10 consecutive folds of the list.
         resize: scale images of another size instead of refusing them.
+        trained_on: folder of the people that the model was trained on. Those who are probably in the measured set as well, by their
+            faces or their names, are listed. Of a model that keeps the hashes of their names only the people of these count.
         batch_size: faces read at a time; on a GPU also faces a pass.
         bootstrap: resamples for the intervals; 0 leaves them out.
         precision: of QAConv's correlations in identification: float32, or bfloat16, which is two to three times as fast where the
@@ -102,20 +105,22 @@ def evaluate(
         _check_pairs(Path(pairs or ""), listed, protocol)
     pictures = [] if mask_pictures is None else load_mask_pictures(mask_pictures)
     loaded = load_model(model, device, batch_size)
-    faces = MeasuredFaces(loaded, images, resize, batch_size, Occluder(seed, style, pictures))
-    measured = conditions.measure(faces, listed, known, kinds, side, seed, precision)
-
     trained = set(
         loaded.config.training.pop("people_hashed", [])
     )  # thousands of digits, of no use in a report
+    training = None if trained_on is None else overlap.training_people(Path(trained_on), trained, resize)
+    faces = MeasuredFaces(loaded, images, resize, batch_size, Occluder(seed, style, pictures))
+    measured = conditions.measure(faces, listed, known, kinds, side, seed, precision)
+    found = overlap.of_measured(faces, listed, known, training, seed)
     report = Report(
         oaml=__version__,
         model=str(model),
         config=loaded.config,
-        notes=_took_part(trained, listed, known),
+        notes=overlap.took_part(trained, listed, known) + overlap.notes(found),
         arguments=arguments,
         occluders=DrawnOccluders(kinds, side, style, seed),
         maps=faces.maps,
+        overlap=found,
     )
     if listed is not None:
         statistics = PairStatistics(listed, measured, bootstrap, seed)
@@ -183,22 +188,6 @@ def _check_pairs(file: Path, pairs: Pairs, protocol: str) -> None:
         raise OamlError(f"{file}: holds no {lacking}; measuring needs pairs of both classes")
     if protocol == "lfw" and len(pairs) < 10:
         raise OamlError(f"{file}: holds {len(pairs)} pairs; protocol lfw needs at least 10, one a fold")
-
-
-def _took_part(trained: set[str], pairs: Pairs | None, known: Identification | None) -> list[str]:
-    """A warning of people that the model was trained or calibrated on; `trained` holds their hashed names."""
-    paths = [] if pairs is None else [*pairs.path_a, *pairs.path_b]
-    paths += [] if known is None else [*known.gallery, *known.probes]
-    people = {person_of(path) for path in paths}
-    seen = sum(hashed_names([person])[0] in trained for person in people)
-    return (
-        [
-            f"{seen} of {len(people)} people took part in the model's training or calibration, by the names of their folders; "
-            "leave them out, for the figures on them are too good"
-        ]
-        if seen
-        else []
-    )
 
 
 def _notes(pairs: Pairs, measured: Measured) -> list[str]:

@@ -275,6 +275,44 @@ class IdentificationResult:
 
 
 @dataclass(frozen=True)
+class Alike:
+    """Two names that are probably one person's, with the most similar of their images that were compared."""
+
+    person_a: str
+    person_b: str
+    path_a: str | None = None
+    """None where their spelling alone says it."""
+    path_b: str | None = None
+    score: float | None = None
+    """The fused one."""
+    same_photograph: bool = False
+    """Both images have the same embedding."""
+    same_spelling: bool = False
+    """The names are the same but for case, accents, spaces and punctuation."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """People who are probably in the set under two names, or took part in training; the figures count them all the same."""
+
+    far: float
+    threshold: float | None
+    """Of the fused score; None of a model with too few thresholds: then only one photograph under two names is found."""
+    threshold_stored: bool
+    """Otherwise it lies on the line through the last two stored ones, over the logarithm of the rate."""
+    images: int
+    """That were looked at."""
+    images_left_out: int
+    """Of a larger set, by chance."""
+    within: list[Alike]
+    training_images: int = 0
+    """Of the training people, that were looked at."""
+    training_images_left_out: int = 0
+    training: list[Alike] | None = None
+    """person_a is of the set, person_b a training person; None without their folder."""
+
+
+@dataclass(frozen=True)
 class MapQuality:
     """What the network takes for visible, over all cells."""
 
@@ -322,6 +360,7 @@ class Report:
     examples: dict[str, dict[str, list[ExamplePair]]] = field(default_factory=dict)
     """Condition -> what the pairs are -> pairs."""
     identification: IdentificationResult | None = None
+    overlap: Overlap | None = None
 
     def json(self) -> str:
         """The content of report.json; a number that is not finite becomes null."""

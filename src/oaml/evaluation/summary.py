@@ -34,6 +34,9 @@ TAIL = 0.999
 """Quantile of the scores of impostor pairs that is compared between areas: what a FAR of 1e-3 is decided by."""
 
 
+_Occluders = Literal["photographed", "drawn"]
+
+
 class PairStatistics:
     """The numbers of a list of pairs, each method one section of the report."""
 
@@ -207,19 +210,13 @@ class PairStatistics:
         Args:
             thresholds: FAR -> threshold of the fused score, from the model's config.
         """
-        sets: list[tuple[Literal["photographed", "drawn"], str | None, Pool]] = [
-            ("photographed", None, self.unoccluded)
-        ]
+        sets: list[tuple[_Occluders, str | None, Pool]] = [("photographed", None, self.unoccluded)]
         if len(self.occluded):
-            sets += [
-                ("photographed", name, self.unoccluded.part(self.occluded == count))
-                for count, name in enumerate((NONE_OCCLUDED, ONE_OCCLUDED, BOTH_OCCLUDED))
-            ]
-        sets += [
-            ("drawn", name, self.pool(by_kind.values()))
-            for name, by_kind in self.measured.classes.items()
-            if name != NONE_OCCLUDED and by_kind
-        ]
+            for count, name in enumerate((NONE_OCCLUDED, ONE_OCCLUDED, BOTH_OCCLUDED)):
+                sets.append(("photographed", name, self.unoccluded.part(self.occluded == count)))
+        for name, by_kind in self.measured.classes.items():
+            if name != NONE_OCCLUDED and by_kind:
+                sets.append(("drawn", name, self.pool(by_kind.values())))
         ordered = sorted(((float(far), float(value)) for far, value in thresholds.items()), reverse=True)
         return [
             results.StoredThreshold(far, value, [self._stored_row(*one, value) for one in sets])
@@ -227,7 +224,7 @@ class PairStatistics:
         ]
 
     def _stored_row(
-        self, occluders: Literal["photographed", "drawn"], name: str | None, pool: Pool, threshold: float
+        self, occluders: _Occluders, name: str | None, pool: Pool, threshold: float
     ) -> results.StoredRow:
         rates, far = self.rates("fused", pool, threshold), None
         if rates.far is not None:

@@ -326,6 +326,43 @@ def _examples(report: Report) -> Iterator[Table]:
         yield Table("examples", "The pairs of the picture", header, rows)
 
 
+def _overlap(report: Report) -> Iterator[Table]:
+    section = report.overlap
+    if section is None:
+        return
+    rows = [
+        [
+            where,
+            pair.person_a,
+            pair.person_b,
+            "" if pair.score is None else f"{pair.score:.2f}",
+            "; ".join(
+                why
+                for why, is_so in (
+                    ("one photograph", pair.same_photograph),
+                    ("alike", pair.score is not None and not pair.same_photograph),
+                    ("names", pair.same_spelling),
+                )
+                if is_so
+            ),
+            pair.path_a or "",
+            pair.path_b or "",
+        ]
+        for where, found in (("in the set", section.within), ("in training", section.training or []))
+        for pair in found
+    ]
+    if rows:
+        title = "Probably one person under two names; the figures count them all the same."
+        if section.threshold is not None:
+            title += (
+                f" Alike: a fused score of at least {section.threshold:.2f}, "
+                + ("stored" if section.threshold_stored else "on the line through the model's thresholds")
+                + f" for FAR {short_far(section.far)}."
+            )
+        header = ["where", "name", "other name", "fused score", "why", "first image", "second image"]
+        yield Table("overlap", title, header, rows)
+
+
 _MAKERS = (
     _verification,
     _identification,
@@ -336,6 +373,7 @@ _MAKERS = (
     _shortcuts,
     _maps,
     _examples,
+    _overlap,
 )
 
 
