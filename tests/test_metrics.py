@@ -151,10 +151,9 @@ def test_rank1_against_a_loop() -> None:
         best = [gallery[k] for k in range(20) if row[k] == row.max()]
         hits.append(set(best) == {label})
     np.testing.assert_array_equal(metrics.rank1_hits(scores, probes, gallery), hits)
-    assert metrics.rank1(scores, probes, gallery) == np.mean(hits)
-    assert metrics.rank1(np.zeros((60, 20)), probes, gallery) == 0
+    assert not metrics.rank1_hits(np.zeros((60, 20)), probes, gallery).any()
     with pytest.raises(ValueError, match="not in the gallery"):
-        metrics.rank1(np.zeros((1, 2)), np.array([3]), np.array([1, 2]))
+        metrics.rank1_hits(np.zeros((1, 2)), np.array([3]), np.array([1, 2]))
 
 
 def _population(people: int, seed: int, spread: float = 1.0) -> tuple[np.ndarray, ...]:
@@ -310,3 +309,21 @@ def test_folds_prefer_the_smallest_of_equal_thresholds(case: tuple[np.ndarray, n
     distances, same = np.abs(case[0]) / 2, case[1]
     folds = metrics.kfold_accuracy(distances, same, folds=2, thresholds=np.array([0.0, 1.0, 2.0, 4.0]))
     assert set(folds.threshold) <= {0.0, 1.0, 2.0, 4.0}
+
+
+def test_retrieval_of_a_ranking_written_out_by_hand() -> None:
+    """Ann has three gallery images; the ranking of her probe is right, wrong, right, right: R = 3 looks at the first three."""
+    scores = np.array([[0.9, 0.7, 0.6, 0.8, 0.1]])
+    gallery = np.array(["ann", "ann", "ann", "bela", "cem"])
+    p1, r_precision, map_at_r = metrics.retrieval(scores, np.array(["ann"]), gallery)[0]
+    assert p1 == 1
+    assert r_precision == pytest.approx(2 / 3)
+    assert map_at_r == pytest.approx((1 / 1 + 2 / 3) / 3)
+    assert metrics.retrieval(scores, np.array(["cem"]), gallery).tolist() == [[0, 0, 0]]
+    assert metrics.retrieval(np.zeros((1, 5)), np.array(["ann"]), gallery)[0, 1] == pytest.approx(1 / 3)
+
+
+def test_retrieval_with_one_image_a_person_is_rank_1() -> None:
+    rng = np.random.default_rng(0)
+    values = metrics.retrieval(rng.random((40, 10)), rng.integers(0, 10, 40), np.arange(10))
+    np.testing.assert_array_equal(values, values[:, :1].repeat(3, 1))

@@ -99,7 +99,9 @@ def test_a_missing_image_file_or_folder_is_named(images: Path, tmp_path: Path) -
     file = _write(
         tmp_path, "path_a,path_b,same\nann/1.png,ann/2.png,1\nann/1.png,eve/1.png,0\nann/9.png,ann/1.png,1\n"
     )
-    with pytest.raises(OamlError, match=r"eve/1\.png: no such image, named in .*line 3 \(and 1 more\)"):
+    with pytest.raises(
+        OamlError, match=r"eve/1\.png: no such image, named in .*line 3 \(1 more are missing: .*ann/9\.png\);"
+    ):
         protocols.read_pairs(file, images)
     with pytest.raises(OamlError, match="nowhere: no such folder"):
         protocols.read_pairs(file, tmp_path / "nowhere")

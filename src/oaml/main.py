@@ -27,6 +27,8 @@ class Command:
     function: str
     summary: str
     example: str
+    listing: str = ""
+    """Function that makes the text of `oaml COMMAND --list`, where there is something to list."""
 
 
 COMMANDS = {
@@ -49,6 +51,7 @@ COMMANDS = {
         "oaml.evaluation.report:evaluate",
         "all scores side by side on the same pairs, unoccluded and occluded: table, report.json, pictures",
         "oaml evaluate runs/first/best --images faces/ --pairs pairs.csv --out report --occlude all",
+        "oaml.evaluation.official:listing",
     ),
     "score": Command(
         "oaml.evaluation.scoring:score",
@@ -213,6 +216,10 @@ def keep_freed_memory() -> None:
 
 
 def _run(name: str, arguments: list[str]) -> None:
+    if arguments == ["--list"] and COMMANDS[name].listing:
+        module, _, attribute = COMMANDS[name].listing.partition(":")
+        print(getattr(importlib.import_module(module), attribute)())
+        return
     parser, function = parser_of(name)
     parsed = parser.parse_args(arguments)
     if name == "train":

@@ -132,8 +132,8 @@ class Measured:
     """Class -> condition -> pairs; in the order of `PAIR_CLASSES`."""
     asked: dict[str, Trials] = field(default_factory=dict)
     """Condition -> all pairs of the list, occluded on the side that was asked for."""
-    hits: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    """Condition -> score -> which probes were found, bool [P]."""
+    retrieved: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """Condition -> score -> what a search gives for each probe, [P,3]; see `metrics.retrieval`."""
     shared_occluders: int = 0
     """How many occluders of each kind were shared."""
 
@@ -262,11 +262,11 @@ def measure(
         if kinds:
             measured.shared_occluders = int(np.clip(impostors // IMPOSTORS_PER_SHARED, 1, SHARED_OCCLUDERS))
     if known is not None:
-        measured.hits[UNOCCLUDED] = _identify(faces, known, UNOCCLUDED, side, precision)
+        measured.retrieved[UNOCCLUDED] = _identify(faces, known, UNOCCLUDED, side, precision)
     for kind in kinds:
         faces.measure(kind, listed | set().union(*(sides[s] for s in ("ab" if side == "both" else side))))
         if known is not None:
-            measured.hits[kind] = _identify(faces, known, kind, side, precision)
+            measured.retrieved[kind] = _identify(faces, known, kind, side, precision)
         if pairs is not None:
             _classes(measured, faces, pairs, kind, side, seed)
     return measured
@@ -285,7 +285,10 @@ def _classes(
         if occluded == side:
             measured.asked[kind] = measured.classes[name][kind]
 
-    group = {path: group_of(path, measured.shared_occluders) for path in {*pairs.path_a, *pairs.path_b}}
+    group = {
+        path: group_of(pairs.owner.get(path, path), measured.shared_occluders)
+        for path in {*pairs.path_a, *pairs.path_b}
+    }
     together = [group[a] == group[b] for a, b in zip(pairs.path_a, pairs.path_b, strict=True)]
     rows = limited(np.flatnonzero(together), same, seed)
     if len(rows):
@@ -406,7 +409,7 @@ def _first(rows: np.ndarray, order: np.ndarray, path_a: list[str], path_b: list[
 def _identify(
     faces: MeasuredFaces, known: Identification, kind: str, side: Side, precision: Precision
 ) -> dict[str, np.ndarray]:
-    """Which probes each score finds, bool [P]; in blocks, so that the scores of all never stand in memory."""
+    """What a search gives for each probe by each score, [P,3]; in blocks, so that the scores of all never stand in memory."""
     occluded = kind != UNOCCLUDED
     gallery, index_g = faces.side(known.gallery, occluded and side in ("a", "both"))
     probes, index_p = faces.side(known.probes, occluded and side in ("b", "both"))
@@ -424,5 +427,5 @@ def _identify(
             name=lambda i, start=start: f"{known.probes[start + i]} ({kind})",
         )
         for score, values in scores.items():
-            hits[score].append(metrics.rank1_hits(values, people_p[part], people_g))
+            hits[score].append(metrics.retrieval(values, people_p[part], people_g))
     return {score: np.concatenate(parts) for score, parts in hits.items()}

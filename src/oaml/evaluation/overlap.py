@@ -58,9 +58,8 @@ class Faces:
 
 def took_part(trained: set[str], pairs: Pairs | None, known: Identification | None) -> list[str]:
     """A warning of people that the model was trained or calibrated on; `trained` holds their hashed names."""
-    paths = [] if pairs is None else [*pairs.path_a, *pairs.path_b]
-    paths += [] if known is None else [*known.gallery, *known.probes]
-    people = {person_of(path) for path in paths}
+    people = set() if pairs is None else {pairs.person_of(path) for path in (*pairs.path_a, *pairs.path_b)}
+    people |= set() if known is None else {person_of(path) for path in (*known.gallery, *known.probes)}
     seen = sum(hashed_names([person])[0] in trained for person in people)
     return (
         [
@@ -103,7 +102,7 @@ def of_measured(
     """Look among the images that were measured, without drawn occluders; see `find_overlap`."""
     assert faces.unoccluded is not None  # all are measured
     paths = list(faces.unoccluded.place)
-    people = {path: person_of(path) for path in paths}
+    people = {path: person_of(path) if pairs is None else pairs.person_of(path) for path in paths}
     if known is not None:
         people |= dict(zip(known.gallery, known.gallery_person, strict=True))
         people |= dict(zip(known.probes, known.probe_person, strict=True))

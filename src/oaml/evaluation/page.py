@@ -99,7 +99,7 @@ def _sections(report: Report) -> list[_Section]:
     described = [[name, _text(value)] for name, value in (first | config).items()]
     return [
         _Section("What was measured", [_list(_measured(report))]),
-        _Section("Scores by occluder", ["scores", "roc.png"], ("verification",)),
+        _Section("Scores by occluder", ["scores", "groups", "roc.png"], ("verification",)),
         _Section("Identification", ["identification"]),
         _Section("The model's own thresholds", ["stored"]),
         _Section("One threshold, frozen", ["frozen"]),

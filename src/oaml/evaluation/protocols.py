@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from oaml.errors import OamlError
+from oaml.datasets.people import person_of
+from oaml.errors import OamlError, few
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,17 @@ class Pairs:
     """True for a genuine pair, False for an impostor pair; None where the file doesn't say."""
     occluded: list[int] = field(default_factory=list)
     """How many of the two photographs show an occluded face, 0 to 2; empty where the file doesn't say."""
+    owner: dict[str, str] = field(default_factory=dict)
+    """Path -> person, where that isn't the image's folder."""
+    group: list[str] = field(default_factory=list)
+    """What the two images show by a published set's own labels; empty where it has none."""
 
     def __len__(self) -> int:
         return len(self.path_a)
+
+    def person_of(self, path: str) -> str:
+        """Whose face an image shows, as far as the list says."""
+        return self.owner.get(path) or person_of(path)
 
 
 @dataclass(frozen=True)
@@ -198,5 +207,6 @@ def _need_images(file: Path, images: str | Path, used: dict[str, int]) -> None:
         raise OamlError(f"{images}: no such folder")
     if missing:
         what, line = missing[0]
-        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        rest = [path.partition(": ")[0] for path, _ in missing[1:]]
+        others = f" ({len(rest):,} more are missing: {few(rest, 9)})" if rest else ""
         raise OamlError(f"{what}, named in {file}, line {line}{others}; {remedy}")

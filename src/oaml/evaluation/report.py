@@ -10,9 +10,8 @@ from typing import Literal
 import numpy as np
 
 from oaml import __version__
-from oaml.datasets.people import person_of
 from oaml.errors import OamlError
-from oaml.evaluation import conditions, overlap, page
+from oaml.evaluation import conditions, official, overlap, page
 from oaml.evaluation.conditions import IMPOSTOR_LIMIT, Measured, MeasuredFaces
 from oaml.evaluation.protocols import Pairs, labels, read_identification, read_pairs
 from oaml.evaluation.results import PAIR_CLASSES, UNOCCLUDED, DrawnOccluders, Report, Side
@@ -23,12 +22,16 @@ from oaml.support import metrics
 from oaml.support.files import write_file
 from oaml.template import COLUMNS, TITLES
 
+Protocol = Literal[
+    "pairs", "lfw", "cfp-fp", "agedb-30", "calfw", "cplfw", "xqlfw", "mlfw", "mfr2", "rmfrd", "rof"
+]
+
 
 def evaluate(
     model: str,
     *,
-    images: Path,
     out: Path,
+    images: Path | None = None,
     pairs: Path | None = None,
     identification: Path | None = None,
     occlude: str | None = None,
@@ -36,7 +39,8 @@ def evaluate(
     seed: int = 0,
     style: Literal["a", "b"] = "b",
     mask_pictures: Path | None = None,
-    protocol: Literal["pairs", "lfw"] = "pairs",
+    protocol: Protocol = "pairs",
+    data: Path | None = None,
     resize: bool = False,
     trained_on: Path | None = None,
     batch_size: int = BATCH_SIZE,
@@ -72,7 +76,9 @@ def evaluate(
         style: family of occluders. b shares no texture and no outline with a, which is for
             training.
         mask_pictures: folder of mask pictures with alpha, for the kind mask.
-        protocol: lfw adds the accuracy over 10 consecutive folds of the list.
+        protocol: a published set, read from --data by its own lists (`oaml evaluate --list` says what is expected there); most add
+            the accuracy over 10 folds. With --pairs, lfw adds that to a list of one's own.
+        data: folder of the published set, with faces aligned to 112x112; in the place of --images and --pairs.
         resize: scale images of another size instead of refusing them.
         trained_on: folder of the people that the model was trained on. Those who are probably in the measured set as well, by their
             faces or their names, are listed. Of a model that keeps the hashes of their names only the people of these count.
@@ -92,17 +98,22 @@ def evaluate(
     arguments = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
     from oaml.occluders import Occluder, load_mask_pictures
 
-    images, out = Path(images), Path(out)
+    out = Path(out)
     kinds = _kinds(occlude)
+    _check(out, images, pairs, identification, data, protocol, mask_pictures, kinds, seed, bootstrap)
+    published = None if data is None else official.read_set(protocol, data)
+    images = published.images if published else Path(images or "")
     if kinds and images.is_file():
         raise OamlError(
             f"{images}: holds templates, and occluders are drawn on images; leave --occlude out, or give the folder of images"
         )
-    _check(out, pairs, identification, protocol, mask_pictures, kinds, seed, bootstrap)
     listed = None if pairs is None else read_pairs(pairs, images)
     known = None if identification is None else read_identification(identification, images)
+    if published is not None:
+        listed, known = published.pairs, published.identification
+    folds = official.SETS[protocol].folds if protocol != "pairs" else False
     if listed is not None:
-        _check_pairs(Path(pairs or ""), listed, protocol)
+        _check_pairs(Path(pairs or data or ""), listed, folds)
     pictures = [] if mask_pictures is None else load_mask_pictures(mask_pictures)
     loaded = load_model(model, device, batch_size)
     trained = set(
@@ -124,11 +135,12 @@ def evaluate(
     )
     if listed is not None:
         statistics = PairStatistics(listed, measured, bootstrap, seed)
-        verification = statistics.verification(protocol)
+        verification = statistics.verification(folds)
         report = replace(
             report,
             notes=report.notes + _notes(listed, measured),
             verification=verification,
+            groups=statistics.groups(listed.group) if listed.group else None,
             frozen_threshold=statistics.frozen(loaded.config.thresholds),
             stored_thresholds=statistics.stored(loaded.config.thresholds),
             pair_classes=statistics.pair_classes(verification) if kinds else None,
@@ -159,18 +171,35 @@ def _kinds(occlude: str | None) -> list[str]:
 
 def _check(
     out: Path,
+    images: Path | None,
     pairs: Path | None,
     identification: Path | None,
+    data: Path | None,
     protocol: str,
     mask_pictures: Path | None,
     kinds: list[str],
     seed: int,
     bootstrap: int,
 ) -> None:
-    if pairs is None and identification is None:
-        raise OamlError("nothing to measure: give --pairs or --identification, or both")
-    if protocol == "lfw" and pairs is None:
-        raise OamlError("protocol lfw is about pairs; give --pairs")
+    if data is not None:
+        if images or pairs or identification:
+            raise OamlError(
+                "--data names a published set with its own lists; leave --images, --pairs and --identification out"
+            )
+        if protocol == "pairs":
+            raise OamlError(
+                f"{data}: which published set is it? Name it with --protocol (`oaml evaluate --list`)"
+            )
+    elif protocol not in ("pairs", "lfw"):
+        raise OamlError(f"protocol {protocol} reads a published set; name its folder with --data")
+    elif pairs is None and identification is None:
+        raise OamlError(
+            "nothing to measure: give --pairs or --identification, or both; or --protocol and --data"
+        )
+    elif images is None:
+        raise OamlError("the lists' paths are relative to a folder; name it with --images")
+    elif protocol == "lfw" and pairs is None:
+        raise OamlError("protocol lfw is about pairs; give --pairs, or --data for the published set")
     if mask_pictures is not None and "mask" not in kinds:
         raise OamlError(
             "mask pictures are for the kind mask; add mask to --occlude or leave --mask_pictures out"
@@ -181,17 +210,18 @@ def _check(
         raise OamlError(f"{out}: is a file; name a folder for the results")
 
 
-def _check_pairs(file: Path, pairs: Pairs, protocol: str) -> None:
+def _check_pairs(file: Path, pairs: Pairs, folds: bool) -> None:
     same = labels(pairs)
     if same.all() or not same.any():
         lacking = "impostor pair (same = 0)" if same.all() else "genuine pair (same = 1)"
         raise OamlError(f"{file}: holds no {lacking}; measuring needs pairs of both classes")
-    if protocol == "lfw" and len(pairs) < 10:
-        raise OamlError(f"{file}: holds {len(pairs)} pairs; protocol lfw needs at least 10, one a fold")
+    if folds and len(pairs) < 10:
+        raise OamlError(f"{file}: holds {len(pairs)} pairs; the protocol needs at least 10, one a fold")
 
 
 def _notes(pairs: Pairs, measured: Measured) -> list[str]:
     notes = []
+    person_of = pairs.person_of
     within = [person_of(a) == person_of(b) for a, b in zip(pairs.path_a, pairs.path_b, strict=True)]
     odd = int((np.array(within) != labels(pairs)).sum())
     if odd:

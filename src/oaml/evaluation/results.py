@@ -271,7 +271,11 @@ class IdentificationResult:
     probes: int
     people: int
     rank1: dict[str, dict[str, Estimate]]
-    """Condition -> score -> share of the probes whose person ranks first."""
+    """Condition -> score -> share of the probes whose person ranks first (P@1)."""
+    r_precision: dict[str, dict[str, Estimate]]
+    """Of the first R gallery images, the share that is of the probe's person, who has R images in all."""
+    map_at_r: dict[str, dict[str, Estimate]]
+    """Mean average precision over the first R (Musgrave et al., A Metric Learning Reality Check, ECCV 2020)."""
 
 
 @dataclass(frozen=True)
@@ -352,6 +356,8 @@ class Report:
     maps: dict[str, MapQuality]
     """By condition."""
     verification: Verification | None = None
+    groups: dict[str, dict[str, Measures]] | None = None
+    """Group of pairs, by a published set's own labels -> score -> measures, each at thresholds of its own; None without labels."""
     frozen_threshold: FrozenThreshold | None = None
     stored_thresholds: list[StoredThreshold] = field(default_factory=list)
     pair_classes: ClassMeasures | None = None

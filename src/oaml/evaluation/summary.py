@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 
-from oaml.datasets.people import person_of
 from oaml.evaluation import results
 from oaml.evaluation.conditions import IMPOSTOR_LIMIT, Measured, Pool, Trials
 from oaml.evaluation.protocols import Identification, Pairs, labels
@@ -43,7 +42,7 @@ class PairStatistics:
     def __init__(self, pairs: Pairs, measured: Measured, resamples: int, seed: int) -> None:
         self.same, self.measured, self.resamples, self.seed = labels(pairs), measured, resamples, seed
         self.occluded = np.array(pairs.occluded)
-        people = [person_of(path) for path in (*pairs.path_a, *pairs.path_b)]
+        people = [pairs.person_of(path) for path in (*pairs.path_a, *pairs.path_b)]
         names, codes = np.unique(people, return_inverse=True)
         self.people = len(names)
         self.a, self.b = codes.reshape(2, -1)
@@ -74,7 +73,16 @@ class PairStatistics:
         resampling = {"resamples": self.resamples, "seed": self.seed}
         return metrics.rates(pool.scores[score], pool.same, threshold, pool.a, pool.b, **resampling)
 
-    def verification(self, protocol: str) -> results.Verification:
+    def groups(self, group: list[str]) -> dict[str, dict[str, Measures]]:
+        """All measures of the pairs as photographed, by a set's own labels; only of groups with pairs of both classes."""
+        names, by_group = np.array(group), {}
+        for name in dict.fromkeys(group):
+            pool = self.unoccluded.part(names == name)
+            if pool.same.any() and not pool.same.all():
+                by_group[name] = {s: self.measures(values, pool, 1) for s, values in pool.scores.items()}
+        return by_group
+
+    def verification(self, folds: bool) -> results.Verification:
         """All measures by condition; `all` is every condition, unoccluded included, as one list under one threshold."""
         conditions: dict[str, dict[str, Measures]] = {}
         for condition, chosen in with_all(self.measured.asked).items():
@@ -82,7 +90,7 @@ class PairStatistics:
             conditions[condition] = by_score = {
                 score: self.measures(values, pool, len(chosen)) for score, values in pool.scores.items()
             }
-            if protocol == "lfw" and condition != ALL_CONDITIONS:
+            if folds and condition != ALL_CONDITIONS:
                 for score, values in pool.scores.items():
                     by_score[score] = replace(by_score[score], kfold=_kfold(score, values, self.same))
         return results.Verification(
@@ -323,17 +331,23 @@ def _kfold(score: str, values: np.ndarray, same: np.ndarray) -> results.FoldAccu
 def identification_result(
     measured: Measured, listed: Identification, bootstrap: int, seed: int
 ) -> results.IdentificationResult:
-    """Rank-1 of every score by condition."""
+    """Rank-1, R-precision and MAP@R of every score by condition."""
     people = np.array(listed.probe_person)
     return results.IdentificationResult(
         len(listed.gallery),
         len(listed.probes),
         len(set(listed.gallery_person)),
-        {
-            condition: {
-                score: Estimate(float(hits.mean()), metrics.bootstrap_mean(hits, people, bootstrap, seed))
-                for score, hits in by_score.items()
+        *(
+            {
+                condition: {
+                    score: Estimate(
+                        float(values[:, measure].mean()),
+                        metrics.bootstrap_mean(values[:, measure], people, bootstrap, seed),
+                    )
+                    for score, values in by_score.items()
+                }
+                for condition, by_score in measured.retrieved.items()
             }
-            for condition, by_score in measured.hits.items()
-        },
+            for measure in range(3)
+        ),
     )

@@ -21,7 +21,7 @@ from oaml.template import TITLES
 if TYPE_CHECKING:
     from rich.console import Console
 
-SHORT = ("scores", "identification", "stored", "frozen")
+SHORT = ("scores", "groups", "identification", "stored", "frozen")
 """Tables that the terminal shows; the others are in the page."""
 LACKING = "insufficient data"
 
@@ -93,7 +93,7 @@ def _verification(report: Report) -> Iterator[Table]:
     columns: dict[str, Callable[[Measures], str]] = {
         f"TAR@FAR {short_far(far)}": lambda measures, far=far: _tar(measures, far) for far in fars
     }
-    shown = list(columns) or ["AUC"]
+    shown = list(columns) or ["AUC", "EER"]
     columns["AUC"] = lambda measures: _value(measures.auc)
     columns["EER"] = lambda measures: _value(measures.eer)
     if every[0].kfold is not None:
@@ -121,20 +121,58 @@ def _verification(report: Report) -> Iterator[Table]:
     yield Table("verification", "All measures of the same pairs", ["condition", "score", *columns], rows)
 
 
+def _groups(report: Report) -> Iterator[Table]:
+    if report.groups is None:
+        return
+    every = [measures for by_score in report.groups.values() for measures in by_score.values()]
+    fars = [far for far in every[0].tar_at_far if any(m.tar_at_far[far] for m in every)] if every else []
+    rows = [
+        [
+            group,
+            TITLES[score],
+            f"{measures.genuine_pairs:,}",
+            f"{measures.impostor_pairs:,}",
+            *(_tar(measures, far) for far in fars),
+            _value(measures.auc),
+            _value(measures.eer),
+        ]
+        for group, by_score in report.groups.items()
+        for score, measures in by_score.items()
+    ]
+    title = (
+        "By what the two photographs show, as the set's own labels say; every row has thresholds of its own"
+    )
+    header = [
+        "photographs",
+        "score",
+        "genuine pairs",
+        "impostor pairs",
+        *(f"TAR@FAR {short_far(far)}" for far in fars),
+    ]
+    yield Table("groups", title, [*header, "AUC", "EER"], rows)
+
+
 def _identification(report: Report) -> Iterator[Table]:
     section = report.identification
     if section is None:
         return
     rows = [
-        [condition, TITLES[score], _value(rank1)]
+        [
+            condition,
+            TITLES[score],
+            *(
+                _value(rates[condition][score])
+                for rates in (section.rank1, section.r_precision, section.map_at_r)
+            ),
+        ]
         for condition, by_score in section.rank1.items()
-        for score, rank1 in by_score.items()
+        for score in by_score
     ]
     title = (
         f"Identification: {section.probes:,} probes in a gallery of {section.gallery:,} images of "
         f"{section.people:,} people"
     )
-    yield Table("identification", title, ["condition", "score", "rank-1"], rows)
+    yield Table("identification", title, ["condition", "score", "rank-1", "R-precision", "MAP@R"], rows)
 
 
 def _stored(report: Report) -> Iterator[Table]:
@@ -365,6 +403,7 @@ def _overlap(report: Report) -> Iterator[Table]:
 
 _MAKERS = (
     _verification,
+    _groups,
     _identification,
     _stored,
     _frozen,

@@ -187,9 +187,26 @@ def rank1_hits(scores: np.ndarray, probe_labels: np.ndarray, gallery_labels: np.
     return best_own > best_other
 
 
-def rank1(scores: np.ndarray, probe_labels: np.ndarray, gallery_labels: np.ndarray) -> float:
-    """Share of probes whose person ranks first, 0 to 1; see `rank1_hits`."""
-    return float(rank1_hits(scores, probe_labels, gallery_labels).mean())
+def retrieval(scores: np.ndarray, probe_labels: np.ndarray, gallery_labels: np.ndarray) -> np.ndarray:
+    """What looking up each probe gives: P@1, R-precision and MAP@R, float64 [P,3].
+
+    Of a probe whose person has R gallery images the first R by score are judged: R-precision is the share of them that is of the
+    person, MAP@R the mean over these places of the precision up to a place, where that place is right (Musgrave et al., A Metric
+    Learning Reality Check, ECCV 2020, section 3.2). Equal scores count against the probe.
+
+    Args:
+        scores: [P,G].
+        probe_labels, gallery_labels: [P] and [G], see `rank1_hits`, which P@1 is of each probe.
+    """
+    first = rank1_hits(scores, probe_labels, gallery_labels)
+    right = np.asarray(probe_labels)[:, None] == np.asarray(gallery_labels)
+    values = np.empty((len(scores), 3))
+    for row, (score, same) in enumerate(zip(scores, right, strict=True)):
+        most = same.sum()
+        best = same[np.lexsort((same, -score))[:most]]
+        precision = np.cumsum(best) / np.arange(1, most + 1)
+        values[row] = first[row], best.mean(), (precision * best).sum() / most
+    return values
 
 
 def squared_distance(embedding_a: np.ndarray, embedding_b: np.ndarray) -> np.ndarray:
