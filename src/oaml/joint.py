@@ -81,7 +81,8 @@ class Joint(nn.Module):
                 )
             weight = (v_a * v_b)[..., None]
             unseen, hidden = 1 - weight.mean((1, 2)), ((1 - v_a) * (1 - v_b)).mean(1)
-            cosine = _cosine((a * weight).sum(1), (b * weight).sum(1))
+            left, right = ((weight.transpose(1, 2) @ x)[:, 0] for x in (a, b))
+            cosine = _cosine(left, right)
             return Compared(cosine, unseen, overlap_of(hidden, unseen))
 
     def logit(self, cosine: Tensor, unseen: Tensor) -> Tensor:

@@ -47,13 +47,14 @@ class TestSet:
     """What lies below the folder."""
     marks: tuple[str, ...]
     """Files and folders by which it is recognised, one of each word separated by `|`."""
-    read: Callable[[Path], Listed]
+    read: Callable[[Path], Listed] | None
+    """None for templates of many images, which `oaml.evaluation.ijb` reads."""
     folds: bool = True
     """Whether accuracy over ten folds is part of the protocol."""
 
 
-def read_set(name: str, data: str | Path) -> Listed:
-    """The pairs, probes and images of a published set.
+def read_set(name: str, data: str | Path) -> Listed | None:
+    """The pairs, probes and images of a published set; None for one of templates.
 
     Args:
         name: a key of `SETS`.
@@ -77,7 +78,8 @@ def read_set(name: str, data: str | Path) -> Listed:
         raise OamlError(
             f"{data}: no {' and no '.join(absent)}, which {SETS[name].title} has{hint}; expected {SETS[name].layout}"
         )
-    return SETS[name].read(data)
+    read = SETS[name].read
+    return None if read is None else read(data)
 
 
 def _absent(name: str, data: Path) -> list[str]:
@@ -421,6 +423,14 @@ SETS: dict[str, TestSet] = {
     "rof": TestSet(
         "ROF, real masks and sunglasses", "neutral/PERSON/*.jpg, masked/PERSON/*.jpg and sunglasses/PERSON/*.jpg",
         ("neutral", "masked", "sunglasses"), _rof, folds=False,
+    ),
+    "ijbb": TestSet(
+        "IJB-B, templates, 1:1 and 1:N", "meta/ijbb_*.txt and .csv as InsightFace's evaluation has them; images loose_crop/*.jpg",
+        ("meta/ijbb_face_tid_mid.txt",), None, folds=False,
+    ),
+    "ijbc": TestSet(
+        "IJB-C, templates, 1:1 and 1:N", "meta/ijbc_*.txt and .csv as InsightFace's evaluation has them; images loose_crop/*.jpg",
+        ("meta/ijbc_face_tid_mid.txt",), None, folds=False,
     ),
 }  # fmt: skip
 """Name, as `--protocol` takes it -> the set."""

@@ -99,6 +99,7 @@ def _sections(report: Report) -> list[_Section]:
     described = [[name, _text(value)] for name, value in (first | config).items()]
     return [
         _Section("What was measured", [_list(_measured(report))]),
+        _Section("Templates of many images", ["1:1", "1:N mean", "1:N G1", "1:N G2"]),
         _Section("Scores by occluder", ["scores", "groups", "roc.png"], ("verification",)),
         _Section("Identification", ["identification"]),
         _Section("The model's own thresholds", ["stored"]),
@@ -125,6 +126,17 @@ def _sections(report: Report) -> list[_Section]:
 
 def headline(report: Report) -> str:
     """What the fused score does, unoccluded and under the hardest occluder, beside the plain cosine."""
+    if report.template_set is not None:
+        stated = {
+            far: tar for far, tar in report.template_set.verification["fused"].items() if tar is not None
+        }
+        each = [
+            f"{tar:.1%} at FAR {short_far(far)} (plain pooling {report.template_set.verification['plain'][far]:.1%})"
+            for far, tar in stated.items()
+        ]
+        return (
+            f"Genuine pairs of templates that the fused score accepts: {', '.join(each) or 'too few pairs'}."
+        )
     if report.verification is None:
         each = [
             f"{by['fused'].value:.0%} {condition} (cosine {by['cosine'].value:.0%})"

@@ -23,7 +23,19 @@ from oaml.support.files import write_file
 from oaml.template import COLUMNS, TITLES
 
 Protocol = Literal[
-    "pairs", "lfw", "cfp-fp", "agedb-30", "calfw", "cplfw", "xqlfw", "mlfw", "mfr2", "rmfrd", "rof"
+    "pairs",
+    "lfw",
+    "cfp-fp",
+    "agedb-30",
+    "calfw",
+    "cplfw",
+    "xqlfw",
+    "mlfw",
+    "mfr2",
+    "rmfrd",
+    "rof",
+    "ijbb",
+    "ijbc",
 ]
 
 
@@ -41,6 +53,7 @@ def evaluate(
     mask_pictures: Path | None = None,
     protocol: Protocol = "pairs",
     data: Path | None = None,
+    refine: bool = False,
     resize: bool = False,
     trained_on: Path | None = None,
     batch_size: int = BATCH_SIZE,
@@ -79,6 +92,8 @@ def evaluate(
         protocol: a published set, read from --data by its own lists (`oaml evaluate --list` says what is expected there); most add
             the accuracy over 10 folds. With --pairs, lfw adds that to a list of one's own.
         data: folder of the published set, with faces aligned to 112x112; in the place of --images and --pairs.
+        refine: of IJB-B and IJB-C, whose crops are cut by the landmarks of the set: move them to where the face lies beneath its
+            occluder. Of other sets `oaml align --refine` makes such crops.
         resize: scale images of another size instead of refusing them.
         trained_on: folder of the people that the model was trained on. Those who are probably in the measured set as well, by their
             faces or their names, are listed. Of a model that keeps the hashes of their names only the people of these count.
@@ -102,6 +117,31 @@ def evaluate(
     kinds = _kinds(occlude)
     _check(out, images, pairs, identification, data, protocol, mask_pictures, kinds, seed, bootstrap)
     published = None if data is None else official.read_set(protocol, data)
+    if refine and protocol not in ("ijbb", "ijbc"):
+        raise OamlError(
+            "--refine is of IJB-B and IJB-C; write refined crops of another set with oaml align --refine"
+        )
+    if data is not None and published is None:
+        if kinds:
+            raise OamlError(
+                f"protocol {protocol}: no occluders are drawn on templates of many images; leave --occlude out"
+            )
+        from oaml.evaluation import ijb
+
+        loaded = load_model(model, device, batch_size)
+        templates = ijb.measure(loaded, protocol, Path(data), out, refine)
+        loaded.config.training.pop("people_hashed", None)
+        report = Report(
+            oaml=__version__,
+            model=str(model),
+            config=loaded.config,
+            arguments=arguments,
+            occluders=DrawnOccluders([], side, style, seed),
+            maps={},
+            template_set=templates,
+        )
+        _write(report, out, None, None)
+        return report
     images = published.images if published else Path(images or "")
     if kinds and images.is_file():
         raise OamlError(
@@ -241,7 +281,7 @@ def _notes(pairs: Pairs, measured: Measured) -> list[str]:
 # --- results ---
 
 
-def _write(report: Report, out: Path, measured: Measured, pairs: Pairs | None) -> None:
+def _write(report: Report, out: Path, measured: Measured | None, pairs: Pairs | None) -> None:
     from rich.console import Console
 
     console = Console()
@@ -254,7 +294,7 @@ def _write(report: Report, out: Path, measured: Measured, pairs: Pairs | None) -
     text = [f"# {report.model}\n", *map(markdown, tables)]
     text += [f"Note: {note}\n" for note in report.notes]
 
-    pictures = _draw(report, out, measured, pairs)
+    pictures = {} if measured is None else _draw(report, out, measured, pairs)
     _write_text(out / "table.md", "\n".join(text))
     _write_text(out / "report.json", report.json())
     written = _write_text(out / "report.html", page.html(report, pictures))

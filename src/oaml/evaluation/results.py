@@ -317,6 +317,37 @@ class Overlap:
 
 
 @dataclass(frozen=True)
+class TemplateRates:
+    """Identification of templates in one gallery, or the mean over several."""
+
+    probes: int
+    """Templates whose person is in the gallery."""
+    strangers: int
+    """Templates whose person isn't."""
+    rank: dict[int, float | None]
+    """K -> share of the probes whose person is among the first K; equal scores count against the probe."""
+    tpir_at_fpir: dict[float, float | None]
+    """Share of strangers that reach a threshold -> share of the probes that rank first and reach it; None where strangers are too
+    few."""
+
+
+@dataclass(frozen=True)
+class TemplateSet:
+    """Templates of many images: verified, and identified in galleries of different people."""
+
+    images: int
+    templates: int
+    genuine_pairs: int
+    impostor_pairs: int
+    verification: dict[str, dict[float, float | None]]
+    """Score -> FAR -> TAR; None where the impostor pairs are too few for it."""
+    identification: dict[str, dict[str, TemplateRates]]
+    """Gallery -> score -> rates; empty without lists of 1:N."""
+    identification_mean: dict[str, TemplateRates]
+    """Score -> mean over the galleries."""
+
+
+@dataclass(frozen=True)
 class MapQuality:
     """What the network takes for visible, over all cells."""
 
@@ -366,6 +397,8 @@ class Report:
     examples: dict[str, dict[str, list[ExamplePair]]] = field(default_factory=dict)
     """Condition -> what the pairs are -> pairs."""
     identification: IdentificationResult | None = None
+    template_set: TemplateSet | None = None
+    """Of IJB-B and IJB-C."""
     overlap: Overlap | None = None
 
     def json(self) -> str:

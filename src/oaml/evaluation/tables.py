@@ -21,7 +21,7 @@ from oaml.template import TITLES
 if TYPE_CHECKING:
     from rich.console import Console
 
-SHORT = ("scores", "groups", "identification", "stored", "frozen")
+SHORT = ("1:1", "1:N G1", "1:N G2", "1:N mean", "scores", "groups", "identification", "stored", "frozen")
 """Tables that the terminal shows; the others are in the page."""
 LACKING = "insufficient data"
 
@@ -336,6 +336,8 @@ def _shortcuts(report: Report) -> Iterator[Table]:
 
 
 def _maps(report: Report) -> Iterator[Table]:
+    if not report.maps:
+        return
     rows = [
         [
             condition,
@@ -401,7 +403,44 @@ def _overlap(report: Report) -> Iterator[Table]:
         yield Table("overlap", title, header, rows)
 
 
+def _template_set(report: Report) -> Iterator[Table]:
+    section = report.template_set
+    if section is None:
+        return
+    first = next(iter(section.verification.values()))
+    rows = [
+        [TITLES.get(score, score), *(LACKING if tar is None else short_number(tar) for tar in tars.values())]
+        for score, tars in section.verification.items()
+    ]
+    title = (
+        f"1:1, {section.templates:,} templates of {section.images:,} images, {section.genuine_pairs:,} genuine and "
+        f"{section.impostor_pairs:,} impostor pairs: TAR at FAR. Plain: cosine of embeddings pooled by medium; the others are of "
+        "templates pooled by visibility."
+    )
+    yield Table("1:1", title, ["score", *map(short_far, first)], rows)
+    for name, by_score in {**section.identification, "mean": section.identification_mean}.items():
+        if not by_score:
+            continue
+        one = next(iter(by_score.values()))
+        rows = [
+            [
+                TITLES.get(score, score),
+                *(
+                    LACKING if value is None else short_number(value)
+                    for value in (*rates.rank.values(), *rates.tpir_at_fpir.values())
+                ),
+            ]
+            for score, rates in by_score.items()
+        ]
+        which = "mean over the galleries" if name == "mean" else f"gallery {name}"
+        header = ["score", *(f"rank {k}" for k in one.rank)]
+        header += [f"TPIR@FPIR {short_far(fpir)}" for fpir in one.tpir_at_fpir]
+        title = f"1:N, {which}: {one.probes:,} probes whose person is in it, {one.strangers:,} strangers"
+        yield Table(f"1:N {name}", title, header, rows)
+
+
 _MAKERS = (
+    _template_set,
     _verification,
     _groups,
     _identification,

@@ -209,6 +209,29 @@ def retrieval(scores: np.ndarray, probe_labels: np.ndarray, gallery_labels: np.n
     return values
 
 
+def tpir_at_fpir(best: np.ndarray, first: np.ndarray, strangers: np.ndarray, fpir: float) -> float | None:
+    """Open-set identification: the share of probes that are found, at the threshold that a share of strangers reaches.
+
+    A probe is found when its person ranks first with at least the threshold (Grother and Ngan, Face Recognition Vendor Test,
+    NIST Interagency Report 8271). The threshold is the smallest score that no more than `fpir` of the strangers reach.
+
+    Args:
+        best: [P], the highest score of each probe whose person is in the gallery.
+        first: bool [P], whether that is a score of its person.
+        strangers: [S], the highest score of each probe whose person isn't.
+        fpir: 0 to 1.
+
+    Returns:
+        0 to 1; None where the strangers are too few to measure `fpir`, or there are no probes.
+    """
+    if not len(best) or not enough_negatives(len(strangers), fpir):
+        return None
+    allowed = int(fpir * len(strangers) + 1e-9)
+    ordered = np.sort(strangers)[::-1]
+    above = ordered[allowed] if allowed < len(ordered) else -np.inf
+    return float((first & (best > above)).mean())
+
+
 def squared_distance(embedding_a: np.ndarray, embedding_b: np.ndarray) -> np.ndarray:
     """Squared L2 distance of row i to row i, [N,E] x [N,E] -> [N], 0 to 4 for unit vectors."""
     return np.square(embedding_a - embedding_b).sum(1)
