@@ -634,3 +634,42 @@ def test_people_that_a_model_was_trained_on_are_warned_of(work: Path, tmp_path: 
     assert f"2 of {len(people)} people took part in the model's training or calibration" in warned.notes[0]
     assert "people_hashed" not in (tmp_path / "out" / "report.json").read_text(encoding="utf-8")
     assert not evaluate(str(work / "model"), out=tmp_path / "other", **options).notes
+
+
+def test_open_set_by_hand(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores put in: two probes, one of them found first above the threshold; of two strangers one reaches it."""
+    names = sorted(p.relative_to(work / "faces").as_posix() for p in (work / "faces").rglob("*.png"))
+    by_person: dict[str, list[str]] = {}
+    for name in names:
+        by_person.setdefault(name.split("/")[0], []).append(name)
+    (ann, bela, *others) = by_person
+    rows = [(by_person[who][0], who, "gallery") for who in (ann, bela)]
+    rows += [(by_person[who][1], who, "probe") for who in (ann, bela)]
+    rows += [(by_person[who][0], who, "stranger") for who in others[:2]]
+    _write_csv(tmp_path / "roles.csv", ["path", "person", "role"], rows)
+    scores = np.array([[3.0, 1.0], [2.0, 1.5], [0.0, 2.5], [1.0, 0.5]])
+    monkeypatch.setattr(
+        "oaml.evaluation.conditions.score_all", lambda *_, **__: dict.fromkeys(COLUMNS, scores)
+    )
+    model = Model.load(work / "model")
+    model.config.thresholds = {"0.01": 2.2, "0.1": 0.9}
+    model.save(tmp_path / "model")
+    report = evaluate(
+        str(tmp_path / "model"),
+        images=work / "faces",
+        identification=tmp_path / "roles.csv",
+        out=tmp_path / "out",
+        bootstrap=0,
+    )
+    result = report.identification
+    assert result is not None
+    assert (result.probes, result.strangers) == (2, 2)
+    assert result.rank1["unoccluded"]["fused"].value == 0.5
+    loose, strict = result.stored["unoccluded"]
+    assert (loose.far, loose.found, loose.false_alarms) == (0.1, 1, 2)
+    assert (strict.far, strict.found, strict.false_alarms) == (0.01, 1, 1)
+    assert result.tpir_at_fpir["unoccluded"]["fused"] == {
+        0.1: None,
+        0.01: None,
+    }  # two strangers measure neither
+    assert "strangers named" in (tmp_path / "out" / "table.md").read_text()

@@ -327,3 +327,13 @@ def test_retrieval_with_one_image_a_person_is_rank_1() -> None:
     rng = np.random.default_rng(0)
     values = metrics.retrieval(rng.random((40, 10)), rng.integers(0, 10, 40), np.arange(10))
     np.testing.assert_array_equal(values, values[:, :1].repeat(3, 1))
+
+
+def test_mean_iou_by_hand() -> None:
+    predicted = np.array([[True, True, False, False]])
+    true = np.array([[True, False, False, False]])
+    assert metrics.mean_iou(predicted, true) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert metrics.mean_iou(true, true) == 1
+    shown = np.ones((2, 3), bool)
+    assert metrics.mean_iou(shown, shown) == 1  # nothing is hidden: one class alone
+    assert metrics.mean_iou(shown, ~shown) == 0

@@ -124,7 +124,11 @@ def test_identification_is_read(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["ann/1.png,Ann,galery"], "line 2: role is 'galery'; write gallery or probe"),
+        (["ann/1.png,Ann,galery"], "line 2: role is 'galery'; write gallery, probe or stranger"),
+        (
+            ["ann/1.png,Ann,gallery", "ann/2.png,Ann,probe", "bob/1.png,Ann,stranger"],
+            "line 4: Ann is in the gallery and no stranger",
+        ),
         (["ann/1.png,,gallery"], "line 2: person is empty"),
         (["ann/1.png,Ann,gallery", "ann/1.png,Ann,probe"], "line 3: ann/1.png is already listed in line 2"),
         (["ann/1.png,Ann,gallery"], "holds no image with role probe"),

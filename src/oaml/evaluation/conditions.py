@@ -123,6 +123,18 @@ class Pool:
         return Pool(self.same[chosen], self.a[chosen], self.b[chosen], *rest)
 
 
+@dataclass(frozen=True)
+class Retrieved:
+    """What looking up every probe and every stranger gives."""
+
+    measures: np.ndarray
+    """[P,3], see `metrics.retrieval`."""
+    best: np.ndarray
+    """[P], the highest score in the gallery."""
+    strangers: np.ndarray
+    """[S], the highest score of each stranger."""
+
+
 @dataclass
 class Measured:
     """All that was measured."""
@@ -132,8 +144,8 @@ class Measured:
     """Class -> condition -> pairs; in the order of `PAIR_CLASSES`."""
     asked: dict[str, Trials] = field(default_factory=dict)
     """Condition -> all pairs of the list, occluded on the side that was asked for."""
-    retrieved: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    """Condition -> score -> what a search gives for each probe, [P,3]; see `metrics.retrieval`."""
+    retrieved: dict[str, dict[str, Retrieved]] = field(default_factory=dict)
+    """Condition -> score -> what searches give."""
     shared_occluders: int = 0
     """How many occluders of each kind were shared."""
 
@@ -215,6 +227,7 @@ class MeasuredFaces:
             visible=float(templates.visible().mean()),
             true_visible=float(np.mean(true)) if true else None,
             error=float(np.abs(maps - np.array(true)).mean()) if true else None,
+            miou=metrics.mean_iou(maps >= 0.5, np.array(true) >= 0.5) if true else None,
         )
         chosen = np.unique(np.linspace(0, len(names) - 1, min(8, len(names))).astype(int))
         self.examples[condition] = {names[i]: maps[i].copy() for i in chosen}
@@ -251,7 +264,10 @@ def measure(
     """
     measured = Measured(faces)
     listed = set() if pairs is None else {*pairs.path_a, *pairs.path_b}
-    sides = {"a": set(known.gallery if known else ()), "b": set(known.probes if known else ())}
+    sides = {
+        "a": set(known.gallery if known else ()),
+        "b": set((*known.probes, *known.strangers) if known else ()),
+    }
     faces.measure(UNOCCLUDED, listed | sides["a"] | sides["b"])
     if pairs is not None:
         everything = np.arange(len(pairs))
@@ -408,13 +424,15 @@ def _first(rows: np.ndarray, order: np.ndarray, path_a: list[str], path_b: list[
 
 def _identify(
     faces: MeasuredFaces, known: Identification, kind: str, side: Side, precision: Precision
-) -> dict[str, np.ndarray]:
-    """What a search gives for each probe by each score, [P,3]; in blocks, so that the scores of all never stand in memory."""
+) -> dict[str, Retrieved]:
+    """What searches give by each score; in blocks, so that the scores of all never stand in memory."""
     occluded = kind != UNOCCLUDED
     gallery, index_g = faces.side(known.gallery, occluded and side in ("a", "both"))
-    probes, index_p = faces.side(known.probes, occluded and side in ("b", "both"))
+    looked_up = [*known.probes, *known.strangers]
+    probes, index_p = faces.side(looked_up, occluded and side in ("b", "both"))
     people_g, people_p = np.array(known.gallery_person), np.array(known.probe_person)
-    hits: dict[str, list[np.ndarray]] = {score: [] for score in COLUMNS}
+    measures: dict[str, list[np.ndarray]] = {score: [] for score in COLUMNS}
+    best: dict[str, list[np.ndarray]] = {score: [] for score in COLUMNS}
     for start in range(0, len(index_p), PROBE_BLOCK):
         part = slice(start, start + PROBE_BLOCK)
         scores = score_all(
@@ -424,8 +442,19 @@ def _identify(
             gallery.templates,
             index_g,
             precision=precision,
-            name=lambda i, start=start: f"{known.probes[start + i]} ({kind})",
+            name=lambda i, start=start: f"{looked_up[start + i]} ({kind})",
         )
+        own = people_p[part]  # of strangers there is none
         for score, values in scores.items():
-            hits[score].append(metrics.retrieval(values, people_p[part], people_g))
-    return {score: np.concatenate(parts) for score, parts in hits.items()}
+            best[score].append(values.max(1))
+            if len(own):
+                measures[score].append(metrics.retrieval(values[: len(own)], own, people_g))
+    count = len(known.probes)
+    return {
+        score: Retrieved(
+            np.concatenate(measures[score]),
+            np.concatenate(best[score])[:count],
+            np.concatenate(best[score])[count:],
+        )
+        for score in COLUMNS
+    }

@@ -44,12 +44,13 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Identification:
-    """A closed set: every probe's person has at least one gallery image."""
+    """A gallery, probes whose person has at least one gallery image, and strangers, who have none."""
 
     gallery: list[str]
     gallery_person: list[str]
     probes: list[str]
     probe_person: list[str]
+    strangers: list[str] = field(default_factory=list)
 
 
 def read_pairs(file: str | Path, images: str | Path, *, need_same: bool = True) -> Pairs:
@@ -97,18 +98,19 @@ def read_identification(file: str | Path, images: str | Path) -> Identification:
     """Read a gallery and the probes to look up in it, and make sure that every image exists.
 
     Args:
-        file: CSV with the columns path, person and role (`gallery` or `probe`).
+        file: CSV with the columns path, person and role (`gallery`, `probe`, or `stranger` for a probe who isn't in the gallery).
         images: folder that the paths are relative to, or a file of `oaml embed`.
 
     Raises:
         OamlError: as `read_pairs`; also another role, an image listed twice (it would find itself), no
-            gallery, no probe, or a probe whose person is not in the gallery.
+            gallery, no probe, a probe whose person is not in the gallery, or a stranger who is.
     """
     file = Path(file)
     columns = ("path", "person", "role")
     listed = Identification([], [], [], [])
     used: dict[str, int] = {}
     probe_lines: list[int] = []
+    stranger_lines: list[tuple[int, str]] = []
     for line, row in _rows(file, columns, columns):
         path, person, role = row["path"], row["person"], row["role"]
         _filled(file, line, "path", path)
@@ -125,8 +127,11 @@ def read_identification(file: str | Path, images: str | Path) -> Identification:
             listed.probes.append(path)
             listed.probe_person.append(person)
             probe_lines.append(line)
+        elif role == "stranger":
+            listed.strangers.append(path)
+            stranger_lines.append((line, person))
         else:
-            raise OamlError(f"{file}, line {line}: role is {role!r}; write gallery or probe")
+            raise OamlError(f"{file}, line {line}: role is {role!r}; write gallery, probe or stranger")
     for role, paths in (("gallery", listed.gallery), ("probe", listed.probes)):
         if not paths:
             raise OamlError(f"{file}: holds no image with role {role}; it needs some of both roles")
@@ -134,8 +139,11 @@ def read_identification(file: str | Path, images: str | Path) -> Identification:
     for line, person in zip(probe_lines, listed.probe_person, strict=True):
         if person not in known:
             raise OamlError(
-                f"{file}, line {line}: {person} has no image with role gallery; add one or remove the probe"
+                f"{file}, line {line}: {person} has no image with role gallery; add one, remove the probe, or write stranger"
             )
+    for line, person in stranger_lines:
+        if person in known:
+            raise OamlError(f"{file}, line {line}: {person} is in the gallery and no stranger; write probe")
     _need_images(file, images, used)
     return listed
 

@@ -82,7 +82,8 @@ def evaluate(
         out: folder for the results; files of these names are replaced, a picture that lacks data is removed.
         pairs: CSV with the columns path_a, path_b and same (1 or 0). With occluded_a and occluded_b (1 where the photograph shows
             an occluded face, 0 where it doesn't) what the model's own thresholds accept is stated by these too.
-        identification: CSV with the columns path, person and role (gallery or probe), for rank-1.
+        identification: CSV with the columns path, person and role (gallery, probe, or stranger for a probe who isn't in the
+            gallery), for rank-1 and, with strangers, TPIR at FPIR.
         occlude: kinds of occluder, separated by commas, or all.
         side: which image of a pair is occluded. In identification a is the gallery and b the probe.
         seed: of occluders and intervals.
@@ -189,7 +190,10 @@ def evaluate(
             examples=statistics.examples(verification),
         )
     if known is not None:
-        report = replace(report, identification=identification_result(measured, known, bootstrap, seed))
+        report = replace(
+            report,
+            identification=identification_result(measured, known, bootstrap, seed, loaded.config.thresholds),
+        )
     _write(report, out, measured, listed)
     return report
 

@@ -264,6 +264,19 @@ class ExamplePair:
 
 
 @dataclass(frozen=True)
+class OpenSetPoint:
+    """A threshold of the fused score from the model's config, on a gallery and strangers."""
+
+    far: float
+    """The rate for a pair that it is stored for; a stranger meets as many pairs as the gallery has images."""
+    threshold: float
+    found: int
+    """Probes whose person ranks first and reaches it."""
+    false_alarms: int
+    """Strangers who reach it with anybody."""
+
+
+@dataclass(frozen=True)
 class IdentificationResult:
     """Probes looked up in a gallery that holds the person of each."""
 
@@ -276,6 +289,13 @@ class IdentificationResult:
     """Of the first R gallery images, the share that is of the probe's person, who has R images in all."""
     map_at_r: dict[str, dict[str, Estimate]]
     """Mean average precision over the first R (Musgrave et al., A Metric Learning Reality Check, ECCV 2020)."""
+    strangers: int
+    """Probes whose person isn't in the gallery; without them the rest is empty."""
+    tpir_at_fpir: dict[str, dict[str, dict[float, float | None]]]
+    """Condition -> score -> share of strangers that reach a threshold -> share of the probes that rank first and reach it; None
+    where strangers are too few."""
+    stored: dict[str, list[OpenSetPoint]]
+    """Condition -> what the model's own thresholds do."""
 
 
 @dataclass(frozen=True)
@@ -357,6 +377,8 @@ class MapQuality:
     """By the drawn masks; None where nothing was drawn."""
     error: float | None
     """Mean absolute difference of the two."""
+    miou: float | None
+    """Mean over shown and hidden cells of intersection / union, maps and masks cut at .5."""
 
 
 @dataclass(frozen=True)

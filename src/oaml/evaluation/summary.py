@@ -29,6 +29,7 @@ from oaml.template import COLUMNS
 CURVE_FAR = 1e-2
 """FAR of the robustness curves and of the thresholds drawn into the histograms."""
 FROZEN_FAR = 1e-3
+FPIRS = (1e-1, 1e-2)
 TAIL = 0.999
 """Quantile of the scores of impostor pairs that is compared between areas: what a FAR of 1e-3 is decided by."""
 
@@ -329,25 +330,57 @@ def _kfold(score: str, values: np.ndarray, same: np.ndarray) -> results.FoldAccu
 
 
 def identification_result(
-    measured: Measured, listed: Identification, bootstrap: int, seed: int
+    measured: Measured, listed: Identification, bootstrap: int, seed: int, stored: dict[str, float]
 ) -> results.IdentificationResult:
-    """Rank-1, R-precision and MAP@R of every score by condition."""
+    """Rank-1, R-precision and MAP@R of every score by condition, and what strangers reach.
+
+    Args:
+        stored: FAR -> threshold of the fused score, from the model's config.
+    """
     people = np.array(listed.probe_person)
-    return results.IdentificationResult(
-        len(listed.gallery),
-        len(listed.probes),
-        len(set(listed.gallery_person)),
-        *(
-            {
-                condition: {
-                    score: Estimate(
-                        float(values[:, measure].mean()),
-                        metrics.bootstrap_mean(values[:, measure], people, bootstrap, seed),
-                    )
-                    for score, values in by_score.items()
-                }
-                for condition, by_score in measured.retrieved.items()
+
+    def mean(measure: int) -> dict[str, dict[str, Estimate]]:
+        return {
+            condition: {
+                score: Estimate(
+                    float(found.measures[:, measure].mean()),
+                    metrics.bootstrap_mean(found.measures[:, measure], people, bootstrap, seed),
+                )
+                for score, found in by_score.items()
             }
-            for measure in range(3)
-        ),
+            for condition, by_score in measured.retrieved.items()
+        }
+
+    opened = measured.retrieved if listed.strangers else {}
+    return results.IdentificationResult(
+        gallery=len(listed.gallery),
+        probes=len(listed.probes),
+        people=len(set(listed.gallery_person)),
+        rank1=mean(0),
+        r_precision=mean(1),
+        map_at_r=mean(2),
+        strangers=len(listed.strangers),
+        tpir_at_fpir={
+            condition: {
+                score: {
+                    fpir: metrics.tpir_at_fpir(found.best, found.measures[:, 0] == 1, found.strangers, fpir)
+                    for fpir in FPIRS
+                }
+                for score, found in by_score.items()
+            }
+            for condition, by_score in opened.items()
+        },
+        stored={
+            condition: [
+                results.OpenSetPoint(
+                    float(far),
+                    value,
+                    int(((fused.measures[:, 0] == 1) & (fused.best >= value)).sum()),
+                    int((fused.strangers >= value).sum()),
+                )
+                for far, value in sorted(stored.items(), key=lambda item: -float(item[0]))
+            ]
+            for condition, by_score in opened.items()
+            for fused in [by_score["fused"]]
+        },
     )

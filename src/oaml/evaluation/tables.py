@@ -21,7 +21,10 @@ from oaml.template import TITLES
 if TYPE_CHECKING:
     from rich.console import Console
 
-SHORT = ("1:1", "1:N G1", "1:N G2", "1:N mean", "scores", "groups", "identification", "stored", "frozen")
+SHORT = (
+    *("1:1", "1:N G1", "1:N G2", "1:N mean"),
+    *("scores", "groups", "identification", "open set", "open set, stored", "stored", "frozen"),
+)
 """Tables that the terminal shows; the others are in the page."""
 LACKING = "insufficient data"
 
@@ -173,6 +176,35 @@ def _identification(report: Report) -> Iterator[Table]:
         f"{section.people:,} people"
     )
     yield Table("identification", title, ["condition", "score", "rank-1", "R-precision", "MAP@R"], rows)
+    if not section.strangers:
+        return
+    rows = [
+        [condition, TITLES[score], *(LACKING if v is None else short_number(v) for v in rates.values())]
+        for condition, by_score in section.tpir_at_fpir.items()
+        for score, rates in by_score.items()
+    ]
+    fpirs = next(iter(section.tpir_at_fpir[UNOCCLUDED].values()))
+    title = (
+        f"Open set: the same probes, and {section.strangers:,} strangers. TPIR: share of the probes whose person ranks first with "
+        "at least the threshold that a share FPIR of the strangers reaches."
+    )
+    header = ["condition", "score", *(f"TPIR@FPIR {short_far(fpir)}" for fpir in fpirs)]
+    yield Table("open set", title, header, rows)
+    rows = [
+        [
+            condition,
+            short_far(point.far),
+            f"{point.threshold:.3f}",
+            f"{point.found:,} of {section.probes:,}",
+            f"{point.false_alarms:,} of {section.strangers:,}",
+        ]
+        for condition, points in section.stored.items()
+        for point in points
+    ]
+    if rows:
+        title = "The model's own thresholds, fused score: a stranger meets every image of the gallery, each at the stated FAR"
+        header = ["condition", "stated FAR", "threshold", "probes found", "strangers named"]
+        yield Table("open set, stored", title, header, rows)
 
 
 def _stored(report: Report) -> Iterator[Table]:
@@ -344,13 +376,13 @@ def _maps(report: Report) -> Iterator[Table]:
             f"{maps.images:,}",
             *(
                 "not known" if value is None else f"{value:.3f}"
-                for value in (maps.visible, maps.true_visible, maps.error)
+                for value in (maps.visible, maps.true_visible, maps.error, maps.miou)
             ),
         ]
         for condition, maps in report.maps.items()
     ]
     title = "Visibility maps: mean over all cells, and mean absolute error against the drawn masks"
-    header = ["condition", "images", "predicted visible", "truly visible", "mean absolute error"]
+    header = ["condition", "images", "predicted visible", "truly visible", "mean absolute error", "mIoU"]
     yield Table("maps", title, header, rows)
 
 

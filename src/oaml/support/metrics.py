@@ -209,6 +209,22 @@ def retrieval(scores: np.ndarray, probe_labels: np.ndarray, gallery_labels: np.n
     return values
 
 
+def mean_iou(predicted: np.ndarray, true: np.ndarray) -> float:
+    """Mean over both classes, shown and hidden, of intersection / union over all cells of all images.
+
+    Args:
+        predicted, true: bool, of one shape; a class that neither holds doesn't count.
+
+    Returns:
+        0 to 1.
+    """
+    shares = []
+    for a, b in ((predicted, true), (~predicted, ~true)):
+        if union := int((a | b).sum()):
+            shares.append(int((a & b).sum()) / union)
+    return float(np.mean(shares))
+
+
 def tpir_at_fpir(best: np.ndarray, first: np.ndarray, strangers: np.ndarray, fpir: float) -> float | None:
     """Open-set identification: the share of probes that are found, at the threshold that a share of strangers reaches.
 
