@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from oaml.errors import OamlError
 from oaml.gallery import Gallery, store
@@ -25,7 +26,6 @@ from oaml.template import Templates
 from oaml.templates.quantised import QuantisedTemplates
 
 pytest.importorskip("lancedb")
-FileLock = pytest.importorskip("filelock").FileLock
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files are asked of /proc"),

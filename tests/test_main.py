@@ -486,7 +486,12 @@ def test_a_missing_package_is_named(
 
 @pytest.mark.parametrize(
     ("module", "remedy"),
-    [("lancedb", "'oaml[gallery]'"), ("filelock", "'oaml[gallery]'"), ("kornia", "oaml")],
+    [
+        ("lancedb", "'oaml[gallery]'"),
+        ("pyarrow", "'oaml[gallery]'"),
+        ("filelock", "oaml"),
+        ("kornia", "oaml"),
+    ],
 )
 def test_a_missing_package_names_its_own_extra(
     module: str, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from oaml.datasets.masked import MaskedFolder
+from oaml.datasets.masked import MaskedFolder, Unlabelled
 from oaml.datasets.people import DrawnFolder, People, PeopleFolder, Split, split_name
 from oaml.errors import OamlError
 from oaml.occluders import KINDS, Occluded, load_mask_pictures, occlude
@@ -58,6 +58,9 @@ class DataConfig:
     """Folder of RGBA pictures of masks, used for the kind `mask` beside the drawn ones."""
     masks: list[Path] = field(default_factory=list)
     """Folders of occluded faces with masks (images/ + masks/, or kept_faces/ + masks/)."""
+    unlabelled: Unlabelled = "fail"
+    """In these folders, refuse images without a mask and masks without an image (fail), or use the others and say how many were
+    left out (skip)."""
     clean: list[Path] = field(default_factory=list)
     """Folders of unoccluded faces, used with masks of ones; empty: the recognition images serve."""
     occlusion_batch: int = 16
@@ -123,7 +126,7 @@ class OcclusionStream(Dataset[dict[str, Any]]):
     def __init__(self, people: People, config: DataConfig) -> None:
         self.people, self.kinds = people, config.kinds
         self.mask_pictures = load_mask_pictures(config.mask_pictures) if config.mask_pictures else []
-        self.masked = [MaskedFolder(folder, config.resize) for folder in config.masks]
+        self.masked = [MaskedFolder(folder, config.resize, config.unlabelled) for folder in config.masks]
         self.clean = [path for folder in config.clean for path in list_images(folder)]
         self.resize = config.resize
         sizes = [sum(map(len, self.masked)), len(people), len(self.clean) or len(people)]
@@ -295,16 +298,58 @@ class MixSampler(Sampler[list[Item]]):
         return items
 
 
-def loader(
-    dataset: Dataset[dict[str, Any]], sampler: Sampler[list[Item]], workers: int
-) -> DataLoader[dict[str, Any]]:
+class Batches(DataLoader[dict[str, Any]]):
+    """A loader whose errors are those of its dataset, also where another process read the images.
+
+    Raises:
+        OamlError: as the dataset does; or a process that reads images was killed.
+    """
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise OamlError(
+                    "a process that reads images was killed, most likely for want of memory; set data.workers lower"
+                ) from error
+            if isinstance(batch, OamlError):
+                raise batch
+            yield batch
+
+
+class _Told(Dataset[Any]):
+    """A dataset that gives its OamlError as an item: raised in another process, it would arrive as a traceback."""
+
+    def __init__(self, dataset: Dataset[dict[str, Any]]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, item: Item) -> Any:
+        try:
+            return self.dataset[item]  # type: ignore[index]
+        except OamlError as error:
+            return error
+
+
+def _collate(items: list[Any]) -> Any:
+    """A batch, or the first error among its items."""
+    return next((item for item in items if isinstance(item, OamlError)), None) or default_collate(items)
+
+
+def loader(dataset: Dataset[dict[str, Any]], sampler: Sampler[list[Item]], workers: int) -> Batches:
     """Batches {image uint8 [B,3,112,112], mask float [B,1,112,112], path list, label [B]} without end."""
-    return DataLoader(
-        dataset,
+    return Batches(
+        _Told(dataset),
         batch_sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_one_thread,
+        collate_fn=_collate,
     )
 
 

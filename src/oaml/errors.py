@@ -7,7 +7,6 @@ EXTRAS = {
     "tensorboard": "train",
     "lancedb": "gallery",
     "pyarrow": "gallery",
-    "filelock": "gallery",
     "onnx": "onnx",
     "onnxscript": "onnx",
     "onnxruntime": "onnx",

@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,6 +21,8 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import Tensor, nn
@@ -34,8 +39,9 @@ from oaml.data import (
     loader,
     sample,
 )
-from oaml.datasets.people import People, hashed_names
-from oaml.errors import OamlError
+from oaml.datasets.check import Check, check_pictures
+from oaml.datasets.people import DrawnFolder, People, hashed_names
+from oaml.errors import OamlError, few
 from oaml.head import HeadConfig, build_head
 from oaml.inference import as_input
 from oaml.losses import (
@@ -52,11 +58,16 @@ from oaml.model import Model, ModelConfig
 from oaml.net import FaceOutput, NetConfig
 from oaml.occluders import occlude
 from oaml.qaconv import QAConvConfig
-from oaml.support.files import FACE_SIZE, sync, write_file
+from oaml.resume import Settings, check_fits, compare, read_checkpoint
+from oaml.support.files import FACE_SIZE, printable, sync, write_file
+from oaml.support.lock import alone
 from oaml.support.metrics import auc, tar_at_far
 from oaml.template import Templates
 from oaml.visibility import mask_to_cells
 from oaml.weights import Preprocessing
+
+
+CHECKPOINT = "checkpoint.ckpt"
 
 
 @dataclass
@@ -150,7 +161,11 @@ class TrainConfig:
     log_every: int = 10
     """Steps between log lines."""
     resume: bool = False
-    """Continue from the checkpoint in `out`."""
+    """Continue from the checkpoint in `out`. Steps, learning rate and schedule, weight decay, clipping, intervals, workers and
+    accelerator may be others, and folders may have moved; other settings are refused."""
+    check: Check = "fast"
+    """Look at all pictures before the first step. fast: that they are there, and of what size. full: decode every one. off: go on
+    until the first that can't be used is met."""
     licence: str = "unstated"
     """Licence of the resulting weights, stored with them."""
 
@@ -245,13 +260,14 @@ class OcclusionFace(L.LightningModule):
         itself = torch.eye(len(same), dtype=torch.bool, device=same.device)  # teaches nothing
         return balanced_matching_loss(scores.masked_fill(itself, -math.inf), same & ~itself)
 
-    def configure_optimizers(self) -> Any:
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters of the backbone and others, with and without weight decay: `params`, their peak `lr` and `weight_decay`."""
         optimiser = self.config.optimiser
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             key = (name.startswith("model.net.backbone."), parameter.ndim > 1)
             groups.setdefault(key, []).append(parameter)
-        parameters = [
+        return [
             {
                 "params": group,
                 "lr": optimiser.lr * (optimiser.backbone_lr if of_backbone else 1.0),
@@ -259,6 +275,9 @@ class OcclusionFace(L.LightningModule):
             }
             for (of_backbone, decays), group in groups.items()
         ]
+
+    def configure_optimizers(self) -> Any:
+        optimiser, parameters = self.config.optimiser, self.parameter_groups()
         if optimiser.kind == "sgd":
             stepper: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=optimiser.lr, momentum=0.9)
         else:
@@ -299,6 +318,16 @@ class OcclusionFace(L.LightningModule):
         self.model.config.licence = config.licence
         self.model.save(folder)
 
+    def need_finite_weights(self) -> None:
+        """Raise OamlError where a step left weights that are not finite: its loss may have been, and the next one's is not."""
+        infinite = "model.fusion.lift"  # until it has been fitted
+        bad = [name for name, x in self.state_dict().items() if name != infinite and not x.isfinite().all()]
+        if bad:
+            raise OamlError(
+                f"step {self.global_step}: {few(bad, 3)}: not finite; nothing of this step is kept; lower optimiser.lr and go on "
+                "from the last checkpoint, if there is one, with --resume"
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["batches_done"], checkpoint["best"] = self.batches_done, self.best
         if isinstance(self.sampler, GraphSampler):
@@ -306,8 +335,19 @@ class OcclusionFace(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_done, self.best = checkpoint["batches_done"], checkpoint["best"]
-        if isinstance(self.sampler, GraphSampler):
-            self.sampler.tables = [(step, table.numpy()) for step, table in checkpoint["graph"]]
+        if isinstance(self.sampler, GraphSampler):  # a run of an older version may have had another sampler
+            self.sampler.tables = [(step, table.numpy()) for step, table in checkpoint.get("graph", [])]
+        # the learning rate is that of the configuration, whatever it was when the checkpoint was written
+        (optimiser,), (schedule,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+        factor = self.config.optimiser.factor(schedule["last_epoch"], self.config.steps)
+        groups = self.parameter_groups()
+        schedule["base_lrs"] = [group["lr"] for group in groups]
+        for stored, group in zip(optimiser["param_groups"], groups, strict=True):
+            stored |= {
+                "initial_lr": group["lr"],
+                "lr": group["lr"] * factor,
+                "weight_decay": group["weight_decay"],
+            }
 
 
 class Validation:
@@ -417,7 +457,8 @@ class Keeper(Callback):
         if config.picture_every and self.step % config.picture_every == 0 and trainer.is_global_zero:
             self._picture(trainer, module)
         if self.step % config.checkpoint_every == 0 or self.step == config.steps:
-            save_checkpoint(trainer, config.out / "checkpoint.ckpt")
+            module.need_finite_weights()
+            save_checkpoint(trainer, config.out / CHECKPOINT)
 
     @torch.no_grad()
     def _graph(self, module: OcclusionFace, first_step: int) -> None:
@@ -483,11 +524,20 @@ def train(config: TrainConfig) -> Path:
     """Train as configured and return the folder of the last model.
 
     Raises:
-        OamlError: bad input, named; a non-finite loss, with step, term and files; a disk that is full.
+        OamlError: bad input, named; settings that don't go with the training to be resumed; another training in the same folder; a
+            non-finite loss, with step, term and files; a disk that is full.
     """
-    checkpoint = config.out / "checkpoint.ckpt"
-    if config.resume and not checkpoint.exists():
-        raise OamlError(f"{checkpoint}: nothing to resume from; train without --resume")
+    if config.resume and not (config.out / CHECKPOINT).exists():
+        raise OamlError(f"{config.out / CHECKPOINT}: nothing to resume from; train without --resume")
+    # of several processes that train together the first one holds the lock
+    first = config.devices == 1 or getattr(rank_zero_only, "rank", 0) == 0
+    busy = f"{config.out}: another training writes to it; wait for its end, or choose another --out"
+    with alone(config.out / ".lock", busy) if first else nullcontext():
+        return _train(config, first)
+
+
+def _train(config: TrainConfig, first: bool) -> Path:
+    checkpoint = config.out / CHECKPOINT
     if not config.resume and checkpoint.exists():
         raise OamlError(
             f"{config.out}: holds a training already; pass --resume to continue it, or choose another --out"
@@ -500,29 +550,20 @@ def train(config: TrainConfig) -> Path:
     module = OcclusionFace(config, build_model(config), len(people.people), sampler)
     module.people_hashed = hashed_names(people.people)
     streams = Streams(config, people, sampler)
-    if config.validate_every and (config.data.use == "train"):
-        module.validation = Validation(config.data.load_people("calibrate"), config)
-    validates = module.validation is not None
-    trainer = L.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        strategy="ddp" if config.devices > 1 else "auto",
-        precision=config.precision,
-        max_epochs=-1,
-        max_steps=config.steps,
-        accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=config.optimiser.clip or None,
-        val_check_interval=config.validate_every * config.accumulate if validates else None,
-        check_val_every_n_epoch=None if validates else 1,
-        limit_val_batches=None if validates else 0,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        log_every_n_steps=config.log_every,
-        logger=_loggers(config),
-        callbacks=[Keeper(config, people), TQDMProgressBar(refresh_rate=config.log_every)],
+    validated = (
+        config.data.load_people("calibrate") if config.validate_every and config.data.use == "train" else None
     )
+    trainer = _trainer(config, people, validates=validated is not None)
+    counts = np.bincount(people.labels).tolist()
+    settings = Settings.of(config, dict(zip(people.people, counts, strict=True)))
+    if first and config.resume:
+        _check_resumed(config, settings, module)
+    if first:
+        _check_data(config, streams, validated)
+    if validated is not None:
+        module.validation = Validation(validated, config)
+    if first:
+        settings.write(config.out)
     with warnings.catch_warnings():
         # resuming inside the one endless epoch is what the samplers are made for
         warnings.filterwarnings("ignore", ".*mid-epoch.*")
@@ -532,12 +573,78 @@ def train(config: TrainConfig) -> Path:
         try:
             trainer.fit(module, streams, ckpt_path=checkpoint if config.resume else None, weights_only=True)
         except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            again = "continue with --resume" if checkpoint.exists() else "train again"
             raise OamlError(
-                f"{config.out}: training stopped: {error}; free space and continue with --resume"
+                f"{config.out}: training stopped: {error}; {'free space and ' if full else ''}{again}"
             ) from error
     if trainer.is_global_zero:
         module.save(config.out / "last")
     return config.out / "last"
+
+
+def _check_resumed(config: TrainConfig, now: Settings, module: OcclusionFace) -> None:
+    """Say which settings apply from here on; raise OamlError where one can't, or the checkpoint can't be used."""
+    before, path = Settings.read(config.out), config.out / CHECKPOINT
+    changes = [] if before is None else compare(before, now, config.out)
+    checkpoint = read_checkpoint(path)
+    done = checkpoint["global_step"]
+    if config.steps < done:
+        raise OamlError(
+            f"{config.out}: steps is {config.steps:,} and {done:,} are done; give --steps {done} or more"
+        )
+    stepper = module.configure_optimizers()["optimizer"]
+    check_fits(path, checkpoint, module.state_dict(), stepper.state_dict()["param_groups"])
+    if before is None:
+        _say(f"{config.out}: has no settings.json to compare with; goes on with those given now")
+    if changes:
+        _say(f"{config.out}: goes on after step {done:,}; from here on {', '.join(changes)}")
+
+
+def _check_data(config: TrainConfig, streams: Streams, validated: People | None) -> None:
+    """Say what is left out; raise OamlError where pictures can't be used."""
+    masked, clean = (
+        (streams.occlusion.masked, streams.occlusion.clean) if streams.occlusion is not None else ([], [])
+    )
+    for folder in masked:
+        if folder.left_out:
+            _say(folder.left_out)
+    groups = [streams.people] if validated is None else [streams.people, validated]
+    faces = [path for people in groups if not isinstance(people, DrawnFolder) for path in people.paths]
+    check_pictures([*faces, *clean], masked, config.check, config.data.resize)
+
+
+def _say(line: str) -> None:
+    print(printable(line), file=sys.stderr)
+
+
+def _trainer(config: TrainConfig, people: People, validates: bool) -> L.Trainer:
+    try:
+        return L.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            strategy="ddp" if config.devices > 1 else "auto",
+            precision=config.precision,
+            max_epochs=-1,
+            max_steps=config.steps,
+            accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=config.optimiser.clip or None,
+            val_check_interval=config.validate_every * config.accumulate if validates else None,
+            check_val_every_n_epoch=None if validates else 1,
+            limit_val_batches=None if validates else 0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            log_every_n_steps=config.log_every,
+            logger=_loggers(config),
+            callbacks=[Keeper(config, people), TQDMProgressBar(refresh_rate=config.log_every)],
+        )
+    except MisconfigurationException as error:  # no such accelerator, or fewer devices than asked for
+        reason = str(error).strip().splitlines()[0]
+        raise OamlError(
+            f"--accelerator {config.accelerator}, --devices {config.devices}: can't be used here ({reason}); choose auto or cpu"
+        ) from error
 
 
 def _loggers(config: TrainConfig) -> list[Logger]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.support.files import FACE_SIZE, list_images, read_image, read_mask
+from oaml.support.files import FACE_SIZE, check_face, image_size, list_images, read_image, read_mask
+
+Unlabelled = Literal["fail", "skip"]
+REMEDY = "add it, or use the others with --unlabelled skip (oaml train: --data.unlabelled skip)"
 
 
 class MaskedFolder:
@@ -20,12 +24,13 @@ class MaskedFolder:
     Args:
         root: the folder.
         resize: scale images that are not 112x112 instead of refusing them.
+        unlabelled: an image without a mask, or a mask without an image, is refused (fail) or left out (skip).
 
     Raises:
-        OamlError: neither layout, an image without a mask or a mask without an image (all by name), or an empty folder.
+        OamlError: neither layout, an image without a mask or a mask without an image (named), a folder without any pair.
     """
 
-    def __init__(self, root: str | Path, resize: bool = False) -> None:
+    def __init__(self, root: str | Path, resize: bool = False, unlabelled: Unlabelled = "fail") -> None:
         root = Path(root)
         published = (root / "kept_faces").is_dir()
         images_folder, masks_folder = root / ("kept_faces" if published else "images"), root / "masks"
@@ -37,16 +42,29 @@ class MaskedFolder:
         self.resize = resize
         images = _by_name(images_folder, "")
         masks = _by_name(masks_folder, "_mask" if published else "")
-        if lonely := sorted(images.keys() - masks.keys()):
+        lonely_images, lonely_masks = (
+            sorted(images.keys() - masks.keys()),
+            sorted(masks.keys() - images.keys()),
+        )
+        if lonely_images and unlabelled == "fail":
             raise OamlError(
-                f"{images[lonely[0]]}: image without a mask in {masks_folder}{_more(lonely)}; add it or remove the image"
+                f"{images[lonely_images[0]]}: image without a mask in {masks_folder}{_more(lonely_images)}; {REMEDY}"
             )
-        if lonely := sorted(masks.keys() - images.keys()):
+        if lonely_masks and unlabelled == "fail":
             raise OamlError(
-                f"{masks[lonely[0]]}: mask without an image in {images_folder}{_more(lonely)}; add it or remove the mask"
+                f"{masks[lonely_masks[0]]}: mask without an image in {images_folder}{_more(lonely_masks)}; {REMEDY}"
             )
-        self.paths = [images[name] for name in sorted(images)]
-        self.mask_paths = [masks[name] for name in sorted(images)]
+        names = sorted(images.keys() & masks.keys())
+        if not names:
+            raise OamlError(
+                f"{root}: no image has a mask; that of {images_folder}/NAME.EXT is "
+                f"{masks_folder}/NAME{'_mask.png' if published else '.EXT'}"
+            )
+        counts = (_counted(lonely_images, "image", "a mask"), _counted(lonely_masks, "mask", "an image"))
+        self.left_out = f"{root}: {' and '.join(filter(None, counts))} left out" if any(counts) else ""
+        """What is left out, as `niqab: 3 images without a mask left out`; empty where nothing is."""
+        self.paths = [images[name] for name in names]
+        self.mask_paths = [masks[name] for name in names]
         self.files = [str(path) for path in self.paths]
         """What messages call the images."""
 
@@ -60,12 +78,20 @@ class MaskedFolder:
             OamlError: a file is unreadable, or the mask has other proportions than its image (it belongs to another crop).
         """
         image, mask = read_image(self.paths[index], resize=self.resize), read_mask(self.mask_paths[index])
-        if mask.shape[0] != mask.shape[1]:
+        self._check_proportions(index, mask.shape[1], mask.shape[0])
+        return image, fit_mask(mask, FACE_SIZE)
+
+    def check(self, index: int) -> None:
+        """Raise the OamlError of `pair` where the beginning of either file tells; nothing is decoded."""
+        check_face(self.paths[index], resize=self.resize)
+        self._check_proportions(index, *image_size(self.mask_paths[index]))
+
+    def _check_proportions(self, index: int, width: int, height: int) -> None:
+        if width != height:
             raise OamlError(
-                f"{self.mask_paths[index]}: is {mask.shape[1]}x{mask.shape[0]}, the proportions differ from its square image "
+                f"{self.mask_paths[index]}: is {width}x{height}, the proportions differ from its square image "
                 f"{self.paths[index]}; make the mask of the same crop"
             )
-        return image, fit_mask(mask, FACE_SIZE)
 
 
 def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
@@ -90,3 +116,7 @@ def _by_name(folder: Path, ending: str) -> dict[str, Path]:
 
 def _more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _counted(names: list[str], what: str, missing: str) -> str:
+    return f"{len(names):,} {what}{'s' if len(names) > 1 else ''} without {missing}" if names else ""
