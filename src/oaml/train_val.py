@@ -66,7 +66,6 @@ from oaml.template import Templates
 from oaml.visibility import mask_to_cells
 from oaml.weights import Preprocessing
 
-
 CHECKPOINT = "checkpoint.ckpt"
 
 

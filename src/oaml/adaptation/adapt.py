@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from oaml.adaptation.cache import NO_OCCLUDER, CachePlan, FeatureCache
 from oaml.adaptation.held_out import OCCLUDER_GROUPS, HeldOut, calibrate, scores, show, tars
-from oaml.datasets.masked import MaskedFolder
+from oaml.datasets.masked import MaskedFolder, Unlabelled
 from oaml.datasets.people import PeopleFolder, Split, hashed_names, split_name
 from oaml.errors import OamlError
 from oaml.inference import to_device
@@ -31,7 +32,8 @@ from oaml.losses import balanced_matching_loss, check_finite, distillation_loss,
 from oaml.model import Model
 from oaml.net import NetConfig
 from oaml.occluders import KINDS
-from oaml.support.files import check_model_folder
+from oaml.support.files import check_model_folder, printable
+from oaml.support.lock import alone
 from oaml.support.progress import progress
 from oaml.visibility import GRID, on_grid
 
@@ -85,6 +87,7 @@ def adapt(
     people: Path,
     out: Path,
     masks: list[Path] = [],  # noqa: B006  (read as the default of a flag; never changed)
+    unlabelled: Unlabelled = "fail",
     occluders: list[str] = list(KINDS),  # noqa: B006
     last_stage: bool = True,
     flip: bool = True,
@@ -109,6 +112,8 @@ def adapt(
         out: model folder to write.
         masks: folders of photographs of occluded faces with real masks (images/ + masks/, or kept_faces/ + masks/); half of
             what the occlusion head learns from. Without any it learns from drawn occluders alone.
+        unlabelled: in these folders, refuse images without a mask and masks without an image (fail), or use the others and say how
+            many were left out (skip).
         occluders: kinds of occluder to draw: niqab, mask, sunglasses, scarf, hand, patch.
         last_stage: train a copy of the last stage for matching. Without it only a copy of the output layer is trained: faster,
             and the feature maps stay those of the checkpoint.
@@ -130,57 +135,65 @@ def adapt(
         The model folder.
 
     Raises:
-        OamlError: bad input, named; a loss that is not finite, with the step and the files. An older model stays then.
+        OamlError: bad input, named; a loss that is not finite, with the step and the files; another `oaml adapt` that writes to the
+            same model or cache. An older model stays then.
     """
     from rich.console import Console
 
     out = Path(out)
+    kept = Path(cache or out.with_name(out.name + ".cache"))
     counts = {"occluders_per_view": occluders_per_view, "occlusion_steps": occlusion_steps, "steps": steps}
     _check(occluders, counts, seed, out)
     console = Console(stderr=True)
-    sources = [MaskedFolder(folder, resize) for folder in masks]
+    sources = [MaskedFolder(folder, resize, unlabelled) for folder in masks]
+    for source in sources:
+        if source.left_out:
+            console.print(printable(source.left_out), markup=False, highlight=False, soft_wrap=True)
     _check_people(people, use)
     trained = PeopleFolder(people, lambda name: _trains(name, use), resize)
     held_out = PeopleFolder(people, lambda name: split_name(name) == "calibrate", resize)
     torch.manual_seed(seed)  # before the model is made: occlusion head and matchers start at random
     model = to_device(start(backbone, last_stage, flip), device)
-
-    plan = CachePlan.make(trained, list(occluders), occluders_per_view, seed)
-    cached = FeatureCache(Path(cache or out.with_name(out.name + ".cache")), model, trained, plan, sources)
-    console.print(
-        f"{len(trained.people):,} people with {len(trained):,} images train, {len(held_out.people):,} people are held out; "
-        f"{cached.count:,} faces to cache in {cached.folder}",
-        markup=False,
-        highlight=False,
-    )
-    cached.build()
-    train_occlusion_head(model, cached, Schedule(occlusion_steps, 128, 2e-3), seed)
-    train_matchers(model, cached, predict_visibility(model, cached), Schedule(steps, 96, 1e-3), seed)
-    console.print("fitting thresholds on the people held out", highlight=False)
-    calibrate(model, HeldOut(model, held_out, occluders, seed, "a", everybody=True, groups=OCCLUDER_GROUPS))
-    # names and not paths: equal commands give equal files, wherever they are run
-    real = f"; real masks of {', '.join(map(_name, masks))}" if masks else ""
-    model.config.training.update(
-        backbone=_name(backbone),
-        people=f"{len(trained.people)} people with {len(trained)} images of {_name(people)}",
-        covers=f"drawn ({', '.join(occluders)}), style a in any material{real}",
-        use=use,
-        people_hashed=hashed_names([*trained.people, *held_out.people]),
-        adapted=f"occlusion head, {'last stage, ' if last_stage else ''}matchers, {occlusion_steps} + {steps} steps, seed {seed}",
-    )
-    if licence:
-        model.config.licence = licence
-    scored, same, map_errors = scores(model, HeldOut(model, held_out, occluders, seed, "b"))
-    printed = Console()
-    show(
-        printed if printed.is_terminal else Console(width=120),
-        tars(scored, same),
-        map_errors,
-        len(held_out.people),
-    )
-    model.cpu().save(out)
-    console.print(f"written to {out}", markup=False, highlight=False)
-    return out
+    with _alone(out), _alone(kept):
+        plan = CachePlan.make(trained, list(occluders), occluders_per_view, seed)
+        cached = FeatureCache(kept, model, trained, plan, sources)
+        console.print(
+            f"{len(trained.people):,} people with {len(trained):,} images train, {len(held_out.people):,} people are held out; "
+            f"{cached.count:,} faces to cache in {cached.folder}",
+            markup=False,
+            highlight=False,
+        )
+        cached.build()
+        train_occlusion_head(model, cached, Schedule(occlusion_steps, 128, 2e-3), seed)
+        train_matchers(model, cached, predict_visibility(model, cached), Schedule(steps, 96, 1e-3), seed)
+        console.print("fitting thresholds on the people held out", highlight=False)
+        calibrate(
+            model, HeldOut(model, held_out, occluders, seed, "a", everybody=True, groups=OCCLUDER_GROUPS)
+        )
+        # names and not paths: equal commands give equal files, wherever they are run
+        real = f"; real masks of {', '.join(map(_name, masks))}" if masks else ""
+        model.config.training.update(
+            backbone=_name(backbone),
+            people=f"{len(trained.people)} people with {len(trained)} images of {_name(people)}",
+            covers=f"drawn ({', '.join(occluders)}), style a in any material{real}",
+            use=use,
+            people_hashed=hashed_names([*trained.people, *held_out.people]),
+            adapted=f"occlusion head, {'last stage, ' if last_stage else ''}matchers, "
+            f"{occlusion_steps} + {steps} steps, seed {seed}",
+        )
+        if licence:
+            model.config.licence = licence
+        scored, same, map_errors = scores(model, HeldOut(model, held_out, occluders, seed, "b"))
+        printed = Console()
+        show(
+            printed if printed.is_terminal else Console(width=120),
+            tars(scored, same),
+            map_errors,
+            len(held_out.people),
+        )
+        model.cpu().save(out)
+        console.print(f"written to {out}", markup=False, highlight=False)
+        return out
 
 
 # --- the parts ---
@@ -445,6 +458,12 @@ def _name(path: Path) -> str:
 def _trains(person: str, use: Literal["all", "train"]) -> bool:
     split: Split = split_name(person)
     return split == "train" or (use == "all" and split == "report")
+
+
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    """Keep other calls away from a folder, by a lock beside it, for as long as it lasts."""
+    busy = f"{folder}: another oaml adapt writes to it; wait for its end, or choose another --out and --cache"
+    return alone(folder.with_name(f".{folder.name}.lock"), busy)
 
 
 def _check(occluders: list[str], counts: dict[str, int], seed: int, out: Path) -> None:
