@@ -7,6 +7,7 @@ the uninterrupted one saw.
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -299,25 +300,10 @@ class MixSampler(Sampler[list[Item]]):
 
 
 class Batches(DataLoader[dict[str, Any]]):
-    """A loader whose errors are those of its dataset, also where another process read the images.
-
-    Raises:
-        OamlError: as the dataset does; or a process that reads images was killed.
-    """
+    """A loader whose OamlError is that of its dataset, also where another process read the images."""
 
     def __iter__(self) -> Any:
-        batches = super().__iter__()
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise OamlError(
-                    "a process that reads images was killed, most likely for want of memory; set data.workers lower"
-                ) from error
+        for batch in super().__iter__():
             if isinstance(batch, OamlError):
                 raise batch
             yield batch
@@ -348,13 +334,18 @@ def loader(dataset: Dataset[dict[str, Any]], sampler: Sampler[list[Item]], worke
         batch_sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin,
         collate_fn=_collate,
     )
 
 
-def _one_thread(_: int) -> None:
+def _begin(_: int) -> None:
+    """What a process that reads images does first."""
     import cv2
+
+    # Ctrl-C reaches it too, and the first process ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     cv2.setNumThreads(0)  # workers are the parallelism
     torch.set_num_threads(1)

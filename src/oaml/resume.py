@@ -137,11 +137,8 @@ def compare(before: Settings, now: Settings, out: Path) -> list[str]:
     """
     refused, applied = now.changed_from(before)
     if refused:
-        raise OamlError(
-            printable(
-                f"{out}: --resume goes on with what the training began with, but {few(refused)}; give the old value, or {REMEDY}"
-            )
-        )
+        line = f"{out}: can't go on with other settings: {few(refused, 10)}; give the old ones, or {REMEDY}"
+        raise OamlError(printable(line))
     return applied
 
 
@@ -162,9 +159,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         OamlError: it is truncated, damaged or something else, or holds numbers that are not finite.
     """
-    remedy = (
-        f"{REMEDY}; models that were saved, in best/ and last/ beside it, are whole and can be its --backbone"
-    )
+    remedy = f"{REMEDY}, for which a model in best/ or last/ beside it can be the --backbone"
     try:
         with zipfile.ZipFile(path) as archive:
             if (record := archive.testzip()) is not None:

@@ -12,7 +12,7 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -491,6 +491,16 @@ class Keeper(Callback):
                 cast(Any, logger).experiment.add_image("maps", picture, self.step, dataformats="HWC")
 
 
+class ProgressBar(TQDMProgressBar):
+    """Lightning's, which ends its line before an error is printed."""
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        with suppress(TypeError):  # there is none yet
+            self.train_progress_bar.close()
+
+
 def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
     """Write everything that resuming needs; the old checkpoint stays until the new one is complete."""
     if trainer.world_size > 1:  # every process takes part, the first one writes
@@ -573,13 +583,20 @@ def _train(config: TrainConfig, first: bool) -> Path:
             trainer.fit(module, streams, ckpt_path=checkpoint if config.resume else None, weights_only=True)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            again = "continue with --resume" if checkpoint.exists() else "train again"
-            raise OamlError(
-                f"{config.out}: training stopped: {error}; {'free space and ' if full else ''}{again}"
-            ) from error
+            raise _stopped(config, str(error), "free space" if full else "mend that") from error
+        except RuntimeError as error:  # raised wherever the training was when the process ended
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            reason = "a process that reads images was killed, as for want of memory"
+            raise _stopped(config, reason, "set --data.workers lower") from error
     if trainer.is_global_zero:
         module.save(config.out / "last")
     return config.out / "last"
+
+
+def _stopped(config: TrainConfig, reason: str, remedy: str) -> OamlError:
+    again = "continue with --resume" if (config.out / CHECKPOINT).exists() else "train again"
+    return OamlError(f"{config.out}: training stopped: {reason}; {remedy} and {again}")
 
 
 def _check_resumed(config: TrainConfig, now: Settings, module: OcclusionFace) -> None:
@@ -619,31 +636,38 @@ def _say(line: str) -> None:
 
 def _trainer(config: TrainConfig, people: People, validates: bool) -> L.Trainer:
     try:
-        return L.Trainer(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            strategy="ddp" if config.devices > 1 else "auto",
-            precision=config.precision,
-            max_epochs=-1,
-            max_steps=config.steps,
-            accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=config.optimiser.clip or None,
-            val_check_interval=config.validate_every * config.accumulate if validates else None,
-            check_val_every_n_epoch=None if validates else 1,
-            limit_val_batches=None if validates else 0,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            log_every_n_steps=config.log_every,
-            logger=_loggers(config),
-            callbacks=[Keeper(config, people), TQDMProgressBar(refresh_rate=config.log_every)],
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*not supported on CPU.*")  # refused below
+            trainer = L.Trainer(
+                accelerator=config.accelerator,
+                devices=config.devices,
+                strategy="ddp" if config.devices > 1 else "auto",
+                precision=config.precision,
+                max_epochs=-1,
+                max_steps=config.steps,
+                accumulate_grad_batches=config.accumulate,
+                gradient_clip_val=config.optimiser.clip or None,
+                val_check_interval=config.validate_every * config.accumulate if validates else None,
+                check_val_every_n_epoch=None if validates else 1,
+                limit_val_batches=None if validates else 0,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                log_every_n_steps=config.log_every,
+                logger=_loggers(config),
+                callbacks=[Keeper(config, people), ProgressBar(refresh_rate=config.log_every)],
+            )
     except MisconfigurationException as error:  # no such accelerator, or fewer devices than asked for
         reason = str(error).strip().splitlines()[0]
         raise OamlError(
             f"--accelerator {config.accelerator}, --devices {config.devices}: can't be used here ({reason}); choose auto or cpu"
         ) from error
+    if trainer.precision != config.precision:  # Lightning takes another one, with a warning
+        raise OamlError(
+            f"--precision {config.precision}: this device would compute in {trainer.precision}; choose that, or 32-true"
+        )
+    return trainer
 
 
 def _loggers(config: TrainConfig) -> list[Logger]:

@@ -59,6 +59,6 @@ def check_pictures(
     if bad == 1:
         raise first[0]
     if bad:
-        named = ", ".join(str(error).rpartition("; ")[0] for error in first)
+        named = ", ".join(str(error).rsplit("; ", 1)[0] for error in first)
         more = f" and {bad - len(first):,} more" if bad > len(first) else ""
         raise OamlError(f"{bad:,} of {count:,} images can't be used: {named}{more}; mend or remove them")
