@@ -26,6 +26,7 @@ from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.occluders import occlude
+from oaml.support.lock import alone
 from oaml.visibility import mask_to_cells
 
 KINDS = ["mask", "niqab"]
@@ -244,6 +245,7 @@ def test_adapt(
     assert used.trained == {person for person, name in split.items() if name in may_train}
     assert used.calibrated == (kept, "a")
     assert used.judged == (kept, "b")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "model.cache"}
     shown = capsys.readouterr().out
     for word in ("cosine", "fused", "unoccluded", "niqab", "all, one threshold"):
         assert word in shown
@@ -354,6 +356,46 @@ def test_a_folder_that_is_no_model_is_kept(
     assert run(people, backbone, tmp_path / "mine") == 1
     assert "mine" in capsys.readouterr().err
     assert (tmp_path / "mine" / "a.txt").read_text() == "x"
+
+
+@pytest.mark.filterwarnings("ignore:.*impostor pairs are held out")
+def test_pairs_are_used_and_what_is_left_out_is_said(
+    tmp_path: Path, backbone: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(3):
+        image, mask = occlude(draw_face(60 + i, 0, 0), "hand", np.random.default_rng(i))
+        for folder, picture in (("images", image), ("masks", np.rint(mask * 255).astype(np.uint8))):
+            (tmp_path / "masks" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / "masks" / folder / f"{i}.png")
+    (tmp_path / "masks" / "masks" / "1.png").unlink()
+    words = ["--masks", str(tmp_path / "masks")]
+    assert run(people, backbone, tmp_path / "model", *words) == 1
+    assert "images/1.png: image without a mask" in (said := capsys.readouterr().err)
+    assert "--unlabelled skip" in said
+    assert run(people, backbone, tmp_path / "model", *words, "--unlabelled", "skip") == 0
+    assert f"{tmp_path / 'masks'}: 1 image without a mask left out\n" in capsys.readouterr().err
+
+
+def test_a_second_call_on_one_model_or_cache_is_refused(
+    tmp_path: Path, backbone: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for held, words in ((".model.lock", []), (".kept.lock", ["--cache", str(tmp_path / "kept")])):
+        with alone(tmp_path / held, "never said"):
+            assert run(people, backbone, tmp_path / "model", *words) == 1
+        assert f"{held[1:-5]}: another oaml adapt writes to it; wait for its end" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_picture_of_somebody_held_out_is_found_before_the_work(
+    tmp_path: Path, backbone: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = shutil.copytree(people, tmp_path / "people")
+    person = next(p for p in sorted(own.iterdir()) if split_name(p.name) == "calibrate")
+    bad = person / "0.png"
+    bad.write_bytes(bad.read_bytes()[:5000])
+    assert run(own, backbone, tmp_path / "model") == 1
+    assert f"oaml adapt: {bad}: is not a readable image" in capsys.readouterr().err
+    assert not (tmp_path / "model.cache").exists()
 
 
 def test_impostors_of_the_gallery_are_other_people_unoccluded(

@@ -157,6 +157,38 @@ def test_lonely_images_and_masks_are_named(tmp_path: Path, layout: str, ending: 
     assert "more" not in message
 
 
+def test_lonely_images_and_masks_can_be_left_out(tmp_path: Path) -> None:
+    for name, level in (("a", 10), ("b", 20), ("c", 30), ("sub/d", 40)):
+        face(tmp_path / "kept_faces" / f"{name}.png", level)
+    for name in ("b", "sub/d"):
+        saved(tmp_path / "masks" / f"{name}_mask.png", half())
+    folder = MaskedFolder(tmp_path, unlabelled="skip")
+    assert folder.left_out == f"{tmp_path}: 2 images without a mask left out"
+    assert [int(folder.pair(i)[0][0, 0, 0]) for i in range(len(folder))] == [20, 40]
+    assert [path.name for path in folder.mask_paths] == ["b_mask.png", "d_mask.png"]
+    assert len(folder.files) == 2
+    saved(tmp_path / "masks" / "e_mask.png", half())
+    assert MaskedFolder(tmp_path, unlabelled="skip").left_out == (
+        f"{tmp_path}: 2 images without a mask and 1 mask without an image left out"
+    )
+    for name in ("a", "c"):
+        saved(tmp_path / "masks" / f"{name}_mask.png", half())
+    (tmp_path / "masks" / "e_mask.png").unlink()
+    for unlabelled in ("skip", "fail"):
+        folder = MaskedFolder(tmp_path, unlabelled=unlabelled)
+        assert len(folder) == 4
+        assert folder.left_out == ""
+
+
+@pytest.mark.parametrize("layout", ["images", "kept_faces"])
+def test_a_folder_without_any_pair_is_refused_either_way(tmp_path: Path, layout: str) -> None:
+    face(tmp_path / layout / "a.png")
+    saved(tmp_path / "masks" / "b.png", half())
+    for unlabelled in ("skip", "fail"):
+        with pytest.raises(OamlError, match=str(tmp_path)):
+            MaskedFolder(tmp_path, unlabelled=unlabelled)
+
+
 def test_two_files_of_one_name(tmp_path: Path) -> None:
     face(tmp_path / "images" / "a.png")
     face(tmp_path / "images" / "a.jpg")

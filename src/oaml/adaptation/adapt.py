@@ -24,6 +24,7 @@ from torch import Tensor
 
 from oaml.adaptation.cache import NO_OCCLUDER, CachePlan, FeatureCache
 from oaml.adaptation.held_out import OCCLUDER_GROUPS, HeldOut, calibrate, scores, show, tars
+from oaml.datasets.check import check_pictures
 from oaml.datasets.masked import MaskedFolder, Unlabelled
 from oaml.datasets.people import PeopleFolder, Split, hashed_names, split_name
 from oaml.errors import OamlError
@@ -152,6 +153,7 @@ def adapt(
     _check_people(people, use)
     trained = PeopleFolder(people, lambda name: _trains(name, use), resize)
     held_out = PeopleFolder(people, lambda name: split_name(name) == "calibrate", resize)
+    check_pictures([*trained.paths, *held_out.paths], sources, "full", resize)  # those held out are read last
     torch.manual_seed(seed)  # before the model is made: occlusion head and matchers start at random
     model = to_device(start(backbone, last_stage, flip), device)
     with _alone(out), _alone(kept):
