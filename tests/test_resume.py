@@ -129,7 +129,7 @@ def test_a_setting_that_makes_another_training_is_refused_by_name(name: str, run
     assert str(run) in line
 
 
-@pytest.mark.parametrize("name", sorted(FREE - {"out", "resume"}))
+@pytest.mark.parametrize("name", sorted(FREE - {"out", "resume", "check"}))
 def test_a_setting_that_may_change_is_said(name: str) -> None:
     config = configured(Path("run"))
     before = Settings.of(config, {"ann": 2})

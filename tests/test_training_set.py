@@ -19,10 +19,10 @@ from oaml.data import DataConfig, PKSampler, RecognitionStream, loader
 from oaml.datasets.check import check_pictures
 from oaml.datasets.drawn import draw_face
 from oaml.datasets.masked import MaskedFolder
-from oaml.datasets.people import PeopleFolder
+from oaml.datasets.people import DrawnFolder, PeopleFolder
 from oaml.errors import OamlError
 from oaml.main import main
-from oaml.support.files import check_face, image_size, read_image
+from oaml.support.files import read_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,19 +70,22 @@ def message(call: Any, *arguments: Any, **options: Any) -> str | None:
 
 @pytest.mark.parametrize("how", ["empty", "text", "truncated", "size", "gone"])
 def test_one_fault_is_named_as_reading_names_it(how: str, people: Path) -> None:
-    faces = PeopleFolder(people).paths
-    assert check_pictures(faces, [], "full", show=False) is None
+    faces = [PeopleFolder(people)]
+    assert check_pictures(faces, [], [], "full", show=False) is None
     path = damage(people / "p2" / "1.png", how)
     told = message(read_image, path)
     assert told is not None
     assert str(path) in told
-    assert message(check_pictures, faces, [], "full", show=False) == told
+    assert message(check_pictures, faces, [], [], "full", show=False) == told
     # without decoding, what lies further on in the file is not seen
-    assert message(check_pictures, faces, [], "fast", show=False) == (None if how == "truncated" else told)
-    assert message(check_pictures, faces, [], "off", show=False) is None
+    assert message(check_pictures, faces, [], [], "fast", show=False) == (
+        None if how == "truncated" else told
+    )
+    assert message(check_pictures, faces, [], [], "off", show=False) is None
     if how == "size":
-        assert message(check_pictures, faces, [], "full", resize=True, show=False) is None
-        assert message(check_pictures, faces, [], "fast", resize=True, show=False) is None
+        faces = [PeopleFolder(people, resize=True)]
+        assert message(check_pictures, faces, [], [], "full", resize=True, show=False) is None
+        assert message(check_pictures, faces, [], [], "fast", resize=True, show=False) is None
 
 
 def test_all_faults_are_counted_and_ten_are_named(people: Path) -> None:
@@ -91,7 +94,7 @@ def test_all_faults_are_counted_and_ten_are_named(people: Path) -> None:
         damage(path, "empty")
     for path in faces[3:12]:
         damage(path, "size")
-    line = message(check_pictures, [*faces, *[faces[0]] * 600], [], "fast", show=False)
+    line = message(check_pictures, [PeopleFolder(people)], [faces[0]] * 600, [], "fast", show=False)
     assert line is not None
     assert line.startswith("612 of 612 images can't be used: ")
     assert line.endswith(" and 602 more; mend or remove them")
@@ -106,13 +109,12 @@ def test_masks_are_looked_at_with_their_images(tmp_path: Path) -> None:
         write(tmp_path / "masks" / f"{name}.png", np.full((50, 50), 255, np.uint8))
     folder = MaskedFolder(tmp_path)
     for how in ("fast", "full"):
-        check_pictures([], [folder], how, show=False)
+        check_pictures([], [], [folder], how, show=False)
     write(tmp_path / "masks" / "a.png", np.zeros((50, 60), np.uint8))  # of another crop
     damage(tmp_path / "images" / "c.png", "empty")
     for how, count in (("fast", 2), ("full", 3)):
-        line = message(check_pictures, [], [folder], how, show=False)
         write(tmp_path / "masks" / "b.png", draw_face(0, 0)[:50, :50])  # no mask: only its pixels tell
-        line = message(check_pictures, [], [folder], how, show=False)
+        line = message(check_pictures, [], [], [folder], how, show=False)
         assert line is not None
         assert line.startswith(f"{count} of 4 images can't be used: ")
         assert f"{tmp_path / 'masks' / 'a.png'}: is 60x50, the proportions differ" in line
@@ -120,22 +122,17 @@ def test_masks_are_looked_at_with_their_images(tmp_path: Path) -> None:
         assert (f"{tmp_path / 'masks' / 'b.png'}: is a colour image" in line) == (how == "full")
 
 
-@pytest.mark.parametrize(
-    ("suffix", "modes"),
-    [
-        (".png", "RGB RGBA L I;16 P 1"),
-        (".jpg", "RGB L CMYK"),
-        (".bmp", "RGB L P 1"),
-        (".webp", "RGB"),
-        (".tif", "RGB L F I;16"),
-    ],
-)
-def test_a_size_is_that_of_the_decoded_image(suffix: str, modes: str, tmp_path: Path) -> None:
-    path = tmp_path / f"a{suffix}"
-    for mode in modes.split():
-        Image.new(mode, (31, 17)).save(path)
-        assert image_size(path) == (31, 17)
-        assert "is 31x17" in str(message(check_face, path))
+def test_a_fast_look_decodes_nothing_that_seems_right(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = PeopleFolder(people)
+    read: list[int] = []
+    monkeypatch.setattr(PeopleFolder, "image", lambda self, i: read.append(i))
+    check_pictures([faces], [], [], "fast", show=False)
+    assert read == []
+    damage(faces.paths[5], "size")
+    check_pictures([faces], [], [], "fast", show=False)
+    assert read == [5]
+    check_pictures([faces, DrawnFolder(3, 2)], [], [], "full", show=False)
+    assert sorted(read[1:]) == list(range(12))
 
 
 # --- a fault that is met while training

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -339,6 +341,12 @@ def loader(dataset: Dataset[dict[str, Any]], sampler: Sampler[list[Item]], worke
     )
 
 
+def _told_of(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say nothing where the first process went away while it fetched an image."""
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def _begin(_: int) -> None:
     """What a process that reads images does first."""
     import cv2
@@ -346,6 +354,7 @@ def _begin(_: int) -> None:
     # Ctrl-C reaches it too, and the first process ends it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.excepthook = _told_of
 
     cv2.setNumThreads(0)  # workers are the parallelism
     torch.set_num_threads(1)

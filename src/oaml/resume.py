@@ -114,7 +114,7 @@ class Settings:
         refused, applied = [], []
         for name, value in self.values.items():
             old = before.values.get(name, value)
-            if old == value or name in ("out", "resume"):
+            if old == value or name in ("out", "resume", "check"):
                 continue
             change = f"{name} was {_shown(old)} and is {_shown(value)}"
             moved = name in PLACES and _count(old) == _count(value)
@@ -243,9 +243,12 @@ def _other_people(before: dict[str, int], now: dict[str, int]) -> str:
 
 
 def _digest(backbone: Path) -> str:
-    """SHA-256 of a file of weights, or of that in a model folder."""
+    """SHA-256 of a file of weights, or of the files of a model folder with their names."""
     digest = hashlib.sha256()
-    with (backbone / "model.safetensors" if backbone.is_dir() else backbone).open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+    for path in sorted(backbone.iterdir()) if backbone.is_dir() else [backbone]:
+        if path.is_file():
+            digest.update(b"" if path == backbone else path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
     return digest.hexdigest()

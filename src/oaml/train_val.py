@@ -40,7 +40,7 @@ from oaml.data import (
     sample,
 )
 from oaml.datasets.check import Check, check_pictures
-from oaml.datasets.people import DrawnFolder, People, hashed_names
+from oaml.datasets.people import People, hashed_names
 from oaml.errors import OamlError, few
 from oaml.head import HeadConfig, build_head
 from oaml.inference import as_input
@@ -625,9 +625,8 @@ def _check_data(config: TrainConfig, streams: Streams, validated: People | None)
     for folder in masked:
         if folder.left_out:
             _say(folder.left_out)
-    groups = [streams.people] if validated is None else [streams.people, validated]
-    faces = [path for people in groups if not isinstance(people, DrawnFolder) for path in people.paths]
-    check_pictures([*faces, *clean], masked, config.check, config.data.resize)
+    people = [streams.people] if validated is None else [streams.people, validated]
+    check_pictures(people, clean, masked, config.check, config.data.resize)
 
 
 def _say(line: str) -> None:

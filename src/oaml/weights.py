@@ -311,10 +311,8 @@ def _read_pickle(path: Path) -> object:
 
 
 def _unreadable(path: Path, error: Exception) -> OamlError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0][:120]
-    return OamlError(
-        f"{path}: is not a readable file of weights, or truncated ({reason}); download or save it again"
-    )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return OamlError(f"{path}: is not a readable file of weights ({reason}); download or save it again")
 
 
 class _StandIn:

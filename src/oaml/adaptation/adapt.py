@@ -153,7 +153,7 @@ def adapt(
     _check_people(people, use)
     trained = PeopleFolder(people, lambda name: _trains(name, use), resize)
     held_out = PeopleFolder(people, lambda name: split_name(name) == "calibrate", resize)
-    check_pictures([*trained.paths, *held_out.paths], sources, "full", resize)  # those held out are read last
+    check_pictures([trained, held_out], [], sources, "full", resize)  # those held out are read last
     torch.manual_seed(seed)  # before the model is made: occlusion head and matchers start at random
     model = to_device(start(backbone, last_stage, flip), device)
     with _alone(out), _alone(kept):

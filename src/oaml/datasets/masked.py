@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.support.files import FACE_SIZE, check_face, image_size, list_images, read_image, read_mask
+from oaml.support.files import FACE_SIZE, list_images, read_image, read_mask
 
 Unlabelled = Literal["fail", "skip"]
 REMEDY = "add it, or use the others with --unlabelled skip (oaml train: --data.unlabelled skip)"
@@ -78,20 +78,12 @@ class MaskedFolder:
             OamlError: a file is unreadable, or the mask has other proportions than its image (it belongs to another crop).
         """
         image, mask = read_image(self.paths[index], resize=self.resize), read_mask(self.mask_paths[index])
-        self._check_proportions(index, mask.shape[1], mask.shape[0])
-        return image, fit_mask(mask, FACE_SIZE)
-
-    def check(self, index: int) -> None:
-        """Raise the OamlError of `pair` where the beginning of either file tells; nothing is decoded."""
-        check_face(self.paths[index], resize=self.resize)
-        self._check_proportions(index, *image_size(self.mask_paths[index]))
-
-    def _check_proportions(self, index: int, width: int, height: int) -> None:
-        if width != height:
+        if mask.shape[0] != mask.shape[1]:
             raise OamlError(
-                f"{self.mask_paths[index]}: is {width}x{height}, the proportions differ from its square image "
+                f"{self.mask_paths[index]}: is {mask.shape[1]}x{mask.shape[0]}, the proportions differ from its square image "
                 f"{self.paths[index]}; make the mask of the same crop"
             )
+        return image, fit_mask(mask, FACE_SIZE)
 
 
 def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:

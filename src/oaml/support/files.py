@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 Image: TypeAlias = Union[str, os.PathLike[str], bytes, np.ndarray, "PILImage"]
 """An image: its path, the bytes of its file, uint8 [H,W,3] in RGB order, or one of Pillow's."""
-
-Result = TypeVar("Result")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FACE_SIZE = 112
@@ -170,36 +168,15 @@ def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
     """
     image = _as_rgb(_decode(Path(path)), path)
     if image.shape[:2] != (FACE_SIZE, FACE_SIZE):
-        _check_size(path, image.shape[1], image.shape[0], resize)
+        if not resize:
+            raise OamlError(
+                f"{path}: is {image.shape[1]}x{image.shape[0]}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; "
+                "align it, or pass --resize to scale it"
+            )
         import cv2
 
         image = cv2.resize(image, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(image)
-
-
-def check_face(path: str | Path, *, resize: bool = False) -> None:
-    """Raise the OamlError of `read_image` where the beginning of a file tells: missing, no known format, not 112x112.
-
-    Nothing is decoded: what is damaged further on is not found.
-    """
-    _check_size(path, *image_size(path), resize)
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height as a file states them, without decoding it.
-
-    Raises:
-        OamlError: missing, of no known format, or too large.
-    """
-    return _opened(Path(path), _size)
-
-
-def _check_size(path: str | Path, width: int, height: int, resize: bool) -> None:
-    if (width, height) != (FACE_SIZE, FACE_SIZE) and not resize:
-        raise OamlError(
-            f"{path}: is {width}x{height}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; "
-            "align it, or pass --resize to scale it"
-        )
 
 
 def name_of(image: Image) -> str:
@@ -273,19 +250,14 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 def _decode(image: str | os.PathLike[str] | bytes | PILImage, upright: bool = False) -> np.ndarray:
     """uint8, uint16 or (grey alone) float32 [H,W] or [H,W,3|4] in RGB order; `upright` obeys the orientation that EXIF states."""
-    return _opened(image, lambda opened: _pixels(opened, upright))
-
-
-def _opened(image: str | os.PathLike[str] | bytes | PILImage, use: Callable[[PILImage], Result]) -> Result:
-    """What `use` makes of an image; whatever goes wrong is an OamlError that names it."""
     import PIL.Image
 
     name = name_of(image)
     try:
         if isinstance(image, str | os.PathLike | bytes):
             with PIL.Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
-                return use(opened)
-        return use(image)
+                return _pixels(opened, upright)
+        return _pixels(image, upright)
     except FileNotFoundError:
         raise OamlError(f"{name}: no such image") from None
     except (OamlError, MemoryError):
@@ -298,18 +270,11 @@ def _opened(image: str | os.PathLike[str] | bytes | PILImage, use: Callable[[PIL
         raise OamlError(f"{name}: is not a readable image ({error}); replace or remove it") from error
 
 
-def _size(opened: PILImage) -> tuple[int, int]:
-    from PIL import Image
+def _pixels(opened: PILImage, upright: bool) -> np.ndarray:
+    from PIL import Image, ImageOps
 
     if opened.width * opened.height > MOST_PIXELS:
         raise Image.DecompressionBombError
-    return opened.size
-
-
-def _pixels(opened: PILImage, upright: bool) -> np.ndarray:
-    from PIL import ImageOps
-
-    _size(opened)
     opened.load()
     if upright:
         opened = ImageOps.exif_transpose(opened)
