@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 import oaml
-from oaml.photographs.detect import Face
+from oaml.photographs.looks import Face
 from oaml.photographs.video import read_frames
 from oaml.support.files import list_images
 

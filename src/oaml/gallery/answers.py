@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from oaml.photographs.detect import Face
+from oaml.photographs.looks import Face
 from oaml.photographs.usable import LEAST_USABLE, no_usable_face
 from oaml.recognition.decision import LEAST_SHARED, Answer, Decision, Threshold, decide, told_apart
 

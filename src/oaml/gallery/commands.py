@@ -26,6 +26,7 @@ def enroll(
     model: str | None = None,
     thumbnails: bool = False,
     json: bool = False,
+    aligned: bool | None = None,
     detector: Path | None = None,
     device: str = "auto",
 ) -> None:
@@ -44,6 +45,7 @@ def enroll(
         model: a model folder; by default the starter model.
         thumbnails: also keep the aligned faces of new images, so that `oaml search --draw` needs no photographs.
         json: print one JSON object to stdout and nothing else.
+        aligned: images of 112x112 are aligned faces (`--not-aligned`: photographs); by default they are looked at.
         detector: a YuNet file; by default the one of `oaml download yunet`.
         device: cpu, cuda, or auto for a GPU where there is one.
 
@@ -54,7 +56,7 @@ def enroll(
     from oaml.recognition.recognise import load
 
     opened = Gallery(gallery, load(model, detector, device))
-    changed = opened.enroll_folder(folder, thumbnails)
+    changed = opened.enroll_folder(folder, thumbnails, aligned=aligned)
     if json:
         people = [person.to_dict() for person in opened.people()]
         print(dumps({"gallery": gallery, **changed.to_dict(), "people": people}, indent=2))
@@ -78,6 +80,7 @@ def search(
     every: int = 1,
     draw: Path | None = None,
     json: bool = False,
+    aligned: bool | None = None,
     detector: Path | None = None,
     device: str = "auto",
 ) -> None:
@@ -100,6 +103,7 @@ def search(
         every: look at every n-th frame of a video only.
         draw: PNG to write of the largest face, or the first one of a video, beside the most similar person.
         json: print one JSON object to stdout and nothing else.
+        aligned: an image of 112x112 is an aligned face (`--not-aligned`: a photograph); by default it is looked at.
         detector: a YuNet file; by default the one of `oaml download yunet`.
         device: cpu, cuda, or auto for a GPU where there is one.
 
@@ -120,7 +124,7 @@ def search(
         followed = opened.search_video(image, top, far, threshold, every)
         tracks, answers = [track for track, _ in followed], [answer for _, answer in followed]
     else:
-        answers = opened.search(Path(image), top, far, threshold)
+        answers = opened.search(Path(image), top, far, threshold, aligned)
     undrawn = None
     if draw is not None:
         undrawn = _draw(opened, Path(image).name, answers[0], draw)

@@ -30,7 +30,7 @@ from oaml.support.progress import progress
 if TYPE_CHECKING:
     from oaml.gallery.export import Exported
     from oaml.gallery.rows import Packing
-    from oaml.photographs.detect import Face
+    from oaml.photographs.looks import Face
     from oaml.recognition.recognise import Recogniser
     from oaml.recognition.tracks import Track
     from oaml.template import Templates
@@ -68,13 +68,20 @@ class Gallery:
 
     # --- enrolling
 
-    def enroll(self, person: str, images: Image | Sequence[Image], thumbnails: bool = False) -> Enrolled:
+    def enroll(
+        self,
+        person: str,
+        images: Image | Sequence[Image],
+        thumbnails: bool = False,
+        aligned: bool | None = None,
+    ) -> Enrolled:
         """Add images of one person; those that are enrolled already, by content, are kept as they are.
 
         Args:
             person: their name; new or known.
             images: with one person on each.
             thumbnails: also keep the aligned face as a picture, to be drawn.
+            aligned: whether the images are aligned faces or photographs; None looks, at those of 112x112.
 
         Returns:
             What changed.
@@ -93,14 +100,18 @@ class Gallery:
             known = {entry.image for entry in self._entries(f"person = {quoted(person)}")}
             new = {digest: image for digest, image in wanted.items() if digest not in known}
             entries = [Entry(person, digest, _source(image), "") for digest, image in new.items()]
-            crops = [self._crop(image) for image in new.values()]
+            crops = [self._crop(image, aligned) for image in new.values()]
             if crops:
                 self._add(entries, crops, thumbnails)
                 self._store.tidy()
         return Enrolled(added=len(new), kept=len(wanted) - len(new))
 
     def enroll_folder(
-        self, folder: str | Path, thumbnails: bool = False, label: str | None = "enrolling"
+        self,
+        folder: str | Path,
+        thumbnails: bool = False,
+        label: str | None = "enrolling",
+        aligned: bool | None = None,
     ) -> Enrolled:
         """Make the gallery hold what a folder holds, `FOLDER/NAME/*.jpg`, by content.
 
@@ -111,6 +122,7 @@ class Gallery:
             folder: a folder for every person.
             thumbnails: also keep the aligned faces of new images as pictures, to be drawn.
             label: of the progress bar on stderr; None shows none.
+            aligned: as for `enroll`.
 
         Raises:
             OamlError: no such folder, no images in it, or not one that can be enrolled.
@@ -130,7 +142,7 @@ class Gallery:
                     entries, crops = [], []
                     for entry in todo.new[start : start + BATCH]:
                         try:
-                            crops.append(self._crop(entry.source))
+                            crops.append(self._crop(entry.source, aligned))
                             entries.append(entry)
                         except OamlError as error:
                             left_out.append(str(error))
@@ -144,23 +156,21 @@ class Gallery:
                 self._store.tidy(slow=True)
         return Enrolled(added, len(todo.gone), len(todo.moved), todo.kept, left_out)
 
-    def _crop(self, image: Image) -> np.ndarray:
+    def _crop(self, image: Image, aligned: bool | None) -> np.ndarray:
         """The aligned face of the one person on an image."""
-        from oaml.photographs.usable import LEAST_USABLE, USABLE_REMEDY, no_usable_face, usable
+        from oaml.photographs.usable import LEAST_USABLE, USABLE_REMEDY, no_usable_face
 
-        recogniser = self._need_recogniser()
-        subjects = recogniser.subjects(image)
+        subjects = self._need_recogniser().subjects(image, aligned)
         largest, *others = (s.face.eyes if s.face is not None else 1.0 for s in subjects)
-        several = 1 + sum(eyes >= ALONE * largest for eyes in others)
+        clear = [eyes for eyes, subject in zip(others, subjects[1:], strict=True) if subject.certain]
+        several = 1 + sum(eyes >= ALONE * largest for eyes in clear)
         if several > 1:
             raise OamlError(
                 f"{name_of(image)}: shows {several} faces, and whose it is can't be told; cut the person out of it"
             )
-        crop = recogniser.crop(subjects[0])
-        sure = usable(crop)
-        if sure < LEAST_USABLE:
-            raise OamlError(f"{name_of(image)}: {no_usable_face(sure)}; {USABLE_REMEDY}")
-        return crop
+        if subjects[0].usable < LEAST_USABLE:
+            raise OamlError(f"{name_of(image)}: {no_usable_face(subjects[0].usable)}; {USABLE_REMEDY}")
+        return subjects[0].crop
 
     def _add(self, entries: Sequence[Entry], crops: Sequence[np.ndarray], thumbnails: bool) -> None:
         from oaml.gallery.rows import Packing, table
@@ -177,7 +187,12 @@ class Gallery:
     # --- searching
 
     def search(
-        self, image: Image, top: int = 5, far: float = 1e-3, threshold: float | None = None
+        self,
+        image: Image,
+        top: int = 5,
+        far: float = 1e-3,
+        threshold: float | None = None,
+        aligned: bool | None = None,
     ) -> list[SearchAnswer]:
         """Who is on a photograph: an answer for every face, the largest first.
 
@@ -186,14 +201,15 @@ class Gallery:
             top: people to name for each face.
             far: share of impostor pairs that may pass; one of those that the model has thresholds for.
             threshold: decide at this fused score instead; any finite number.
+            aligned: whether the image is an aligned face or a photograph; None looks, where it is 112x112.
 
         Raises:
             OamlError: no gallery yet; a bad image, rate or threshold; no face.
         """
         limit = self._asked(top, far, threshold)
         recogniser = self._need_recogniser()
-        subjects = recogniser.subjects(image)
-        crops = [recogniser.crop(subject) for subject in subjects]
+        subjects = recogniser.subjects(image, aligned)
+        crops = [subject.crop for subject in subjects]
         probes = recogniser.templates(crops)
         people = self._people()
         return [
@@ -346,7 +362,7 @@ class Gallery:
         if not rows[0]["source"] or not source.is_file() or digest(source) != candidate.image:
             return None
         recogniser = self._need_recogniser()
-        return recogniser.crop(recogniser.subjects(source)[0])
+        return recogniser.subjects(source)[0].crop
 
     def export(self, file: str | Path) -> Path:
         """Write everything to FILE.safetensors (a file of templates as `oaml embed` writes it) and FILE.json beside it.

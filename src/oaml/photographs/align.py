@@ -40,19 +40,41 @@ def as_matrix(a: complex, b: complex) -> np.ndarray:
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
-def warp(photograph: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The aligned face, uint8 RGB [112,112,3]; black where the photograph ends, as published backbones were trained."""
+def warp(photograph: np.ndarray, matrix: np.ndarray, size: int = FACE_SIZE) -> np.ndarray:
+    """What lies beneath a square of a photograph, black where the photograph ends, as published backbones were trained.
+
+    Only that part of the photograph is touched, so that it may have any size.
+
+    Args:
+        photograph: uint8 RGB [H,W,3].
+        matrix: float64 [2,3] from pixels of the photograph to pixels of the square.
+        size: of the square.
+
+    Returns:
+        uint8 RGB [size,size,3]; by default the aligned face.
+    """
     import cv2
 
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     shrink = max(1, int(1 / scale))
+    back = cv2.invertAffineTransform(matrix)
+    corners = np.array([(0, 0), (size, 0), (0, size), (size, size)]) @ back[:, :2].T + back[:, 2]
+    # the part that the square sees, with room for what is interpolated, from a multiple of `shrink` on
+    ends = np.array(photograph.shape[1::-1])
+    low = np.clip(np.floor(corners.min(0) / shrink - 2) * shrink, 0, ends).astype(int)
+    high = np.clip(np.ceil(corners.max(0) / shrink + 2) * shrink, 0, ends).astype(int)
+    part = photograph[low[1] : high[1], low[0] : high[0]]
+    if part.size == 0:
+        return np.zeros((size, size, 3), np.uint8)
+    matrix = np.column_stack([matrix[:, :2], matrix[:, :2] @ low + matrix[:, 2]])
     if shrink > 1:  # average first: the warp looks at four pixels only
-        height, width = (side // shrink * shrink for side in photograph.shape[:2])
-        photograph = cv2.resize(
-            photograph[:height, :width], (width // shrink, height // shrink), interpolation=cv2.INTER_AREA
+        rows, columns = (-side % shrink for side in part.shape[:2])
+        part = cv2.copyMakeBorder(part, 0, rows, 0, columns, cv2.BORDER_REPLICATE)
+        part = cv2.resize(
+            part, (part.shape[1] // shrink, part.shape[0] // shrink), interpolation=cv2.INTER_AREA
         )
         # pixel x of the small image is centred on shrink*x + (shrink - 1)/2 of the large one
         matrix = np.column_stack(
             [matrix[:, :2] * shrink, matrix[:, :2].sum(1) * (shrink - 1) / 2 + matrix[:, 2]]
         )
-    return cv2.warpAffine(photograph, matrix, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_LINEAR)
+    return cv2.warpAffine(part, matrix, (size, size), flags=cv2.INTER_LINEAR)

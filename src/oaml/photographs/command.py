@@ -15,16 +15,15 @@ def align_folder(
     *,
     out: Path,
     detector: Path | None = None,
-    model: str | None = None,
     all: bool = False,
     refine: bool = False,
-    device: str = "auto",
+    aligned: bool | None = None,
 ) -> None:
     """Cut the faces out of a folder of photographs, aligned to 112x112.
 
     `FOLDER/PERSON/NAME.jpg` becomes `OUT/PERSON/NAME.png`: the largest face, or with `all` every face, the second as
-    `NAME_2.png`. Images of 112x112 are aligned already and are taken as they are, but for `refine`. Files without a face that
-    can be used are listed at the end.
+    `NAME_2.png`. Images of 112x112 are taken as they are, but for `refine`, unless a face is found in them that lies elsewhere than
+    an aligned one does. Files without a face that can be used are listed at the end.
 
     Example:
         oaml align photographs --out faces
@@ -33,13 +32,12 @@ def align_folder(
         folder: photographs in any depth of folders.
         out: a new or an empty folder.
         detector: a YuNet file; by default the one of `oaml download yunet`.
-        model: a model folder; landmarks that it says are occluded count less.
         all: write every face of a photograph.
         refine: move images of 112x112 too. Whoever aligned them guessed the landmarks beneath masks and veils.
-        device: for the model: cpu, cuda, or auto for a GPU where there is one.
+        aligned: images of 112x112 are aligned faces (`--not-aligned`: photographs); by default they are looked at.
 
     Raises:
-        OamlError: an `out` that holds files, a bad detector or model, two photographs that would be written under one name, or
+        OamlError: an `out` that holds files, a bad detector, two photographs that would be written under one name, or
             not a single face.
     """
     from rich.console import Console
@@ -52,21 +50,16 @@ def align_folder(
     finder = load_detector(detector)
     if finder is None:
         for path in paths:  # before anything is written
-            find_subjects(path, None)
+            find_subjects(path, None, aligned)
 
     from PIL import Image
 
     from oaml.photographs.refine import refined_crop  # torch, once all has been checked
 
-    weigher = None
-    if model is not None:
-        from oaml.inference import load_model
-
-        weigher = load_model(model, device)
     written, left_out = 0, []
     for name, path in track(names.items(), "aligning", console=Console(stderr=True), total=len(names)):
         try:
-            subjects = find_subjects(path, finder)
+            subjects = find_subjects(path, finder, aligned)
         except OamlError as error:
             left_out.append(str(error))
             continue
@@ -76,9 +69,9 @@ def align_folder(
                 raise OamlError(
                     f"{path}: its face {number} would be written under the name of {names[target]}; rename one of them"
                 )
-            crop = subject.crop(weigher)
-            aligned = refined_crop(crop) if refine and subject.face is None else crop
-            write_file(out / target, Image.fromarray(aligned).save)
+            crop = subject.crop
+            face = refined_crop(crop) if refine and subject.face is None else crop
+            write_file(out / target, Image.fromarray(face).save)
             written += 1
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)

@@ -1,62 +1,39 @@
-"""The faces of a photograph that are large enough to be compared, and each cut out by the landmarks that can be trusted."""
+"""The faces of a photograph that are large enough to be compared, and whether a picture of 112x112 is a face or a photograph."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.photographs.align import similarity, warp
-from oaml.photographs.detect import LEAST_EYES, Detector, Face, find_detector
+from oaml.photographs.align import STANDARD_LANDMARKS, similarity, warp
+from oaml.photographs.detect import CERTAIN, LEAST_EYES, THRESHOLD, Detector, find_detector, ranked
+from oaml.photographs.looks import Face
 from oaml.support.files import FACE_SIZE, Image, name_of, read_photograph
 
-if TYPE_CHECKING:
-    from oaml.model import Model
-
-LEAST_WEIGHT = 0.1
-"""Of a landmark that is occluded, against 1 of one that shows."""
-
-
-def trust(crop: np.ndarray, matrix: np.ndarray, landmarks: np.ndarray, model: Model) -> np.ndarray:
-    """How much of each landmark shows, by the model's visibility map of the aligned face: [5], from `LEAST_WEIGHT` to 1.
-
-    Beneath an occluder a landmark is a guess, under a niqab the worst; `studies/alignment.py` measured what weights are worth.
-
-    Args:
-        crop: uint8 RGB [112,112,3], as `warp` cut it with `matrix`.
-        landmarks: [5,2], pixels of the photograph.
-    """
-    import cv2
-
-    from oaml.inference import as_input
-
-    cells = model.extract(as_input([crop], model.device)).visibility[0, 0].float().cpu().numpy()
-    shown = cv2.resize(cells, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_LINEAR)
-    placed = np.rint(landmarks @ matrix[:, :2].T + matrix[:, 2]).astype(int).clip(0, FACE_SIZE - 1)
-    return shown[placed[:, 1], placed[:, 0]].astype(np.float64).clip(LEAST_WEIGHT, 1)
+ELSEWHERE, UNUSABLE_ELSEWHERE = 25.0, 15.0
+"""Pixels, of 112, by which the landmarks of an aligned face are off at most; and where the crop as it is shows no usable face."""
+EDGE, ENLARGED = 34, 1.43
+"""A picture of 112x112 is looked at with its edge drawn out by so many pixels, so many times as large."""
 
 
-def align(photograph: np.ndarray, face: Face, model: Model | None = None) -> np.ndarray:
+def align(photograph: np.ndarray, face: Face) -> np.ndarray:
     """Cut one face out of a photograph: by its landmarks, then moved to where the face lies by what the crop shows (`refine.py`).
 
     Args:
         photograph: uint8 RGB [H,W,3].
         face: as `oaml.photographs.detect.Detector.find` gives it.
-        model: weighs landmarks by what it says is visible; None takes all five the same.
 
     Returns:
         uint8 RGB [112,112,3].
     """
     from oaml.photographs.refine import refined
 
-    matrix = similarity(face.landmarks)
-    if model is not None:
-        matrix = similarity(face.landmarks, trust(warp(photograph, matrix), matrix, face.landmarks, model))
-    return warp(photograph, refined(photograph, matrix))
+    return warp(photograph, refined(photograph, similarity(face.landmarks)))
 
 
 @dataclass(frozen=True)
@@ -70,22 +47,45 @@ class Subject:
     faces: int = 1
     """Faces in the photograph, this one included."""
 
-    def crop(self, model: Model | None = None) -> np.ndarray:
+    @cached_property
+    def crop(self) -> np.ndarray:
         """The aligned face, uint8 RGB [112,112,3]; see `align`."""
-        return self.photograph if self.face is None else align(self.photograph, self.face, model)
+        return self.photograph if self.face is None else align(self.photograph, self.face)
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is a face beyond doubt; others neither come first nor stand in the way of one."""
+        return self.face is None or self.face.score >= CERTAIN
+
+    @cached_property
+    def usable(self) -> float:
+        """How sure it is that the crop shows a face that can be compared; see `oaml.photographs.usable`."""
+        from oaml.photographs.usable import usable
+
+        return usable(self.crop)
 
 
-def find_subjects(image: Image, detector: Detector | None) -> list[Subject]:
+def find_subjects(image: Image, detector: Detector | None, aligned: bool | None = None) -> list[Subject]:
     """The faces of one photograph that are large enough to be compared, the largest and surest first; one at least.
 
-    An image of 112x112 pixels is an aligned face and needs no detector.
+    A box of little confidence whose crop shows no usable face is none, unless there is nothing else.
+
+    Args:
+        image: a photograph, or an aligned face of 112x112.
+        detector: finds the faces of photographs; aligned faces need none.
+        aligned: whether the image is an aligned face; None looks at one of 112x112: where a detector finds the face in another
+            place than an aligned one has it, it is a photograph.
 
     Raises:
-        OamlError: an unreadable file, no detector, no face, or too small a face.
+        OamlError: an unreadable file, no detector, no face, or too small a face; with `aligned`, an image that isn't 112x112.
     """
     photograph, path = read_photograph(image), name_of(image)
     height, width = photograph.shape[:2]
-    if is_aligned(photograph):
+    if aligned and not has_aligned_size(photograph):
+        raise OamlError(
+            f"{path}: is {width}x{height}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; align it, or leave out that it is aligned"
+        )
+    if aligned or (aligned is None and is_aligned(photograph, detector)):
         return [Subject(photograph, None)]
     if detector is None:
         raise OamlError(
@@ -106,14 +106,45 @@ def find_subjects(image: Image, detector: Detector | None) -> list[Subject]:
     return subjects
 
 
-def is_aligned(photograph: np.ndarray) -> bool:
-    """Whether an image is an aligned face, by its size."""
+def has_aligned_size(photograph: np.ndarray) -> bool:
+    """Whether an image may be an aligned face, by its size."""
     return photograph.shape[:2] == (FACE_SIZE, FACE_SIZE)
+
+
+def is_aligned(photograph: np.ndarray, detector: Detector | None) -> bool:
+    """Whether an image is an aligned face: one of that size in which no face is seen in another place.
+
+    An occluded one often isn't seen at all. `studies/alignment.py` measured how far off landmarks are.
+    """
+    if not has_aligned_size(photograph):
+        return False
+    if detector is None:
+        return True
+    import cv2
+
+    room = cv2.copyMakeBorder(photograph, EDGE, EDGE, EDGE, EDGE, cv2.BORDER_REPLICATE)
+    picture = cv2.resize(room, None, fx=ENLARGED, fy=ENLARGED, interpolation=cv2.INTER_LINEAR)
+    faces = ranked([face for face in detector.look(picture) if face.score >= THRESHOLD])
+    if not faces:
+        return True
+    landmarks = faces[0].scaled(1 / ENLARGED, 1 / ENLARGED).landmarks - EDGE
+    off = float(np.linalg.norm(landmarks - STANDARD_LANDMARKS, axis=1).mean())
+    if off <= UNUSABLE_ELSEWHERE:
+        return True
+    from oaml.photographs.usable import LEAST_USABLE
+
+    return off <= ELSEWHERE and Subject(photograph, None).usable >= LEAST_USABLE
 
 
 def large_enough(photograph: np.ndarray, faces: Sequence[Face]) -> list[Subject]:
     """Those of all faces found in a photograph that can be compared, in their order."""
-    return [Subject(photograph, face, len(faces)) for face in faces if face.eyes >= LEAST_EYES]
+    from oaml.photographs.usable import LEAST_USABLE
+
+    large = [Subject(photograph, face) for face in faces if face.eyes >= LEAST_EYES]
+    real = [subject for subject in large if subject.certain or subject.usable >= LEAST_USABLE]
+    kept = real or large[:1]
+    gone = len(large) - len(kept)
+    return [replace(subject, faces=len(faces) - gone) for subject in kept]
 
 
 def load_detector(file: Path | None = None) -> Detector | None:

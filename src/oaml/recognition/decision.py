@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.photographs.detect import Face
+from oaml.photographs.looks import Face
 from oaml.photographs.usable import LEAST_USABLE, USABLE_REMEDY, no_usable_face, usable
 
 if TYPE_CHECKING:

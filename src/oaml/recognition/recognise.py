@@ -1,7 +1,8 @@
 """The Python API: `oaml.load()` gives a model with its detector, which takes images as they come.
 
-Colour order, said once: arrays are RGB. An image of 112x112 pixels is a face that is aligned already; in any other one faces are
-found and aligned, which needs a detector. Scores: higher is more similar.
+Colour order, said once: arrays are RGB. An image of 112x112 pixels is a face that is aligned already, unless a detector finds its
+face elsewhere than an aligned one has it; in any other one faces are found and aligned, which needs a detector. `aligned` decides
+by hand. Scores: higher is more similar. Threads may share a recogniser.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.photographs.detect import Detector, Face
+from oaml.photographs.detect import Detector
+from oaml.photographs.looks import Face
 from oaml.photographs.subjects import Subject, find_subjects, is_aligned, large_enough, load_detector
 from oaml.recognition.decision import Threshold, VerifyAnswer, decide_pairs, fitted_threshold
 from oaml.support.files import Image, name_of, read_photograph
@@ -46,7 +48,7 @@ def load(
 
 
 class Recogniser:
-    """A model with its detector; not to be shared between threads.
+    """A model with its detector. Threads may share it.
 
     Args:
         model: in eval mode, on any device.
@@ -70,25 +72,29 @@ class Recogniser:
             )
         return self.detector.find(read_photograph(image))
 
-    def subjects(self, image: Image) -> list[Subject]:
+    def subjects(self, image: Image, aligned: bool | None = None) -> list[Subject]:
         """The faces of an image that are large enough to be compared, the largest and surest first; one at least.
+
+        Args:
+            image: a photograph or an aligned face.
+            aligned: which of the two it is; None looks, where it is 112x112.
 
         Raises:
             OamlError: an unreadable image, no face, too small a face, or no detector for an image that is no aligned face.
         """
-        return find_subjects(image, self.detector)
+        return find_subjects(image, self.detector, aligned)
 
     def faces_of_frame(self, frame: np.ndarray) -> FacesOfFrame | None:
         """As `subjects`, of one frame of a video, uint8 RGB [H,W,3]; None where there is no usable face."""
-        from oaml.photographs.usable import LEAST_USABLE, usable
+        from oaml.photographs.usable import LEAST_USABLE
         from oaml.recognition.tracks import FacesOfFrame
 
-        subjects = [Subject(frame, None)] if is_aligned(frame) else large_enough(frame, self.detect(frame))
-        cut = [(subject.face, self.crop(subject)) for subject in subjects]
-        faces = [(place, crop) for place, crop in cut if usable(crop) >= LEAST_USABLE]
-        if not faces:
+        alone = is_aligned(frame, self.detector)
+        subjects = [Subject(frame, None)] if alone else large_enough(frame, self.detect(frame))
+        subjects = [subject for subject in subjects if subject.usable >= LEAST_USABLE]
+        if not subjects:
             return None
-        places, crops = (list(column) for column in zip(*faces, strict=True))
+        places, crops = [subject.face for subject in subjects], [subject.crop for subject in subjects]
         return FacesOfFrame(places, crops, self.templates(crops))
 
     def tracks(self, video: str | Path, every: int = 1) -> list[Track]:
@@ -112,13 +118,9 @@ class Recogniser:
         frames = ((number, self.faces_of_frame(frame)) for number, frame in read_frames(video, every))
         return find_tracks(self.model, threshold.value, frames)
 
-    def align(self, image: Image) -> list[np.ndarray]:
-        """The same faces as aligned crops, uint8 RGB [112,112,3]; landmarks that the model says are occluded count less."""
-        return [self.crop(subject) for subject in self.subjects(image)]
-
-    def crop(self, subject: Subject) -> np.ndarray:
-        """The aligned face of a subject, uint8 RGB [112,112,3]."""
-        return subject.crop(self.model)
+    def align(self, image: Image, aligned: bool | None = None) -> list[np.ndarray]:
+        """The faces that `subjects` finds as aligned crops, uint8 RGB [112,112,3]."""
+        return [subject.crop for subject in self.subjects(image, aligned)]
 
     def templates(self, crops: Sequence[np.ndarray]) -> Templates:
         """What is kept of aligned faces, on the CPU.
@@ -130,11 +132,12 @@ class Recogniser:
 
         return extract(self.model, crops, len(crops))
 
-    def represent(self, images: Image | Sequence[Image]) -> Templates:
+    def represent(self, images: Image | Sequence[Image], aligned: bool | None = None) -> Templates:
         """Templates of the largest face of each image.
 
         Args:
             images: one image or a list of them; none may be without a face.
+            aligned: as for `subjects`.
 
         Raises:
             OamlError: an empty list, or an image that `subjects` refuses.
@@ -142,7 +145,7 @@ class Recogniser:
         several: list[Image] = list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
         if not several:
             raise OamlError("represent: no images; give one at least")
-        return self.templates([self.crop(self.subjects(image)[0]) for image in several])
+        return self.templates([self.subjects(image, aligned)[0].crop for image in several])
 
     def threshold(self, far: float = 0.001, own: float | None = None) -> Threshold | None:
         """The threshold to decide by: the user's own or, without one, the model's at a false-accept rate.
@@ -151,31 +154,46 @@ class Recogniser:
         """
         return fitted_threshold(self.model.config, far, self.name) if own is None else Threshold.of_user(own)
 
-    def verify(self, a: Image, b: Image, far: float = 0.001, threshold: float | None = None) -> VerifyAnswer:
+    def verify(
+        self,
+        a: Image,
+        b: Image,
+        far: float = 0.001,
+        threshold: float | None = None,
+        aligned: bool | None = None,
+    ) -> VerifyAnswer:
         """Are the largest faces of two images one person?
 
         Args:
             a, b: images.
             far: share of impostor pairs that may pass; one of those that the model has thresholds for.
             threshold: decide at this fused score instead, 0 included.
+            aligned: as for `subjects`, of both images.
 
         Raises:
             OamlError: as `subjects`; a rate without a threshold, or a threshold that is no finite number.
         """
-        return self.verify_subjects(self.subjects(a)[:1], self.subjects(b)[:1], far, threshold)[0]
+        first, second = (self.subjects(image, aligned)[:1] for image in (a, b))
+        return self.verify_subjects(first, second, far, threshold)[0]
 
     def verify_all(
-        self, a: Image, b: Image, far: float = 0.001, threshold: float | None = None
+        self,
+        a: Image,
+        b: Image,
+        far: float = 0.001,
+        threshold: float | None = None,
+        aligned: bool | None = None,
     ) -> list[VerifyAnswer]:
         """`verify` for every face of one image with every face of the other, the largest with the largest first."""
-        return self.verify_subjects(self.subjects(a), self.subjects(b), far, threshold)
+        first, second = (self.subjects(image, aligned) for image in (a, b))
+        return self.verify_subjects(first, second, far, threshold)
 
     def verify_subjects(
         self, a: Sequence[Subject], b: Sequence[Subject], far: float = 0.001, threshold: float | None = None
     ) -> list[VerifyAnswer]:
         """`verify_all` for faces that were looked for before."""
         limit = self.threshold(far, threshold)
-        crops = [self.crop(subject) for subject in (*a, *b)]
+        crops = [subject.crop for subject in (*a, *b)]
         pairs = list(product(range(len(a)), range(len(a), len(a) + len(b))))
         faces = [subject.face for subject in (*a, *b)]
         return decide_pairs(self.model, crops, pairs, limit, faces)

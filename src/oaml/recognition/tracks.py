@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from oaml.photographs.detect import Face, shared_area
+from oaml.photographs.looks import Face, shared_area
 from oaml.recognition.decision import LEAST_SHARED
 from oaml.support.files import FACE_SIZE
 from oaml.template import Templates, pooled

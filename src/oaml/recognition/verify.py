@@ -28,6 +28,7 @@ def verify(
     draw: Path | None = None,
     json: bool = False,
     resize: bool = False,
+    aligned: bool | None = None,
     detector: Path | None = None,
     device: str = "auto",
 ) -> None:
@@ -37,8 +38,9 @@ def verify(
     less than 5 % of the face in common the answer is "too little visible to decide", and where an image shows nothing of a face
     that can be compared it is "no usable face", whatever the threshold. The plain cosine of the network stands beside the scores.
 
-    An image of 112x112 is an aligned face. In any other faces are found and aligned, which needs the detector of
-    `oaml download yunet`. Several people in a photograph get an answer each; the first is that of the largest faces.
+    An image of 112x112 is an aligned face, unless a face is found in it that lies elsewhere than an aligned one does. In any other
+    faces are found and aligned, which needs the detector of `oaml download yunet`. Several people in a photograph get an answer
+    each; the first is that of the largest faces.
 
     Example:
         oaml verify a.jpg b.jpg --draw why.png
@@ -52,6 +54,7 @@ def verify(
         draw: PNG to write of the first answer: what shows, what was matched, and what spoke for and against.
         json: print one JSON object to stdout and nothing else.
         resize: take images of another size for aligned faces and scale them.
+        aligned: images of 112x112 are aligned faces (`--not-aligned`: photographs); by default they are looked at.
         detector: a YuNet file; by default the one of `oaml download yunet`.
         device: cpu, cuda, or auto for a GPU where there is one.
 
@@ -67,7 +70,7 @@ def verify(
     from oaml.recognition.recognise import load
 
     recogniser = load(model, detector, device)
-    subjects_a, subjects_b = (_subjects(recogniser, Path(path), resize) for path in (a, b))
+    subjects_a, subjects_b = (_subjects(recogniser, Path(path), resize, aligned) for path in (a, b))
     answers = recogniser.verify_subjects(subjects_a, subjects_b, far, threshold)
     answer = answers[0]
     if draw is not None:
@@ -92,11 +95,11 @@ def verify(
         print_all(console, answers, len(subjects_b))
 
 
-def _subjects(recogniser: Recogniser, path: Path, resize: bool) -> list[Subject]:
+def _subjects(recogniser: Recogniser, path: Path, resize: bool, aligned: bool | None) -> list[Subject]:
     if resize:
         return [Subject(read_image(path, resize=True), None)]
     try:
-        return recogniser.subjects(path)
+        return recogniser.subjects(path, aligned)
     except OamlError as error:
         if recogniser.detector is None and "oaml download" in str(error):
             raise OamlError(f"{error}; --resize scales a face that is aligned already") from None

@@ -94,7 +94,8 @@ class Parser(ArgumentParser):
                 if get_origin(kind) is Literal:
                     action.metavar += f" {_placeholder(kind, action.dest)}"
             elif kind is bool:
-                action.metavar = f"--{action.dest}" + (f", --no-{action.dest}" if action.default else "")
+                other = {True: f", --no-{action.dest}", None: f", --not-{action.dest}"}
+                action.metavar = f"--{action.dest}" + other.get(action.default, "")
             else:
                 action.metavar = f"--{action.dest} {_placeholder(kind, action.dest)}"
             if is_dataclass(kind):
@@ -137,8 +138,8 @@ class Parser(ArgumentParser):
     def _plain(self, words: list[str]) -> list[str]:
         """The same words as jsonargparse takes them: new names for renamed flags, and the values of switches and lists after `=`.
 
-        `--json` becomes `--json=true`, `--no-flip` `--flip=false`, and `--kinds niqab mask` `--kinds=["niqab", "mask"]`: all words
-        up to the next flag. One word that is a list already, as `[niqab, mask]`, stays as it is.
+        `--json` becomes `--json=true`, `--no-flip` and `--not-flip` become `--flip=false`, and `--kinds niqab mask`
+        `--kinds=["niqab", "mask"]`: all words up to the next flag. One word that is a list already, as `[niqab, mask]`, stays.
         """
         plain: list[str] = []
         rest = list(words)
@@ -162,8 +163,8 @@ class Parser(ArgumentParser):
                     text = get_args(kind)[0] in (str, Path)  # a number must not become text
                     items = ["[" + ", ".join(json.dumps(word) if text else word for word in items) + "]"]
                 plain.append(f"{flag}={items[0]}")
-            elif not equals and self._type_of(re.sub("^--no[-_]", "--", flag)) is bool:
-                plain.append(re.sub("^--no[-_]", "--", flag) + "=false")
+            elif not equals and self._type_of(re.sub("^--not?[-_]", "--", flag)) is bool:
+                plain.append(re.sub("^--not?[-_]", "--", flag) + "=false")
             else:
                 plain.append(flag + equals + value)
         return plain
