@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -20,9 +21,10 @@ from oaml.errors import OamlError
 from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
+from oaml.occluders import KINDS, occlude
 from oaml.photographs import detect
 from oaml.photographs.align import STANDARD_LANDMARKS, similarity, warp
-from oaml.photographs.detect import LEAST_EYES, Detector, find_detector
+from oaml.photographs.detect import LEAST_EYES, Detector, find_detector, ranked
 from oaml.photographs.looks import Face
 from oaml.photographs.subjects import align, find_subjects
 from oaml.support.files import read_photograph
@@ -346,3 +348,166 @@ def test_two_faces_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str
         Image.fromarray(draw_face(1, 0)).save(tmp_path / "source" / name)
     assert main(["align", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 1
     assert "same name" in capsys.readouterr().err
+
+
+# --- pictures of any size
+
+
+@pytest.mark.parametrize("shape", [(20, 2000), (2000, 20), (1, 1000), (1, 1)])
+def test_narrow_pictures_are_answered(shape: tuple[int, int], network: Network, detector: Detector) -> None:
+    """YuNet, shown a side of 32 pixels or fewer, is sure of infinite boxes."""
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    assert detector.find(noise) == []
+
+
+def test_a_face_in_a_narrow_picture_is_found(network: Network, detector: Detector) -> None:
+    """120x3600, and one side beyond what OpenCV takes."""
+    face = network.draw(3, 0)
+    for width in (3600, 33_000):
+        banner = np.full((120, width, 3), 127, np.uint8)
+        banner[4:116, 2000:2112] = face
+        (found,) = detector.find(banner)
+        off = np.linalg.norm(found.landmarks - STANDARD_LANDMARKS - (2000, 4), axis=1).mean()
+        assert off < 2 * network.error
+        assert np.abs(align(banner, found)[30:80, 30:80].astype(int) - face[30:80, 30:80]).mean() < 30
+
+
+def test_one_narrow_picture_does_not_end_a_folder(
+    network: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    Image.fromarray(network.photograph((1, placed(1.5, 0, 90, 30)))).save(source / "face.png")
+    for width, height in ((2000, 20), (30, 33_000)):
+        Image.effect_noise((width, height), 60).convert("RGB").save(source / f"{width}x{height}.png")
+    command = ["align", str(source), "--detector", str(network.file), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "1 faces of 1 photographs, 2 left out" in said.out
+    assert said.err.count("no face found") == 2
+
+
+# --- what is no face
+
+
+def box(x: float, side: float, score: float) -> Face:
+    """A square face of so many pixels."""
+    landmarks = STANDARD_LANDMARKS * side / 112 + (x, 0)
+    return Face(np.array([x, 0.0, side, side]), landmarks, score)
+
+
+class Boxes:
+    """A detector that finds the same faces in every photograph."""
+
+    def __init__(self, *faces: Face) -> None:
+        self.faces = list(faces)
+
+    def find(self, photograph: np.ndarray) -> list[Face]:
+        """See above."""
+        return ranked(self.faces)
+
+    def look(self, picture: np.ndarray) -> list[Face]:
+        """See above."""
+        return self.faces
+
+
+@pytest.mark.parametrize(
+    ("faces", "order"),
+    [
+        ([(200, 0.54), (60, 0.96)], [60, 200]),  # a dress, and the face
+        ([(200, 0.67), (60, 0.72)], [60, 200]),
+        ([(60, 0.95), (90, 0.9)], [90, 60]),  # the larger of two
+        ([(90, 0.69), (60, 0.5)], [90, 60]),  # nothing better
+    ],
+)
+def test_a_doubtful_box_does_not_lead(faces: list[tuple[int, float]], order: list[int]) -> None:
+    assert [round(face.box[2]) for face in ranked([box(0, *face) for face in faces])] == order
+
+
+def test_a_box_that_shows_no_face_is_none() -> None:
+    """One of little confidence, by what its crop shows: it is dropped, unless there is nothing else."""
+    scene = photograph((1, placed(1, 0, 0, 0)))
+    face, nothing = box(0, 112, 0.6), box(200, 112, 0.65)
+    (subject,) = find_subjects(scene, cast("Detector", Boxes(face, nothing)))
+    assert (subject.face, subject.faces) == (face, 1)
+    (alone,) = find_subjects(scene, cast("Detector", Boxes(nothing)))
+    assert alone.face is nothing
+    assert alone.usable < 0.5
+    both = find_subjects(scene, cast("Detector", Boxes(face, box(200, 112, 0.9))))
+    assert [s.faces for s in both] == [2, 2]  # one that is sure stays, whatever the crop
+
+
+# --- a picture of 112x112
+
+
+def test_a_photograph_of_the_size_of_an_aligned_face(
+    network: Network, detector: Detector, tmp_path: Path
+) -> None:
+    """A head of which the face is a part; and two faces that are aligned, one by hand and not too well."""
+    scene = np.full((112, 112, 3), 127, np.uint8)
+    scene[30:95, 40:105] = cv2.resize(network.draw(1, 0), (65, 65), interpolation=cv2.INTER_AREA)
+    (subject,) = find_subjects(scene, detector)
+    assert subject.face is not None
+    assert np.abs(subject.face.landmarks.mean(0) - STANDARD_LANDMARKS.mean(0) * 65 / 112 - (40, 30)).max() < 5
+    (by_hand,) = find_subjects(scene, detector, aligned=True)
+    assert by_hand.face is None
+    shifted = np.roll(network.draw(1, 0), (5, -6), (0, 1))
+    for aligned in (network.draw(1, 0), shifted):
+        (subject,) = find_subjects(aligned, detector)
+        assert subject.face is None
+        (by_hand,) = find_subjects(aligned, detector, aligned=False)
+        assert by_hand.face is not None
+
+
+def test_occluded_faces_and_other_crops_stay_aligned(network: Network, detector: Detector) -> None:
+    """Whether the detector sees them or not; a crop that shows nothing is answered by the gate."""
+    faces = [
+        occlude(draw_face(person, 0), kind, np.random.default_rng(person)).image
+        for person, kind in enumerate(KINDS)
+    ]
+    for crop in (
+        *faces,
+        np.zeros((112, 112, 3), np.uint8),
+        np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8),
+    ):
+        (subject,) = find_subjects(crop, detector)
+        assert subject.face is None
+
+
+def test_what_is_aligned_by_hand_must_be_112x112(detector: Detector) -> None:
+    with pytest.raises(OamlError, match=r"the image: is 300x200, an aligned face is 112x112; align it, or"):
+        find_subjects(np.zeros((200, 300, 3), np.uint8), detector, aligned=True)
+    with pytest.raises(OamlError, match="oaml download yunet"):
+        find_subjects(draw_face(1, 0), None, aligned=False)
+
+
+def test_commands_take_aligned_by_hand(
+    network: Network, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = np.full((112, 112, 3), 127, np.uint8)
+    scene[30:95, 40:105] = cv2.resize(network.draw(1, 0), (65, 65), interpolation=cv2.INTER_AREA)
+    face = network.draw(2, 0)
+    for name, image in (("scene", scene), ("face", face)):
+        (tmp_path / "people" / name).mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / "people" / name / "a.png")
+    common = ["--model", str(model), "--detector", str(network.file), "--json"]
+
+    def verify(*flags: str) -> tuple[bool, bool]:
+        paths = [str(tmp_path / "people" / name / "a.png") for name in ("scene", "face")]
+        assert main(["verify", *paths, *common, *flags]) == 0
+        said = json.loads(capsys.readouterr().out)
+        return said["face_a"] is None, said["face_b"] is None
+
+    assert verify() == (False, True)
+    assert verify("--aligned") == (True, True)
+    assert verify("--not-aligned") == (False, False)
+    gallery = str(tmp_path / "gallery")
+    assert main(["enroll", str(tmp_path / "people"), "--gallery", gallery, "--aligned", *common]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["added"] == 1
+    assert "no usable face" in said["left_out"][0]  # the scene as it is
+    photo = str(tmp_path / "people" / "scene" / "a.png")
+    for flags, aligned in (((), False), (("--aligned",), True)):
+        assert main(["search", photo, "--gallery", gallery, *common, *flags]) == 0
+        (found,) = json.loads(capsys.readouterr().out)["faces"]
+        assert (found["face"] is None) == aligned

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+import drawn_detector
 import oaml
 from conftest import TwoFaces, group, small_model
 from oaml.datasets.drawn import draw_face
 from oaml.errors import OamlError
+from oaml.photographs.detect import Detector
 from oaml.recognition.recognise import Recogniser
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -150,3 +153,26 @@ def test_a_rate_that_is_none_is_named(wrong: Any) -> None:
 def test_a_threshold_that_is_none_is_named(wrong: Any) -> None:
     with pytest.raises(OamlError, match=r"threshold: .* is no score; give a finite number"):
         oaml.load().verify(draw_face(1, 0), draw_face(1, 1), threshold=wrong)
+
+
+def test_threads_share_a_recogniser(made: Recogniser, tmp_path: Path) -> None:
+    """Eight at a time, whole photographs to templates and scores, say what one thread says."""
+    file = drawn_detector.write(tmp_path / "drawn.onnx")
+    shared = Recogniser(made.model, Detector(file))
+    photographs = []
+    for person in range(8):
+        scene = np.full((160 + 10 * person, 300 - 20 * person, 3), 127, np.uint8)
+        scene[20:132, 15:127] = drawn_detector.mark(draw_face(person, 0))
+        photographs.append(scene)
+
+    def answer(person: int) -> tuple[list[float], float]:
+        (face,) = shared.detect(photographs[person])
+        other = photographs[(person + 1) % 8]
+        return face.landmarks.ravel().tolist(), shared.verify(photographs[person], other).score
+
+    alone = [answer(person) for person in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(answer, [*range(8)] * 3))
+    for (landmarks, score), (expected, single) in zip(together, alone * 3, strict=True):
+        assert landmarks == expected
+        assert score == pytest.approx(single, abs=1e-4)

@@ -35,7 +35,7 @@ SECOND = (277, 554)
 """And at the second, as it is and mirrored, where no face is sure."""
 SIDES = (277, 416, 554, 1108)
 """And where none is found."""
-LONGEST = 4096
+LONGEST = 16_384
 """Pixels of the longest side that is shown."""
 LARGEST = 2.0
 """A photograph is enlarged this many times at most: more shows nothing new."""
