@@ -45,6 +45,7 @@ from oaml.support.files import read_image
 from oaml.template import COLUMNS, Templates
 
 if TYPE_CHECKING:
+    from oaml.evaluation.baselines import BaselineFaces
     from oaml.kernels import Precision
     from oaml.model import Model
     from oaml.occluders import Occluded
@@ -146,6 +147,10 @@ class Measured:
     """Condition -> all pairs of the list, occluded on the side that was asked for."""
     retrieved: dict[str, dict[str, Retrieved]] = field(default_factory=dict)
     """Condition -> score -> what searches give."""
+    baseline_pairs: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """Condition -> baseline -> scores of all pairs of the list, as `asked`."""
+    baseline_searches: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """Condition -> baseline -> [P,3], see `metrics.retrieval`."""
     shared_occluders: int = 0
     """How many occluders of each kind were shared."""
 
@@ -160,14 +165,25 @@ class _Features:
     """[n]."""
     occluders: np.ndarray | None
     """uint8 [n,28,28,3], the drawn occluders alone."""
+    baselines: BaselineFaces | None
+    """What the baselines compare, where they were asked for."""
 
 
 class MeasuredFaces:
     """Features of the unoccluded images and of those under the latest occluders; never of more, to bound memory."""
 
-    def __init__(self, model: Model, images: Path, resize: bool, batch_size: int, occlude: Occlude) -> None:
+    def __init__(
+        self,
+        model: Model,
+        images: Path,
+        resize: bool,
+        batch_size: int,
+        occlude: Occlude,
+        baselines: bool = False,
+    ) -> None:
         self.model, self.images, self.resize, self.batch_size = model, images, resize, batch_size
         self.occlude = occlude
+        self.baselines = baselines
         self.unoccluded: _Features | None = None
         self.latest: _Features | None = None
         self.maps: dict[str, MapQuality] = {}
@@ -215,7 +231,15 @@ class MeasuredFaces:
             templates = load(self.images).faces(self.model, names)
         else:
             templates = extract(self.model, stream(), len(names), batch_size=self.batch_size, label=label)
-        self.latest = _Features(templates, {path: i for i, path in enumerate(names)}, share, drawn)
+        compared = None
+        if self.baselines and not shared:
+            from oaml.evaluation.baselines import read_faces
+
+            again = (self.read(path, condition) for path in names)
+            compared = read_faces(
+                self.model, (plain if other is None else other.image for plain, other in again)
+            )
+        self.latest = _Features(templates, {path: i for i, path in enumerate(names)}, share, drawn, compared)
         if condition == UNOCCLUDED:
             self.unoccluded = self.latest
         if shared:
@@ -277,10 +301,18 @@ def measure(
         impostors = (~labels(pairs)).sum()
         if kinds:
             measured.shared_occluders = int(np.clip(impostors // IMPOSTORS_PER_SHARED, 1, SHARED_OCCLUDERS))
+        if faces.baselines:
+            measured.baseline_pairs[UNOCCLUDED] = _baseline_pairs(faces, pairs, UNOCCLUDED, side)
     if known is not None:
         measured.retrieved[UNOCCLUDED] = _identify(faces, known, UNOCCLUDED, side, precision)
+    if known is not None and faces.baselines:
+        measured.baseline_searches[UNOCCLUDED] = _baseline_searches(faces, known, UNOCCLUDED, side)
     for kind in kinds:
         faces.measure(kind, listed | set().union(*(sides[s] for s in ("ab" if side == "both" else side))))
+        if known is not None and faces.baselines:
+            measured.baseline_searches[kind] = _baseline_searches(faces, known, kind, side)
+        if pairs is not None and faces.baselines:
+            measured.baseline_pairs[kind] = _baseline_pairs(faces, pairs, kind, side)
         if known is not None:
             measured.retrieved[kind] = _identify(faces, known, kind, side, precision)
         if pairs is not None:
@@ -458,3 +490,37 @@ def _identify(
         )
         for score in COLUMNS
     }
+
+
+def _baseline_pairs(faces: MeasuredFaces, pairs: Pairs, kind: str, side: Side) -> dict[str, np.ndarray]:
+    """The baselines' scores of all pairs, [N] each."""
+    from oaml.evaluation.baselines import pair_scores
+
+    occluded = [kind != UNOCCLUDED and side in (name, "both") for name in "ab"]
+    (a, index_a), (b, index_b) = (
+        faces.side(paths, which) for paths, which in zip((pairs.path_a, pairs.path_b), occluded, strict=True)
+    )
+    assert a.baselines is not None
+    assert b.baselines is not None
+    return pair_scores(a.baselines[index_a], b.baselines[index_b])
+
+
+def _baseline_searches(
+    faces: MeasuredFaces, known: Identification, kind: str, side: Side
+) -> dict[str, np.ndarray]:
+    """What searches give by each baseline, [P,3]."""
+    from oaml.evaluation.baselines import search_scores
+
+    occluded = kind != UNOCCLUDED
+    gallery, index_g = faces.side(known.gallery, occluded and side in ("a", "both"))
+    probes, index_p = faces.side(known.probes, occluded and side in ("b", "both"))
+    assert gallery.baselines is not None
+    assert probes.baselines is not None
+    enrolled = gallery.baselines[index_g]
+    people_g, people_p = np.array(known.gallery_person), np.array(known.probe_person)
+    parts: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(index_p), PROBE_BLOCK):
+        part = slice(start, start + PROBE_BLOCK)
+        for name, scores in search_scores(probes.baselines[index_p[part]], enrolled).items():
+            parts.setdefault(name, []).append(metrics.retrieval(scores, people_p[part], people_g))
+    return {name: np.concatenate(values) for name, values in parts.items()}

@@ -100,8 +100,8 @@ def _sections(report: Report) -> list[_Section]:
     return [
         _Section("What was measured", [_list(_measured(report))]),
         _Section("Templates of many images", ["1:1", "1:N mean", "1:N G1", "1:N G2"]),
-        _Section("Scores by occluder", ["scores", "groups", "roc.png"], ("verification",)),
-        _Section("Identification", ["identification", "open set", "open set, stored"]),
+        _Section("Scores by occluder", ["scores", "baselines", "groups", "roc.png"], ("verification",)),
+        _Section("Identification", ["identification", "baselines, found", "open set", "open set, stored"]),
         _Section("The model's own thresholds", ["stored"]),
         _Section("One threshold, frozen", ["frozen"]),
         _Section("Pair classes", ["classes"], ("classes, all",)),

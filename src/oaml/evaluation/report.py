@@ -54,6 +54,7 @@ def evaluate(
     protocol: Protocol = "pairs",
     data: Path | None = None,
     refine: bool = False,
+    baselines: bool = False,
     resize: bool = False,
     trained_on: Path | None = None,
     batch_size: int = BATCH_SIZE,
@@ -95,6 +96,8 @@ def evaluate(
         data: folder of the published set, with faces aligned to 112x112; in the place of --images and --pairs.
         refine: of IJB-B and IJB-C, whose crops are cut by the landmarks of the set: move them to where the face lies beneath its
             occluder. Of other sets `oaml align --refine` makes such crops.
+        baselines: measure two published ways beside, with the same network: the cosine of the upper half of the face, and in
+            identification the first 100 re-ranked by earth mover's distance (DeepFace-EMD).
         resize: scale images of another size instead of refusing them.
         trained_on: folder of the people that the model was trained on. Those who are probably in the measured set as well, by their
             faces or their names, are listed. Of a model that keeps the hashes of their names only the people of these count.
@@ -148,6 +151,8 @@ def evaluate(
         raise OamlError(
             f"{images}: holds templates, and occluders are drawn on images; leave --occlude out, or give the folder of images"
         )
+    if baselines and images.is_file():
+        raise OamlError(f"{images}: holds templates, and --baselines reads images; give the folder of images")
     listed = None if pairs is None else read_pairs(pairs, images)
     known = None if identification is None else read_identification(identification, images)
     if published is not None:
@@ -161,7 +166,7 @@ def evaluate(
         loaded.config.training.pop("people_hashed", [])
     )  # thousands of digits, of no use in a report
     training = None if trained_on is None else overlap.training_people(Path(trained_on), trained, resize)
-    faces = MeasuredFaces(loaded, images, resize, batch_size, Occluder(seed, style, pictures))
+    faces = MeasuredFaces(loaded, images, resize, batch_size, Occluder(seed, style, pictures), baselines)
     measured = conditions.measure(faces, listed, known, kinds, side, seed, precision)
     found = overlap.of_measured(faces, listed, known, training, seed)
     report = Report(
@@ -181,6 +186,7 @@ def evaluate(
             report,
             notes=report.notes + _notes(listed, measured),
             verification=verification,
+            baselines=statistics.baselines() if baselines else None,
             groups=statistics.groups(listed.group) if listed.group else None,
             frozen_threshold=statistics.frozen(loaded.config.thresholds),
             stored_thresholds=statistics.stored(loaded.config.thresholds),

@@ -277,6 +277,15 @@ class OpenSetPoint:
 
 
 @dataclass(frozen=True)
+class BaselineSearch:
+    """What a published baseline finds, see `IdentificationResult`."""
+
+    rank1: Estimate
+    r_precision: Estimate
+    map_at_r: Estimate
+
+
+@dataclass(frozen=True)
 class IdentificationResult:
     """Probes looked up in a gallery that holds the person of each."""
 
@@ -296,6 +305,8 @@ class IdentificationResult:
     where strangers are too few."""
     stored: dict[str, list[OpenSetPoint]]
     """Condition -> what the model's own thresholds do."""
+    baselines: dict[str, dict[str, BaselineSearch]]
+    """Condition -> baseline -> what it finds; empty where they weren't asked for."""
 
 
 @dataclass(frozen=True)
@@ -409,6 +420,8 @@ class Report:
     maps: dict[str, MapQuality]
     """By condition."""
     verification: Verification | None = None
+    baselines: dict[str, dict[str, Measures]] | None = None
+    """Condition -> baseline -> measures of the same pairs; None where they weren't asked for."""
     groups: dict[str, dict[str, Measures]] | None = None
     """Group of pairs, by a published set's own labels -> score -> measures, each at thresholds of its own; None without labels."""
     frozen_threshold: FrozenThreshold | None = None

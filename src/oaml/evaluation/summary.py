@@ -74,6 +74,19 @@ class PairStatistics:
         resampling = {"resamples": self.resamples, "seed": self.seed}
         return metrics.rates(pool.scores[score], pool.same, threshold, pool.a, pool.b, **resampling)
 
+    def baselines(self) -> dict[str, dict[str, Measures]]:
+        """All measures of the published baselines by condition, as `verification`."""
+        found: dict[str, dict[str, Measures]] = {}
+        for condition, chosen in with_all(self.measured.asked).items():
+            pool = self.pool(chosen)
+            kinds = list(self.measured.asked) if condition == ALL_CONDITIONS else [condition]
+            scores = self.measured.baseline_pairs
+            found[condition] = {
+                name: self.measures(np.concatenate([scores[kind][name] for kind in kinds]), pool, len(chosen))
+                for name in self.measured.baseline_pairs[UNOCCLUDED]
+            }
+        return found
+
     def groups(self, group: list[str]) -> dict[str, dict[str, Measures]]:
         """All measures of the pairs as photographed, by a set's own labels; only of groups with pairs of both classes."""
         names, by_group = np.array(group), {}
@@ -339,15 +352,12 @@ def identification_result(
     """
     people = np.array(listed.probe_person)
 
+    def estimate(values: np.ndarray) -> Estimate:
+        return Estimate(float(values.mean()), metrics.bootstrap_mean(values, people, bootstrap, seed))
+
     def mean(measure: int) -> dict[str, dict[str, Estimate]]:
         return {
-            condition: {
-                score: Estimate(
-                    float(found.measures[:, measure].mean()),
-                    metrics.bootstrap_mean(found.measures[:, measure], people, bootstrap, seed),
-                )
-                for score, found in by_score.items()
-            }
+            condition: {score: estimate(found.measures[:, measure]) for score, found in by_score.items()}
             for condition, by_score in measured.retrieved.items()
         }
 
@@ -382,5 +392,12 @@ def identification_result(
             ]
             for condition, by_score in opened.items()
             for fused in [by_score["fused"]]
+        },
+        baselines={
+            condition: {
+                name: results.BaselineSearch(*(estimate(values[:, measure]) for measure in range(3)))
+                for name, values in by_name.items()
+            }
+            for condition, by_name in measured.baseline_searches.items()
         },
     )

@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 
 SHORT = (
     *("1:1", "1:N G1", "1:N G2", "1:N mean"),
-    *("scores", "groups", "identification", "open set", "open set, stored", "stored", "frozen"),
+    *(
+        "scores",
+        "baselines",
+        "groups",
+        "identification",
+        "baselines, found",
+        "open set",
+        "open set, stored",
+        "stored",
+        "frozen",
+    ),
 )
 """Tables that the terminal shows; the others are in the page."""
 LACKING = "insufficient data"
@@ -122,6 +132,33 @@ def _verification(report: Report) -> Iterator[Table]:
         for score, measures in by_score.items()
     ]
     yield Table("verification", "All measures of the same pairs", ["condition", "score", *columns], rows)
+
+
+def _baselines(report: Report) -> Iterator[Table]:
+    """The published baselines beside the plain cosine and the fused score."""
+    if report.baselines is not None and report.verification is not None:
+        rows = []
+        for condition, by_name in report.baselines.items():
+            ours = report.verification.conditions[condition]
+            for name, measures in {**by_name, **{TITLES[s]: ours[s] for s in ("cosine", "fused")}}.items():
+                tars = [_tar(measures, far) for far in (1e-2, 1e-3)]
+                rows.append(
+                    [condition_name(condition), name, *tars, _value(measures.auc), _value(measures.eer)]
+                )
+        header = ["condition", "score", "TAR@FAR 1e-2", "TAR@FAR 1e-3", "AUC", "EER"]
+        yield Table("baselines", "Published baselines with the same network, same pairs", header, rows)
+    section = report.identification
+    if section is None or not section.baselines:
+        return
+    rows = []
+    for condition, by_name in section.baselines.items():
+        for name, found in by_name.items():
+            rows.append([condition, name, *map(_value, (found.rank1, found.r_precision, found.map_at_r))])
+        for score in ("cosine", "fused"):
+            rates = (section.rank1, section.r_precision, section.map_at_r)
+            rows.append([condition, TITLES[score], *(_value(rate[condition][score]) for rate in rates)])
+    header = ["condition", "score", "rank-1", "R-precision", "MAP@R"]
+    yield Table("baselines, found", "Published baselines with the same network, same probes", header, rows)
 
 
 def _groups(report: Report) -> Iterator[Table]:
@@ -474,6 +511,7 @@ def _template_set(report: Report) -> Iterator[Table]:
 _MAKERS = (
     _template_set,
     _verification,
+    _baselines,
     _groups,
     _identification,
     _stored,
