@@ -10,6 +10,7 @@ EXTRAS = {
     "onnx": "onnx",
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
+    "pillow_heif": "heif",
 }
 """Package -> the extra that brings it; all others come without one."""
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from oaml.errors import OamlError
 from oaml.kernels.threads import one_thread_each
+from oaml.support.files import FACE_SIZE
 from oaml.support.progress import progress
 from oaml.template import COLUMNS, Templates
 
@@ -77,9 +78,19 @@ def to_device(model: Model, device: str) -> Model:
 
 
 def as_input(faces: Sequence[np.ndarray] | np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Aligned faces, uint8 RGB [112,112,3] each -> what `Model` takes, float32 [N,3,112,112] in [0,1]."""
+    """Aligned faces, uint8 RGB [112,112,3] each -> what `Model` takes, float32 [N,3,112,112] in [0,1].
+
+    Raises:
+        OamlError: another kind of array, which the network would take without a word.
+    """
     import torch
 
+    for face in faces:
+        if getattr(face, "dtype", None) != np.uint8 or np.shape(face) != (FACE_SIZE, FACE_SIZE, 3):
+            raise OamlError(
+                f"an aligned face is uint8 [{FACE_SIZE}, {FACE_SIZE}, 3] in RGB order, and this is "
+                f"{getattr(face, 'dtype', type(face).__name__)} {list(np.shape(face))}; cut it out with Recogniser.align"
+            )
     return torch.from_numpy(np.stack(list(faces))).to(device).permute(0, 3, 1, 2).float() / 255
 
 

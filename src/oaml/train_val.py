@@ -59,7 +59,7 @@ from oaml.net import FaceOutput, NetConfig
 from oaml.occluders import occlude
 from oaml.qaconv import QAConvConfig
 from oaml.resume import Settings, check_fits, compare, read_checkpoint
-from oaml.support.files import FACE_SIZE, printable, sync, write_file
+from oaml.support.files import FACE_SIZE, printable, read_photograph, sync, write_file
 from oaml.support.lock import alone
 from oaml.support.metrics import auc, tar_at_far
 from oaml.template import Templates
@@ -485,10 +485,9 @@ class Keeper(Callback):
         draw_map_sheet(path, rows, title=f"Visibility maps at step {self.step}")
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):
-                from PIL import Image
-
-                picture = np.asarray(Image.open(path).convert("RGB"))
-                cast(Any, logger).experiment.add_image("maps", picture, self.step, dataformats="HWC")
+                cast(Any, logger).experiment.add_image(
+                    "maps", read_photograph(path), self.step, dataformats="HWC"
+                )
 
 
 class ProgressBar(TQDMProgressBar):

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.support.files import IMAGE_SUFFIXES, read_image
+from oaml.support.files import READABLE, read_image
 
 Split = Literal["train", "calibrate", "report"]
 
@@ -66,7 +66,7 @@ class PeopleFolder:
         for person in sorted(p for p in root.iterdir() if p.is_dir()):
             if use is not None and not use(person.name):
                 continue
-            images = sorted(p for p in person.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            images = sorted(p for p in person.iterdir() if p.suffix.lower() in READABLE and p.is_file())
             if images:
                 self.paths += images
                 labels += [len(self.people)] * len(images)

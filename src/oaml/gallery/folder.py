@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.support.files import Image, list_images
+from oaml.support.files import list_images
+from oaml.support.images import Content
 
 
 class Entry(NamedTuple):
@@ -89,7 +90,7 @@ def changes(wanted: Iterable[Entry], enrolled: Iterable[Entry], folder: str) -> 
     return FolderChanges(new, moved, list(gone.values()), len(present) - len(new) - len(moved))
 
 
-def digest(image: Image) -> str:
+def digest(image: Content) -> str:
     """SHA-256 of an image's file, or of its pixels where it has none.
 
     Raises:

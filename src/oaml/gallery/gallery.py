@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from io import BytesIO
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from oaml.gallery.folder import Entry, changes, digest, listed
 from oaml.gallery.store import Store, quoted
 from oaml.recognition.decision import Threshold
 from oaml.support.files import Image, name_of
+from oaml.support.images import Content, content_of, path_of, several, shown
 from oaml.support.progress import progress
 
 if TYPE_CHECKING:
@@ -56,6 +58,11 @@ class Gallery:
     """
 
     def __init__(self, path: str | Path, recogniser: Recogniser | None = None) -> None:
+        path_of(path, "gallery")
+        if recogniser is not None and not hasattr(recogniser, "model"):
+            raise OamlError(
+                f"{path}: a gallery is given a model as oaml.load(MODEL), not as {type(recogniser).__name__}"
+            )
         self.path, self.recogniser = str(path), recogniser
         self._store = Store(path)
         if self._store and self._store.facts.get("format") != GALLERY_FORMAT:
@@ -71,7 +78,7 @@ class Gallery:
     def enroll(
         self,
         person: str,
-        images: Image | Sequence[Image],
+        images: Image | Iterable[Image],
         thumbnails: bool = False,
         aligned: bool | None = None,
     ) -> Enrolled:
@@ -79,7 +86,7 @@ class Gallery:
 
         Args:
             person: their name; new or known.
-            images: with one person on each.
+            images: one image or any iterable of them, with one person on each.
             thumbnails: also keep the aligned face as a picture, to be drawn.
             aligned: whether the images are aligned faces or photographs; None looks, at those of 112x112.
 
@@ -90,11 +97,11 @@ class Gallery:
             OamlError: no images; an unreadable one, one without a usable face or with several faces. Nothing is enrolled then.
         """
         _need_name(person)
-        several: list[Image] = list(images) if isinstance(images, list | tuple) else [cast("Image", images)]
-        if not several:
+        contents = [content_of(image) for image in several(images)]
+        if not contents:
             raise OamlError(f"{person}: no images; give one at least")
-        wanted: dict[str, Image] = {}
-        for image in several:
+        wanted: dict[str, Content] = {}
+        for image in contents:
             wanted.setdefault(digest(image), image)
         with self._store.writing():
             known = {entry.image for entry in self._entries(f"person = {quoted(person)}")}
@@ -127,7 +134,7 @@ class Gallery:
         Raises:
             OamlError: no such folder, no images in it, or not one that can be enrolled.
         """
-        folder = Path(folder).resolve()
+        folder = path_of(folder, "folder").resolve()
         wanted, left_out = listed(folder)
         with self._store.writing():
             todo = changes(wanted, self._entries(), str(folder))
@@ -243,8 +250,8 @@ class Gallery:
 
     def _asked(self, top: int, far: float, threshold: float | None) -> Threshold | None:
         """The threshold to judge by, before any work."""
-        if top < 1:
-            raise OamlError(f"top: {top} people; give 1 or more")
+        if not isinstance(top, Integral) or top < 1:
+            raise OamlError(f"top: {top!r:.100} people; give a whole number, 1 or more")
         recogniser = self._need_recogniser()
         _ = self._store.table  # there must be one
         return recogniser.threshold(far, threshold)
@@ -313,6 +320,7 @@ class Gallery:
         Raises:
             OamlError: nobody of the old name, or somebody of the new one.
         """
+        _need_str(old)
         _need_name(new)
         with self._store.writing():
             self._need_person(old)
@@ -329,8 +337,12 @@ class Gallery:
         longer until `index`.
 
         Raises:
-            OamlError: nobody of one of the names; nobody is deleted then.
+            OamlError: no names, or nobody of one of them; nobody is deleted then.
         """
+        for person in people:
+            _need_str(person, "; several are given one after the other: delete(*names)")
+        if not people:
+            raise OamlError("delete: no names; give one at least")
         with self._store.writing():
             for person in people:
                 self._need_person(person)
@@ -373,7 +385,7 @@ class Gallery:
         from oaml.gallery.export import write
 
         with self._store.writing():  # names and templates are read one after the other
-            return write(self._store, self._packing, Path(file))
+            return write(self._store, self._packing, path_of(file, "file"))
 
     def import_(self, file: str | Path) -> Enrolled:
         """Add all faces of an export, bit for bit; those that are enrolled already are kept.
@@ -383,7 +395,7 @@ class Gallery:
         """
         from oaml.gallery.export import read
 
-        exported = read(Path(file))
+        exported = read(path_of(file, "file"))
         with self._store.writing():
             if not self._store:
                 create(self._store, exported.packing, exported.templates.model, exported.templates.model_name)
@@ -411,7 +423,7 @@ class Gallery:
         """
         from oaml.gallery.export import read
 
-        exported = read(Path(file))
+        exported = read(path_of(file, "file"))
         with self._store.writing():
             self._need_same_model(file, exported)
             people = set(self.check(label=None))
@@ -484,7 +496,7 @@ class Gallery:
             return
         like = difflib.get_close_matches(name, [person.name for person in self.people()], 3)
         hint = f"did you mean {' or '.join(like)}?" if like else f"{command('gallery', self.path)} lists all"
-        raise OamlError(f"{name}: nobody of that name is enrolled in {self.path}; {hint}")
+        raise OamlError(f"{shown(name)}: nobody of that name is enrolled in {self.path}; {hint}")
 
     def _entries(self, where: str | None = None) -> Iterator[Entry]:
         """Of the faces enrolled; none where there is no gallery yet."""
@@ -508,9 +520,17 @@ def create(store: Store, packing: Packing, model: str, model_name: str) -> None:
     store.create(schema(packing), {"format": GALLERY_FORMAT, **facts})
 
 
-def _need_name(name: str) -> None:
+def _need_str(name: Any, remedy: str = "") -> None:
+    if not isinstance(name, str):
+        raise OamlError(
+            f"{name!r:.100}: is of type {type(name).__name__} and no name of a person; give a str{remedy}"
+        )
+
+
+def _need_name(name: Any) -> None:
+    _need_str(name)
     if not name.strip() or not name.isprintable():
-        raise OamlError(f"{name!r}: is no name of a person; give one of printable characters")
+        raise OamlError(f"{shown(repr(name))}: is no name of a person; give one of printable characters")
 
 
 def _in(people: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from oaml.errors import OamlError
 from oaml.occluders.canvas import MID, TWICE, Canvas, X, pose
 from oaml.support.files import FACE_SIZE, list_images
+from oaml.support.images import read_cutout
 
 
 def load_mask_pictures(folder: str | Path) -> list[np.ndarray]:
@@ -21,17 +22,10 @@ def load_mask_pictures(folder: str | Path) -> list[np.ndarray]:
     Raises:
         OamlError: no folder, no picture in it, an unreadable one, or one not partly transparent.
     """
-    from PIL import Image
-
     pictures = []
     for path in list_images(folder):
-        try:
-            with Image.open(path) as opened:
-                has_alpha = "A" in opened.getbands() or "transparency" in opened.info
-                picture = np.asarray(opened.convert("RGBA"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise OamlError(f"{path}: is not a readable image ({error}); replace or remove it") from error
-        if not has_alpha or picture[..., 3].min() == 255:
+        picture = read_cutout(path)
+        if picture[..., 3].min() == 255:
             raise OamlError(
                 f"{path}: has no transparent pixels; cut the mask out and save it as PNG with alpha"
             )

@@ -7,8 +7,9 @@ by hand. Scores: higher is more similar. Threads may share a recogniser.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from oaml.photographs.looks import Face
 from oaml.photographs.subjects import Subject, find_subjects, is_aligned, large_enough, load_detector
 from oaml.recognition.decision import Threshold, VerifyAnswer, decide_pairs, fitted_threshold
 from oaml.support.files import Image, name_of, read_photograph
+from oaml.support.images import path_of, several
 
 if TYPE_CHECKING:
     from oaml.model import Model
@@ -42,7 +44,9 @@ def load(
     """
     from oaml.inference import load_model
 
-    finder = load_detector(None if detector is None else Path(detector))
+    finder = load_detector(None if detector is None else path_of(detector, "detector"))
+    if model is not None:
+        path_of(model, "model")
     name = "starter" if model is None else str(model)
     return Recogniser(load_model(name, device), finder, name)
 
@@ -127,32 +131,44 @@ class Recogniser:
 
         Args:
             crops: one or more, uint8 RGB [112,112,3].
+
+        Raises:
+            OamlError: none, or an array of another kind.
         """
         from oaml.inference import extract
 
+        if not len(crops):
+            raise OamlError("templates: no faces; give one at least")
         return extract(self.model, crops, len(crops))
 
-    def represent(self, images: Image | Sequence[Image], aligned: bool | None = None) -> Templates:
+    def represent(self, images: Image | Iterable[Image], aligned: bool | None = None) -> Templates:
         """Templates of the largest face of each image.
 
         Args:
-            images: one image or a list of them; none may be without a face.
+            images: one image or any iterable of them, whose order the templates have; none may be without a face.
             aligned: as for `subjects`.
 
         Raises:
             OamlError: an empty list, or an image that `subjects` refuses.
         """
-        several: list[Image] = list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
-        if not several:
+        listed = several(images)
+        if not listed:
             raise OamlError("represent: no images; give one at least")
-        return self.templates([self.subjects(image, aligned)[0].crop for image in several])
+        return self.templates([self.subjects(image, aligned)[0].crop for image in listed])
 
     def threshold(self, far: float = 0.001, own: float | None = None) -> Threshold | None:
         """The threshold to decide by: the user's own or, without one, the model's at a false-accept rate.
 
         See `oaml.recognition.decision.fitted_threshold`.
         """
-        return fitted_threshold(self.model.config, far, self.name) if own is None else Threshold.of_user(own)
+        for name, value in (("far", far), ("threshold", own)):
+            if value is not None and not isinstance(value, Real):
+                raise OamlError(
+                    f"{name}: {value!r:.100} is no number; give one such as {0.001 if name == 'far' else 1.5}"
+                )
+        if own is None:
+            return fitted_threshold(self.model.config, float(far), self.name)
+        return Threshold.of_user(float(own))
 
     def verify(
         self,

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and images read with errors that name the file."""
+"""Files and folders that are written whole or not at all, and the images of a folder. `oaml.support.images` reads one."""
 
 from __future__ import annotations
 
@@ -7,24 +7,16 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, Union
 
-import numpy as np
-
-from oaml.errors import OamlError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
-
-Image: TypeAlias = Union[str, os.PathLike[str], bytes, np.ndarray, "PILImage"]
-"""An image: its path, the bytes of its file, uint8 [H,W,3] in RGB order, or one of Pillow's."""
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-FACE_SIZE = 112
-MOST_PIXELS = 100_000_000
-"""Of an image; decoded it takes three bytes for each. What a small file says of its size is asked before anything is decoded."""
+from oaml.errors import OamlError, few
+from oaml.support.formats import READABLE as READABLE
+from oaml.support.images import FACE_SIZE as FACE_SIZE
+from oaml.support.images import Image as Image
+from oaml.support.images import name_of as name_of
+from oaml.support.images import read_image as read_image
+from oaml.support.images import read_mask as read_mask
+from oaml.support.images import read_photograph as read_photograph
 
 
 def sync(path: str | Path) -> None:
@@ -126,9 +118,9 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise OamlError(f"{folder}: no such folder")
-    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in READABLE and p.is_file())
     if not images:
-        raise OamlError(f"{folder}: no images in it (looked for {', '.join(IMAGE_SUFFIXES)})")
+        raise OamlError(f"{folder}: no images in it (looked for {few(READABLE, 6)})")
     return images
 
 
@@ -154,138 +146,6 @@ def png_names(folder: Path, paths: list[Path]) -> dict[Path, Path]:
     return names
 
 
-def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
-    """Read one aligned face as RGB uint8 [112,112,3].
-
-    Grey images are repeated over three channels (of 16 bits the upper 8 are used), and an alpha channel is
-    dropped only where it is fully opaque: a transparent pixel has no colour, so guessing one would invent a face.
-
-    Args:
-        resize: resample an image of another size (area) instead of refusing it.
-
-    Raises:
-        OamlError: missing, unreadable, transparent or not 112x112.
-    """
-    image = _as_rgb(_decode(Path(path)), path)
-    if image.shape[:2] != (FACE_SIZE, FACE_SIZE):
-        if not resize:
-            raise OamlError(
-                f"{path}: is {image.shape[1]}x{image.shape[0]}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; "
-                "align it, or pass --resize to scale it"
-            )
-        import cv2
-
-        image = cv2.resize(image, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_AREA)
-    return np.ascontiguousarray(image)
-
-
-def name_of(image: Image) -> str:
-    """What an image is called in errors: its path, where it has one."""
-    if isinstance(image, str | os.PathLike):
-        return os.fspath(image)
-    return getattr(image, "filename", "") or "the image"
-
-
 def printable(text: str) -> str:
     """The text with bytes of no known character escaped, as a file name on Linux may hold them."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def read_photograph(image: Image) -> np.ndarray:
-    """Read a photograph of any size, turned upright as its EXIF entry says, as RGB uint8 [H,W,3].
-
-    Grey, 16-bit and transparent images are treated as by `read_image`. An array is taken as it is: uint8 [H,W,3] in RGB order
-    (what OpenCV reads is BGR: `image[..., ::-1]`).
-
-    Raises:
-        OamlError: missing, unreadable or transparent, or an array of another kind.
-    """
-    name = name_of(image)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise OamlError(
-                f"{name}: is {image.dtype} {list(image.shape)}, an image is uint8 [height, width, 3] in RGB order; convert it"
-            )
-        return np.ascontiguousarray(image)
-    return np.ascontiguousarray(_as_rgb(_decode(image, upright=True), name))
-
-
-def _as_rgb(image: np.ndarray, path: str | Path) -> np.ndarray:
-    """What `_decode` gives, as uint8 [H,W,3]."""
-    if image.dtype == np.float32:
-        raise OamlError(
-            f"{path}: holds floating-point numbers, whose black and white are not known; save it with 8 or 16 bits"
-        )
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    if image.ndim == 2:
-        image = np.repeat(image[..., None], 3, axis=2)
-    if image.shape[2] == 4:
-        if image[..., 3].min() < 255:
-            raise OamlError(f"{path}: has transparent pixels; save it without an alpha channel")
-        image = image[..., :3]
-    return image
-
-
-def read_mask(path: str | Path) -> np.ndarray:
-    """Read a visibility mask, 8 or 16 bit or numbers from 0 to 1, as float32 [H,W] in [0,1] (1 = visible).
-
-    Raises:
-        OamlError: missing, unreadable, colour channels that differ (not a mask), or a number outside [0,1].
-    """
-    mask = _decode(Path(path))
-    if mask.ndim == 3:
-        colour = mask[..., :3]
-        if (colour != colour[..., :1]).any():
-            raise OamlError(f"{path}: is a colour image, a mask is grey (white where the face shows)")
-        mask = colour[..., 0]
-    if mask.dtype == np.float32:
-        if not ((mask >= 0) & (mask <= 1)).all():
-            raise OamlError(
-                f"{path}: holds numbers outside 0 to 1; save it with 1 where the face shows and 0 elsewhere"
-            )
-        return mask
-    return mask.astype(np.float32) / np.iinfo(mask.dtype).max
-
-
-def _decode(image: str | os.PathLike[str] | bytes | PILImage, upright: bool = False) -> np.ndarray:
-    """uint8, uint16 or (grey alone) float32 [H,W] or [H,W,3|4] in RGB order; `upright` obeys the orientation that EXIF states."""
-    import PIL.Image
-
-    name = name_of(image)
-    try:
-        if isinstance(image, str | os.PathLike | bytes):
-            with PIL.Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
-                return _pixels(opened, upright)
-        return _pixels(image, upright)
-    except FileNotFoundError:
-        raise OamlError(f"{name}: no such image") from None
-    except (OamlError, MemoryError):
-        raise
-    except PIL.Image.DecompressionBombError:
-        raise OamlError(
-            f"{name}: has more than {MOST_PIXELS / 1e6:.0f} megapixels; make it smaller"
-        ) from None
-    except Exception as error:  # a damaged file fails in as many ways as there are bytes
-        raise OamlError(f"{name}: is not a readable image ({error}); replace or remove it") from error
-
-
-def _pixels(opened: PILImage, upright: bool) -> np.ndarray:
-    from PIL import Image, ImageOps
-
-    if opened.width * opened.height > MOST_PIXELS:
-        raise Image.DecompressionBombError
-    opened.load()
-    if upright:
-        opened = ImageOps.exif_transpose(opened)
-    if opened.mode in ("I;16", "I;16B", "I;16L", "I"):
-        return np.clip(np.asarray(opened), 0, 65535).astype(np.uint16)
-    if opened.mode == "F":
-        return np.array(opened, np.float32)
-    if opened.mode == "1":
-        opened = opened.convert("L")
-    elif opened.mode in ("LA", "PA", "P"):
-        opened = opened.convert("RGBA" if "transparency" in opened.info or "A" in opened.mode else "RGB")
-    elif opened.mode not in ("L", "RGB", "RGBA"):
-        opened = opened.convert("RGB")
-    return np.array(opened)  # a copy: a view of the image could not be written to
