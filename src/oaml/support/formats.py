@@ -95,10 +95,10 @@ def identify(file: BinaryIO) -> ImageFile:
         if name not in Image.OPEN:
             continue
         plugin, accepts = Image.OPEN[name]
-        # a plugin without a decoder of its own answers with a sentence
-        if accepts is None or accepts(head[:16]) is True:
-            file.seek(0)
-            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # these mean: not mine
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):  # these mean: not mine
+            # a plugin whose decoder is missing answers with a sentence
+            if accepts is None or accepts(head[:16]) is True:
+                file.seek(0)
                 return plugin(file, "")
     file.seek(0, SEEK_END)
     reason, remedy = what_it_is(head, file.tell())

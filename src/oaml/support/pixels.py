@@ -123,6 +123,8 @@ def _stated(picture: PILImage, file: BinaryIO | None) -> Stated:
             black_white = min(black), max(white)
         elif each and 8 < each[0] < 16:
             black_white = 0.0, 2.0 ** each[0] - 1
+        if deep_colour and file is not None:
+            return Stated(1, black_white, inverted, True, None)  # OpenCV turns a TIFF by itself
     elif picture.format == "PNG" and file is not None:
         depth, bits = _png_bits(file)
         deep_colour = depth == 16 and picture.mode != "I" and not picture.mode.startswith("I;")
