@@ -10,6 +10,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
         # command has done yet; a program that calls main() with arguments keeps its own environment.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         keep_freed_memory()
+        warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an image is said in one line
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
         arguments = sys.argv[1:]
