@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -404,7 +405,8 @@ def test_every_mode_becomes_rgb(tmp_path: Path, kind: str) -> None:
     else:
         picture = picture.convert("L").convert(mode) if mode == "LA" else picture.convert(mode)
     assert picture is not None
-    picture.save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
+    picture.save(tmp_path / f"a.{suffix}", **options)
     for source in (tmp_path / f"a.{suffix}", picture):  # from a file, and Pillow's own
         assert np.abs(read_photograph(source).astype(int) - scene).mean() < (8 if mode == "P" else 4)
 
@@ -479,6 +481,22 @@ def test_other_profiles_change_nothing(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(read_photograph(tmp_path / "a.png"), SCENE)
     Image.fromarray(SCENE[..., 0]).save(tmp_path / "m.png", icc_profile=given)
     np.testing.assert_allclose(read_mask(tmp_path / "m.png"), SCENE[..., 0] / 255, rtol=1e-6)
+
+
+def test_raw_files_of_cameras_and_odd_tiffs(tmp_path: Path) -> None:
+    grey = np.full((20, 30), 99, np.uint8)
+    for tags in ({"t254": 1}, {"t50706": 1}):
+        says(
+            lambda tags=tags: read_photograph(tiff(tmp_path / "a.dng", grey, **tags)),
+            "raw file",
+            "develop it",
+        )
+    colours = np.dstack([grey] * 3).astype(np.float32)
+    says(
+        lambda: read_photograph(tiff(tmp_path / "a.tif", colours)),
+        "a TIFF of a form that is not read",
+        "8 bits",
+    )
 
 
 # --- formats

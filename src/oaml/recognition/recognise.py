@@ -162,7 +162,7 @@ class Recogniser:
         See `oaml.recognition.decision.fitted_threshold`.
         """
         for name, value in (("far", far), ("threshold", own)):
-            if value is not None and not isinstance(value, Real):
+            if not isinstance(value, Real) and (name == "far" or value is not None):
                 raise OamlError(
                     f"{name}: {value!r:.100} is no number; give one such as {0.001 if name == 'far' else 1.5}"
                 )

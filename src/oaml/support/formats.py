@@ -62,6 +62,8 @@ _MAGIC = (
     (b"FUJIFILMCCD-RAW", "it is a camera's raw file", "develop it and save it as JPEG"),
     (b"IIU\0", "it is a camera's raw file", "develop it and save it as JPEG"),
     (b"IIRO", "it is a camera's raw file", "develop it and save it as JPEG"),
+    (b"II*\0", "it is a TIFF of a form that is not read, or damaged", "save it as RGB or grey with 8 bits"),
+    (b"MM\0*", "it is a TIFF of a form that is not read, or damaged", "save it as RGB or grey with 8 bits"),
     (b"PK\x03\x04", "it is a ZIP archive", "unpack it"),
     (b"\x1f\x8b", "it is a gzip archive", "unpack it"),
     (b"\x93NUMPY", "it is an array of NumPy", "load it with numpy.load and give the array"),

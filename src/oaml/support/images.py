@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from io import BytesIO, TextIOBase
 from pathlib import Path
@@ -69,7 +70,7 @@ def read_photograph(image: Image) -> np.ndarray:
     content = content_of(image)
     if isinstance(content, np.ndarray):
         return np.ascontiguousarray(content)
-    pixels = _decode(content, name_of(image))
+    pixels = _decode(content, image)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     if pixels.shape[2] == 4:
@@ -85,7 +86,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
         OamlError: missing, unreadable, colour channels that differ (not a mask), or numbers whose white is not known.
     """
-    mask = _decode(Path(path), name_of(path), numbers=True)
+    mask = _decode(path, path, numbers=True)
     if mask.ndim == 3:
         colour = mask[..., :3]
         if (colour != colour[..., :1]).any():
@@ -106,7 +107,7 @@ def read_cutout(path: str | Path) -> np.ndarray:
     Raises:
         OamlError: missing or unreadable.
     """
-    pixels = _decode(Path(path), name_of(path))
+    pixels = _decode(path, path)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     opaque = np.full((*pixels.shape[:2], 1), 255, np.uint8)
@@ -122,13 +123,13 @@ def content_of(image: Any) -> Content:
     Raises:
         OamlError: it is no image, or an array or picture of another kind.
     """
-    name = name_of(image)
     if isinstance(image, str | os.PathLike):
         if not isinstance(os.fspath(image), str):
-            raise OamlError(f"{name}: is a path of bytes; use os.fsdecode")
+            raise OamlError(f"{name_of(image)}: is a path of bytes; use os.fsdecode")
         return image
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
+    name = name_of(image)
     if isinstance(image, np.ndarray):
         _check_array(name, image)
         return image
@@ -289,17 +290,17 @@ def _pillow(name: str, image: PILImage) -> None:
 # --- the one reader
 
 
-def _decode(image: Content, name: str, numbers: bool = False) -> np.ndarray:
-    """As `oaml.support.pixels.decode`, with errors that name the image."""
+def _decode(image: Content, given: Image, numbers: bool = False) -> np.ndarray:
+    """As `oaml.support.pixels.decode`, with errors that name what was given."""
     from oaml.support.formats import identify
     from oaml.support.pixels import decode
 
     try:
         if isinstance(image, str | os.PathLike):
-            if Path(image).is_dir():
-                raise OamlError("is not a readable image (it is a folder); give a file")
-            if not Path(image).is_file() and Path(image).exists():
-                raise OamlError("is not a readable image (it is a device or a pipe); give a file")
+            mode = os.stat(image).st_mode
+            if not stat.S_ISREG(mode):
+                kind = "folder" if stat.S_ISDIR(mode) else "device or a pipe"
+                raise OamlError(f"is not a readable image (it is a {kind}); give a file")
             with open(image, "rb") as file:
                 return decode(identify(file), file, numbers)
         if isinstance(image, bytes):
@@ -307,13 +308,15 @@ def _decode(image: Content, name: str, numbers: bool = False) -> np.ndarray:
         assert not isinstance(image, np.ndarray)
         return decode(image, None, numbers)
     except FileNotFoundError:
-        raise missing(str(image)) from None
+        raise missing(os.fspath(given)) from None  # type: ignore[arg-type]
     except OamlError as error:
-        raise OamlError(f"{name}: {error}") from None
+        raise OamlError(f"{name_of(given)}: {error}") from None
     except MemoryError:
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         if isinstance(image, str | os.PathLike) and len(os.fspath(image)) > _LONGEST_NAME:
             raise missing(image) from None
         reason = getattr(error, "strerror", None) or shown(str(error)) or type(error).__name__
-        raise OamlError(f"{name}: is not a readable image ({reason}); replace or remove it") from error
+        raise OamlError(
+            f"{name_of(given)}: is not a readable image ({reason}); replace or remove it"
+        ) from error

@@ -114,6 +114,10 @@ def _stated(picture: PILImage, file: BinaryIO | None) -> Stated:
     black_white, bits, inverted, deep_colour = None, None, False, False
     tags = getattr(picture, "tag_v2", None) if picture.format == "TIFF" else None
     if tags is not None:
+        if _numbers(tags.get(254)) == [1.0] or 50706 in tags:  # NewSubfileType: a small copy; DNGVersion
+            raise OamlError(
+                "begins with a thumbnail, as a camera's raw file does; develop it and save it as JPEG"
+            )
         each = _numbers(tags.get(258))  # BitsPerSample
         deep_colour = max(each, default=1) == 16 and picture.mode in ("RGB", "RGBA", "LA")
         inverted = tags.get(262) == 0  # PhotometricInterpretation: white is zero
