@@ -654,29 +654,26 @@ def large_jpeg(path: Path, width: int, strips: int) -> Path:
     return path
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is asked of /proc")
 def test_a_large_jpeg_is_read_smaller_in_bounded_time_and_memory(tmp_path: Path) -> None:
     path = large_jpeg(tmp_path / "large.jpg", 16_320, 1_530)
     code = (
         "import sys, time, numpy as np\n"
         "from oaml.support.files import read_photograph\n"
-        "import resource, cv2, PIL.Image\n"
-        "before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()\n"
+        "import cv2, PIL.Image\n"
+        "most = lambda: int(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])\n"
+        "before, start = most(), time.process_time()\n"
         "image = read_photograph(sys.argv[1])\n"
-        "print(*image.shape, *image[100, 1000], time.process_time() - start,\n"
-        "      (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)\n"
+        "print(*image.shape, *image[100, 1000], time.process_time() - start, (most() - before) / 1e3)\n"
     )
-    done = subprocess.run(
-        ["sh", "-c", 'exec "$0" -c "$1" "$2"', sys.executable, code, str(path)],
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     height, width, _, red, green, blue, seconds, megabytes = map(float, done.stdout.split())
     assert (height, width) == (12_240 / 4, 16_320 / 4)
     place = 4_000 // 64 % 200
     assert np.abs(np.array([red, green, blue]) - (place, place // 2, 255 - place)).max() < 8
     assert seconds < 20
-    assert megabytes < 250  # of 600 for all pixels
+    assert 30 < megabytes < 200  # of 600 for all pixels
     assert not done.stderr
 
 

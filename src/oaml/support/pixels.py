@@ -64,17 +64,17 @@ def decode(picture: PILImage, file: BinaryIO | None = None, numbers: bool = Fals
         if profile:
             from PIL import Image
 
-            pixels = np.asarray(_in_srgb(Image.fromarray(pixels), profile))
-        return np.array(_upright(pixels, stated.orientation))
+            pixels = np.array(_in_srgb(Image.fromarray(pixels), profile))
+        return np.ascontiguousarray(_upright(pixels, stated.orientation))
     picture.load()
     if picture.mode.startswith("I") or picture.mode == "F":
         pixels = _shrunk(_deep_greys(np.asarray(picture), picture, stated, numbers), halved)
         if not numbers:
             pixels = np.rint(pixels * 255).astype(np.uint8)
     else:
-        pixels = np.asarray(_plain(picture, profile, halved))
+        pixels = np.array(_plain(picture, profile, halved))
     # asked again: Pillow turns a TIFF by itself
-    return np.array(_upright(pixels, _orientation(picture)))
+    return np.ascontiguousarray(_upright(pixels, _orientation(picture)))
 
 
 # --- size
