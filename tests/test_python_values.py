@@ -246,7 +246,7 @@ def test_a_long_path_that_exists_is_named_whole(tmp_path: Path) -> None:
 def test_numbers_are_numbers(made: Recogniser) -> None:
     for value in ("0.001", None, [0.001], b"1"):
         if value is not None:
-            says(lambda v=value: made.verify(FACE, FACE, threshold=v), "threshold: ", "is no number")  # type: ignore[arg-type]
+            says(lambda v=value: made.verify(FACE, FACE, threshold=v), "threshold: ", "is no score")  # type: ignore[arg-type]
         says(lambda v=value: made.verify(FACE, FACE, far=v), "far: ")  # type: ignore[arg-type]
     says(lambda: made.verify(FACE, FACE, threshold=float("nan")), "threshold")
     threshold = made.verify(FACE, FACE, threshold=np.float32(2)).threshold  # type: ignore[arg-type]

@@ -161,14 +161,11 @@ class Recogniser:
 
         See `oaml.recognition.decision.fitted_threshold`.
         """
-        for name, value in (("far", far), ("threshold", own)):
-            if not isinstance(value, Real) and (name == "far" or value is not None):
-                raise OamlError(
-                    f"{name}: {value!r:.100} is no number; give one such as {0.001 if name == 'far' else 1.5}"
-                )
         if own is None:
-            return fitted_threshold(self.model.config, float(far), self.name)
-        return Threshold.of_user(float(own))
+            return fitted_threshold(self.model.config, far, self.name)
+        return Threshold.of_user(
+            float(own) if isinstance(own, Real) else own
+        )  # numbers of NumPy are numbers too
 
     def verify(
         self,
