@@ -16,8 +16,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from people import reported
 
-from oaml.datasets.people import split_name
 from oaml.inference import extract
 from oaml.model import Model
 from oaml.occluders import KINDS, Occluder, load_mask_pictures
@@ -95,7 +95,7 @@ def main() -> None:
     file = given.detector or given.data / "weights" / "yunet_n_320_320.onnx"
     model = Model.load(given.model).eval()
     occluder = Occluder(1, "b", load_mask_pictures(given.data / "mask_templates"))
-    people = [p for p in sorted((given.data / "lfw").iterdir()) if split_name(p.name) == "report"]
+    people = [p for p in sorted((given.data / "lfw").iterdir()) if reported(p.name)]
     images = [list_images(p) for p in people]
     images = sorted(images, key=lambda of_one: len(of_one) < 2)[: given.count]  # pairs first
     crops = [read_image(of_one[0]) for of_one in images]

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mfr2 import real_masks
+from people import reported
 
 from oaml.adaptation.adapt import Schedule, predict_visibility, start, train_matchers, train_occlusion_head
 from oaml.adaptation.cache import CachePlan, FeatureCache
@@ -160,7 +161,7 @@ def main() -> None:
     results: dict[str, Results] = json.loads(file.read_text()) if file.exists() else {}
 
     people = PeopleFolder(given.data / "lfw", lambda name: split_name(name) == "train")
-    report = PeopleFolder(given.data / "lfw", lambda name: split_name(name) == "report")
+    report = PeopleFolder(given.data / "lfw", reported)
     model = start(weights, flip=True)
     cache = FeatureCache(
         given.cache or given.out / "cache", model, people, CachePlan.make(people, list(KINDS), 6, 0), []

@@ -16,16 +16,13 @@ import sys
 from pathlib import Path
 
 from celebamask import convert
-
-from oaml.datasets.people import split_name
+from people import reported
 
 
 def matrix_pairs(images: Path, out: Path) -> tuple[int, int]:
     """One bare gallery face a report person against every other image of report people -> pairs CSV, (gallery, probes)."""
     people = {
-        p.name: sorted(p.iterdir())
-        for p in sorted(images.iterdir())
-        if p.is_dir() and split_name(p.name) == "report"
+        p.name: sorted(p.iterdir()) for p in sorted(images.iterdir()) if p.is_dir() and reported(p.name)
     }
     gallery = {name: files[0] for name, files in people.items()}
     probes = [(name, file) for name, files in people.items() for file in files[1:]]

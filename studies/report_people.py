@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from people import reported
+
 from oaml.adaptation.held_out import HeldOut
-from oaml.datasets.people import PeopleFolder, split_name
+from oaml.datasets.people import PeopleFolder
 from oaml.main import keep_freed_memory
 from oaml.model import Model
 from oaml.occluders import load_mask_pictures
@@ -40,6 +42,6 @@ def asked_for(
         everybody: occlude all images; see `HeldOut`.
     """
     model, data = asked(description)
-    people = PeopleFolder(data / "lfw", lambda name: split_name(name) == "report")
+    people = PeopleFolder(data / "lfw", reported)
     pictures = load_mask_pictures(data / "mask_templates")
     return model, HeldOut(model, people, kinds, 0, "b", pictures, everybody=everybody)

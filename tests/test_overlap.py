@@ -151,7 +151,7 @@ def test_a_threshold_names_all_pairs_that_reach_it_and_no_other(
     expected = {names: score for names, score in best.items() if score >= middle}
     assert {(p.person_a, p.person_b): p.score for p in found.within} == pytest.approx(expected)
     assert 1 < len(expected) < len(best)
-    scores = [pair.score for pair in found.within]
+    scores = [pair.score or 0.0 for pair in found.within]
     assert scores == sorted(scores, reverse=True)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from oaml.adaptation.adapt import adapt
 from oaml.adaptation.held_out import ALL_TOGETHER, UNOCCLUDED, HeldOut, scores, tars
-from oaml.datasets.people import PeopleFolder, split_name
+from oaml.datasets.people import PeopleFolder
 from oaml.inference import STARTER
 from oaml.main import keep_freed_memory
 from oaml.model import Model, ModelConfig
@@ -30,6 +30,7 @@ from oaml.support.metrics import kfold_accuracy
 
 sys.path.append(str(Path(__file__).parents[1]))
 from mfr2 import real_masks
+from people import reported
 
 TEACHER = "mobilefacenet_casia_bubbliiiing.pth"
 SHOWN = ["niqab", "mask", "sunglasses", "patch"]
@@ -140,7 +141,7 @@ def ship(adapted: Path, out: Path) -> Model:
 
 def measure(model: Model, teacher: Model, data: Path) -> dict[str, object]:
     """Everything that the card states, on the people kept for a report."""
-    report = PeopleFolder(data / "lfw", lambda name: split_name(name) == "report")
+    report = PeopleFolder(data / "lfw", reported)
     pictures = load_mask_pictures(data / "mask_templates")
     faces = HeldOut(model, report, SHOWN, 0, "b", pictures)
     scored, same, errors = scores(model, faces)
