@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from oaml.gallery.store import Store
 from oaml.main import main
 from test_disk import contents, enrol, faces, names
 
+CHANGES = 200 if os.environ.get("OAML_STRESS") else 25
+"""Of each kind of damage to each kind of file."""
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -107,7 +110,7 @@ def test_damage_anywhere_changes_nothing_unnoticed(
     whole, noticed = answer(place), list[str]()
     (path,) = [p for p in (place / "faces.lance" / folder).iterdir() if p.suffix != ".json"]
     data = path.read_bytes()
-    for _ in range(25):
+    for _ in range(CHANGES):
         at = rng.randrange(len(data))
         changed = bytearray(data)
         if zeros:

@@ -26,6 +26,7 @@ from oaml.gallery.rows import PATTERNS, Packing, column_names, probe_vectors
 from oaml.gallery.store import Store
 from oaml.main import main
 from oaml.model import Model
+from oaml.photographs.usable import LEAST_USABLE
 from oaml.recognition.decision import Threshold
 from oaml.recognition.recognise import Recogniser
 from oaml.template import Templates, pooled
@@ -169,6 +170,13 @@ def test_too_little_in_common_is_said_with_the_most_that_is() -> None:
     veiled = [candidate("A", 3, 0.01), candidate("B", 9, 0.03), candidate("C", 1, 0.02)]
     assert "no more than 3.0 % of the face" in judge(veiled, Threshold(2.0, 0.001), 10, 0.8, None, 5).reason
     assert "no more than 4.0 % of the face" in judge([], Threshold(2.0, 0.001), 10, 0.04, None, 5).reason
+
+
+def test_a_face_that_is_just_usable_is_judged() -> None:
+    found, limit = [candidate("A", 3, 0.5)], Threshold(2.0, 0.001)
+    assert judge(found, limit, 10, 0.8, None, 5, usable=LEAST_USABLE).decision == "known person"
+    below = float(np.nextafter(LEAST_USABLE, 0))
+    assert judge(found, limit, 10, 0.8, None, 5, usable=below).decision == "no usable face"
 
 
 def test_search_ranks_as_comparing_with_everybody_does(

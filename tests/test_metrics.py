@@ -184,8 +184,13 @@ def test_resampling_equals_building_the_resampled_list() -> None:
     np.testing.assert_allclose(np.array(intervals, float), expected, rtol=1e-12)
 
 
-def test_rates_at_a_fixed_threshold_against_loops() -> None:
+@pytest.mark.parametrize("disagreeing", [0, 9])
+def test_rates_at_a_fixed_threshold_against_loops(disagreeing: int) -> None:
+    """Also where the list disagrees with the people: pairs of one that count as impostor pairs, and of two as genuine ones."""
     scores, same, a, b = _population(14, 2)
+    same = same.copy()
+    for rows in (np.flatnonzero(a == b), np.flatnonzero(a != b)):
+        same[rows[:disagreeing]] ^= True
     at_threshold = metrics.rates(scores, same, 1.0, a, b, resamples=30, seed=5)
     assert (at_threshold.genuine_pairs, at_threshold.impostor_pairs) == (same.sum(), (~same).sum())
     assert at_threshold.tar == pytest.approx(np.mean([s >= 1.0 for s in scores[same]]))
