@@ -123,15 +123,25 @@ def main() -> None:
     for score in tables[0]:
         cells = (" / ".join(f"{table[score][name]:.3f}" for table in tables) for name in CLASSES)
         print(f"| {score} | " + " | ".join(cells) + " |")
-    print(
-        "\n| stored for FAR | crops | pairs | impostor pairs accepted | FAR | genuine pairs accepted | TAR |"
-    )
-    print("| --- " * 7 + "|")
+    print("\n" + stored_table(model, found))
+
+
+def stored_table(model: Model, found: dict[str, Scored]) -> str:
+    """What the model's own thresholds accept, by class of pairs.
+
+    Args:
+        found: what the crops are -> their pairs.
+    """
+    lines = [
+        "| stored for FAR | crops | pairs | impostor pairs accepted | FAR | genuine pairs accepted | TAR |"
+    ]
+    lines.append("| --- " * 7 + "|")
     for far, threshold in model.config.thresholds.items():
         for crops, pairs in found.items():
             for name in CLASSES:
                 row = stored(pairs, pairs.of(name), threshold)
-                print(f"| {short_far(float(far))} | {crops} | {name} | " + " | ".join(row) + " |")
+                lines.append(f"| {short_far(float(far))} | {crops} | {name} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
 
 
 def stored(pairs: Scored, chosen: np.ndarray, threshold: float) -> list[str]:

@@ -16,6 +16,7 @@ from oaml.errors import OamlError
 from oaml.main import main
 from oaml.occluders import KINDS, occlude
 from oaml.photographs.usable import LEAST_USABLE, usable
+from oaml.recognition import decision
 from oaml.recognition.recognise import Recogniser
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,6 +95,17 @@ def test_nothing_of_a_face_is_nobody(recogniser: Recogniser) -> None:
             assert "well-lit" in answer.remedy
             assert answer.sentence == f"No usable face: {answer.reason}"
             assert answer.to_dict().keys() == usual.to_dict().keys()
+
+
+def test_a_face_that_is_just_usable_is_compared(
+    recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face = draw_face(1, 0)
+    monkeypatch.setattr(decision, "usable", lambda crop: LEAST_USABLE)
+    assert recogniser.verify(face, face).decision == "same person"
+    below = float(np.nextafter(LEAST_USABLE, 0))
+    monkeypatch.setattr(decision, "usable", lambda crop: below)
+    assert recogniser.verify(face, face).decision == "no usable face"
 
 
 def test_the_command_says_so(
