@@ -400,6 +400,13 @@ def test_every_parameter_of_joint_and_fusion_gets_a_gradient() -> None:
 # --- fusion
 
 
+def test_a_fresh_joint_says_nothing_of_how_much_shows() -> None:
+    cosine = torch.tensor([-0.2, 0.0, 0.3, 1.0])
+    for unseen in (0.0, 0.4, 1.0):
+        logit = Joint().logit(cosine, torch.full((4,), unseen)).detach()
+        torch.testing.assert_close(logit, np.exp(2.5) * cosine - 6)
+
+
 def test_a_fresh_fusion_is_the_sum_of_the_logits() -> None:
     joint, local, cosine, unseen, overlap = torch.rand(5, 5)
     assert torch.equal(Fusion()(joint, local, cosine, Compared(cosine, unseen, overlap)), joint + local)

@@ -598,10 +598,20 @@ def test_matching_needs_eval_mode() -> None:
     for call in (
         lambda: matcher.match(p, p),
         lambda: matcher.match_pairs(p, p),
+        lambda: matcher.match_listed(p, p, (torch.tensor([0]), torch.tensor([1]))),
         lambda: matcher.explain(p[0], p[0]),
     ):
         with pytest.raises(RuntimeError, match="eval"):
             call()
+
+
+def test_a_fresh_matcher_says_nothing_of_how_much_shows() -> None:
+    """Maps of one and the same cell: the mean similarity is 1 whatever is weighed, and the logit exp(2.5) - 6."""
+    matcher = QAConv(6, 3, 4, "normalized", 0, position_bias=False).eval()
+    face = torch.ones(1, 6, 3, 4)
+    for shown in (torch.ones(1, 1, 3, 4), torch.linspace(0.2, 1, 12).view(1, 1, 3, 4)):
+        score = float(matcher.match_pairs(face, face, shown, shown)[0])
+        assert score == pytest.approx(np.exp(2.5) - 6, abs=0.01)
 
 
 def test_settings_by_default() -> None:
