@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from oaml.checkpoint import read_tensors
 from oaml.errors import OamlError
 from oaml.net import Backbone, NetConfig, build_backbone
 from oaml.support.files import read_image
-from oaml.weights import Preprocessing, load_backbone, read_state_dict
+from oaml.weights import Preprocessing, load_backbone
 
 GOLDEN = Path(__file__).parent / "golden"
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -309,8 +310,11 @@ def test_archives_that_bypass_the_unpickler_are_refused(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    for name in ("script.pt", "archive.pt"):
-        with pytest.raises(OamlError, match="is not a readable file of weights"):
+    for name, message in (
+        ("script.pt", "is a TorchScript archive, which holds code"),
+        ("archive.pt", "is not a readable"),
+    ):
+        with pytest.raises(OamlError, match=message):
             load_backbone(tmp_path / name)
     assert not (tmp_path / "executed").exists()
 
@@ -337,8 +341,9 @@ def test_missing_unknown_and_misshapen_parameters_are_listed(tmp_path: Path) -> 
     lost = {key: value for key, value in state.items() if key != "body.2.res_layer.3.weight"}
     assert "missing: body.2.res_layer.3.weight;" in refusal(save(tmp_path / "lost.pt", lost))
 
-    added = {**state, "head.kernel": torch.zeros(2), "extra.weight": torch.zeros(2)}
-    assert "unknown: head.kernel, extra.weight;" in refusal(save(tmp_path / "added.pt", added))
+    added = {**state, "body.4.weight": torch.zeros(2), "output_layer.extra": torch.zeros(2)}
+    message = refusal(save(tmp_path / "added.pt", added))
+    assert "unknown: body.4.weight, output_layer.extra;" in message
 
     misshapen = {**state, "input_layer.0.weight": torch.zeros(16, 1, 3, 3)}
     message = refusal(save(tmp_path / "misshapen.pt", misshapen))
@@ -346,7 +351,8 @@ def test_missing_unknown_and_misshapen_parameters_are_listed(tmp_path: Path) -> 
 
     few = {key: value for key, value in state.items() if not key.startswith("body.1.res_layer.")}
     few["body.1.res_layer.1.weight"] = state["body.1.res_layer.1.weight"]
-    lacking = sum(key.startswith("body.1.res_layer.") for key in state) - 1
+    block = [k for k in state if k.startswith("body.1.res_layer.") and not k.endswith("num_batches_tracked")]
+    lacking = len(block) - 1
     message = refusal(save(tmp_path / "few.pt", few))
     assert f"and {lacking - 5} more" in message
     assert message.count("body.1.res_layer.") == 5
@@ -368,7 +374,7 @@ def test_mobilefacenet_is_strict_in_published_names(tmp_path: Path, kind: str) -
     del state[key]
     assert f"missing: {key};" in refusal(save(tmp_path / "lost.pt", state))
     own_names = {**published_mobilefacenet(kind), "stem.conv.weight": torch.zeros(64, 3, 3, 3)}
-    assert "unknown: " in refusal(save(tmp_path / "own.pt", own_names))
+    assert load_backbone(save(tmp_path / "own.pt", own_names)).set_aside == ["stem (1 tensor)"]
 
 
 def test_architecture_that_the_file_does_not_hold(tmp_path: Path) -> None:
@@ -380,12 +386,13 @@ def test_architecture_that_the_file_does_not_hold(tmp_path: Path) -> None:
     assert "missing: body." in message
     assert "not resnet" in refusal(path, architecture="resnet")
     deeper = {**backbone("ir_18", 8).state_dict(), "body.8.res_layer.0.weight": torch.ones(512)}
-    assert "9 blocks is none of ir_18" in refusal(save(tmp_path / "deeper.pt", deeper))
+    message = refusal(save(tmp_path / "deeper.pt", deeper))
+    assert "is not a complete ir_18 (AdaFace IR); unknown: body.8.res_layer.0.weight;" in message
 
 
 def test_what_is_no_file_of_weights(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "absent.pt")
-    assert "no such file" in refusal(tmp_path)
+    assert "is a folder without pretrained_model/model.pt" in refusal(tmp_path)
     for name in ("text.pt", "text.safetensors"):
         (tmp_path / name).write_text("<html>404</html>")
         assert "is not a readable file of weights" in refusal(tmp_path / name)
@@ -395,24 +402,26 @@ def test_what_is_no_file_of_weights(tmp_path: Path) -> None:
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
     assert "download or save it again" in refusal(tmp_path / "half.pt")
 
-    assert "is not a state dict" in refusal(save(tmp_path / "module.pt", backbone()))
     assert "is not a state dict" in refusal(save(tmp_path / "list.pt", [torch.zeros(2)]))
     assert "is not a state dict" in refusal(save(tmp_path / "nothing.pt", {}))
     assert "'lr' is not a tensor" in refusal(save(tmp_path / "values.pt", {"lr": 0.1}))
-    assert "not a tensor" in refusal(save(tmp_path / "numbers.pt", {3: torch.zeros(2)}))
+    assert "is not a state dict" in refusal(save(tmp_path / "numbers.pt", {3: torch.zeros(2)}))
     assert "not a tensor" in refusal(save(tmp_path / "lines.pt", {"a\nb": torch.zeros(2)}))
-    message = refusal(save(tmp_path / "other.pt", {"fc.weight": torch.zeros(2)}))
-    assert "fc.weight" in message
+    message = refusal(save(tmp_path / "other.pt", {"foreign.weight": torch.zeros(2)}))
+    assert "unexpected: foreign.weight;" in message
     assert "InsightFace iresnet" in message
 
 
-def test_read_state_dict_returns_plain_tensors(tmp_path: Path) -> None:
+def test_tensors_are_read_under_their_whole_path(tmp_path: Path) -> None:
     state = {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.arange(3)}
-    read = read_state_dict(save(tmp_path / "state.pt", {"state_dict": state, "args": argparse.Namespace()}))
-    assert list(read) == ["a", "b"]
-    assert not read["a"].requires_grad
-    assert torch.equal(read["a"], torch.ones(2))
-    assert torch.equal(read["b"], torch.arange(3))
+    looped: dict[str, Any] = {"state_dict": state, "args": argparse.Namespace(), "epoch": 3}
+    looped["again"] = looped
+    read = read_tensors(save(tmp_path / "state.pt", looped))
+    assert {"state_dict.a", "state_dict.b"} <= set(read.by_name)
+    assert {"epoch", "args"} <= read.others
+    assert not read.by_name["state_dict.a"].requires_grad
+    assert torch.equal(read.by_name["state_dict.a"], torch.ones(2))
+    assert torch.equal(read.by_name["state_dict.b"], torch.arange(3))
 
 
 # The published files themselves

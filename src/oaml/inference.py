@@ -47,7 +47,8 @@ def load_model(model: str, device: str = "auto", batch_size: int = BATCH_SIZE) -
     """The model on its device, in eval mode; checks the options that every command shares.
 
     Args:
-        model: a model folder; `starter` is the model in the package, unless there is a folder of that name.
+        model: a model folder, or published weights as `oaml.weights` reads them; `starter` is the model in the package, unless
+            there is a folder of that name.
 
     Raises:
         OamlError: no such model or device, or a batch size below 1.
@@ -57,7 +58,7 @@ def load_model(model: str, device: str = "auto", batch_size: int = BATCH_SIZE) -
     from oaml.model import Model
 
     folder = STARTER if model == "starter" and not Path(model).exists() else model
-    return to_device(Model.load(folder).eval(), device)
+    return to_device(Model.open(folder), device)
 
 
 def to_device(model: Model, device: str) -> Model:

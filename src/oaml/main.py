@@ -94,6 +94,11 @@ COMMANDS = {
         "cut the faces out of photographs, aligned to 112x112",
         "oaml align photographs/ --out faces",
     ),
+    "import": Command(
+        "oaml.imported:import_weights",
+        "published weights of AdaFace, InsightFace, CVLface or LVFace into a model folder",
+        "oaml import checkpoint.pt --out runs/imported",
+    ),
     "download": Command(
         "oaml.support.download:download",
         "fetch a published file, once and checked: the face detector, a backbone",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
@@ -211,33 +212,51 @@ class Model(nn.Module, ModelHubMixin):
         return {**scores, "qaconv_visibility": local, "joint": joint, "fused": fused}
 
     @classmethod
-    def from_backbone(
-        cls,
-        path: str | Path,
-        stage: int = 4,
-        qaconv: QAConvConfig | None = None,
-        preprocessing: Preprocessing | None = None,
-    ) -> Model:
-        """A model around published weights; occlusion head and matcher start untrained.
+    def from_published(cls, path: str | Path, ema: bool = False) -> Model:
+        """Published weights as a model in eval mode that compares faces before anything has been trained.
+
+        Its occlusion head, unless the file has one, sees no occluder, and QAConv has no part in the fused score, which then orders
+        pairs as the cosine does. `config.training` names in `untrained` what that is of: `oaml adapt` and `oaml train` begin it
+        anew. Equal files give equal models.
 
         Args:
-            path: a file that `oaml.weights.load_backbone` reads.
-            preprocessing: override what is known of that kind of file.
+            path: see `oaml.weights.load_backbone`.
+            ema: take the averaged weights of a checkpoint that holds both.
 
         Raises:
-            OamlError: the file is missing, unreadable or of no known kind.
+            OamlError: the file is missing, unreadable or of no known family.
         """
-        loaded = load_backbone(path)
-        loaded.config.stage = stage  # type: ignore[assignment]
-        model = cls(
-            ModelConfig(
-                net=loaded.config,
-                qaconv=qaconv or QAConvConfig(),
-                preprocessing=preprocessing or loaded.preprocessing,
-                training={"backbone": loaded.source},
-            )
-        )
+        loaded = load_backbone(path, ema=ema)
+        training = {"backbone": loaded.source, "untrained": ["matchers"], "set_aside": loaded.set_aside}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = cls(ModelConfig(net=loaded.config, preprocessing=loaded.preprocessing, training=training))
         model.net.backbone.load_state_dict(loaded.backbone.state_dict())
+        head = model.net.occlusion_head
+        if loaded.occlusion_head is not None:
+            head.load_state_dict(loaded.occlusion_head)
+        else:
+            training["untrained"].insert(0, "occlusion head")
+            head.see_everything()
+        with torch.no_grad():
+            model.fusion.qaconv_weight.zero_()
+        return model.eval()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Model:
+        """A model folder, or published weights: a file, or a folder of CVLface. In eval mode on the CPU.
+
+        Raises:
+            OamlError: neither, damaged, or of an unknown network.
+        """
+        path = Path(path)
+        if path.is_file() and path.name == "model.safetensors" and is_model_folder(path.parent):
+            path = path.parent  # else what is trained beside the backbone would be left out
+        if not path.is_file() and not is_published_folder(path):
+            return cls.load(path)
+        model = cls.from_published(path)
+        if model.config.training["set_aside"]:
+            print(f"{path}: set aside: {'; '.join(model.config.training['set_aside'])}", file=sys.stderr)
         return model
 
     def save(self, folder: str | Path) -> Path:
@@ -281,7 +300,7 @@ class Model(nn.Module, ModelHubMixin):
             if not needed.exists():
                 raise OamlError(
                     f"{needed}: no such {'folder' if needed == folder else 'file'}; a model is a folder with config.json and "
-                    "model.safetensors, as `oaml train` and `oaml adapt` write it"
+                    "model.safetensors, as `oaml train`, `oaml adapt` and `oaml import` write it, or a file of published weights"
                 )
         config = _read_config(folder / "config.json")
         try:
@@ -339,6 +358,27 @@ class Model(nn.Module, ModelHubMixin):
                 allow_patterns=["config.json", "model.safetensors"],
             )
         )
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder has a description as `Model.save` writes it."""
+    return "format" in _described(folder)
+
+
+def is_published_folder(folder: Path) -> bool:
+    """Whether a folder is laid out as CVLface publishes weights, on a hub or elsewhere."""
+    described = _described(folder)
+    weights = folder / "pretrained_model" / "model.pt", folder / "model.safetensors"
+    return weights[0].is_file() or (weights[1].is_file() and bool(described) and "format" not in described)
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What config.json says, where there is one that can be read."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _read_config(path: Path) -> ModelConfig:

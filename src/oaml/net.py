@@ -8,7 +8,8 @@ IR and IR-SE:  Deng et al., ArcFace, CVPR 2019 (https://arxiv.org/abs/1801.07698
                Kim et al., AdaFace, CVPR 2022 (https://arxiv.org/abs/2204.00964)
 IResNet:       the same paper's block as InsightFace publishes it, with InsightFace's parameter names
 SE:            Hu et al., Squeeze-and-Excitation Networks, CVPR 2018 (https://arxiv.org/abs/1709.01507)
-MobileFaceNet: Chen et al., CCBR 2018 (https://arxiv.org/abs/1804.07573)
+MobileFaceNet: Chen et al., CCBR 2018 (https://arxiv.org/abs/1804.07573); wider ones as InsightFace publishes them
+Transformers:  oaml.vit
 OcclusionHead: OCCLUSION_LAYER_SPEC.md
 """
 
@@ -23,6 +24,7 @@ from typing import ClassVar, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from oaml.backbone import Backbone, scale_and_shift, unit_and_norm
 from oaml.kernels.prelu import PReLU
 from oaml.support.files import FACE_SIZE
 from oaml.visibility import CELLS, GRIDS, on_grid
@@ -37,8 +39,11 @@ Architecture = Literal[
     "iresnet34",
     "iresnet50",
     "iresnet100",
+    "iresnet200",
     "mobilefacenet",
     "mobilefacenet_relu6",
+    "mbf",
+    "mbf_large",
     "ir_mini",
 ]
 
@@ -117,13 +122,6 @@ class FaceOutput(NamedTuple):
     """[B,1,h,w] visibility on the cells that the occlusion head reads; the same as `visibility` unless they are finer."""
 
 
-def _unit_and_norm(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[B,E] -> unit vectors [B,E], lengths [B,1], in float32: a squared length overflows float16 early."""
-    x = x.float()
-    norm = x.norm(dim=1, keepdim=True)
-    return x / norm.clamp_min(1e-12), norm
-
-
 def _initialise(network: nn.Module) -> None:
     """Kaiming-normal for everything that multiplies. Norms and PReLUs start as PyTorch starts them."""
     for module in network.modules():
@@ -136,97 +134,9 @@ def _initialise(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-class Backbone(nn.Module):
-    """What all backbones share: feature maps and embedding, each alone or in one pass.
-
-    A new one is a class that defines the five methods below that raise NotImplementedError, and a line in `BACKBONES`.
-    """
-
-    channels: dict[int, int]
-    """Channels of the maps of stages 3 and 4."""
-    embedding_size: int
-    layers: ClassVar[dict[str, list[int]]] = {}
-    """Architecture -> residual blocks in each of the four stages, where a class serves several architectures."""
-    block_name: ClassVar[str] = ""
-    """Pattern of the names of a residual block's parameters; the number of blocks tells the architectures apart."""
-    embedding_weight: ClassVar[str] = ""
-    """The parameter whose first dimension is the embedding size."""
-    published_dropout: ClassVar[float] = 0.0
-    """Dropout that published weights were trained with."""
-    folds: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Names of convolutions and of the normalisations that `oaml.templates.folded` makes part of them, where they aren't neighbours
-    in a sequence. Residual blocks have these too."""
-    never_folded: ClassVar[tuple[str, ...]] = ()
-    """Names of sequences that stay as they are, since `cells` reads their normalisation."""
-
-    def forward_stage3(self, x: Tensor) -> Tensor:
-        """x [B,3,112,112] -> F3 [B,channels[3],14,14]."""
-        raise NotImplementedError
-
-    def forward_stage4(self, stage3: Tensor) -> Tensor:
-        """F3 [B,channels[3],14,14] -> F4 [B,channels[4],7,7]."""
-        raise NotImplementedError
-
-    def forward_stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B,3,112,112] -> F3 [B,channels[3],14,14], F4 [B,channels[4],7,7]."""
-        stage3 = self.forward_stage3(x)
-        return stage3, self.forward_stage4(stage3)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """x [B,3,112,112] -> F4 [B,channels[4],7,7]."""
-        return self.forward_stages(x)[1]
-
-    def without_front(self, stage4: bool = True) -> Backbone:
-        """A copy of stage 4 and the output layer alone: `forward_stage4` and `forward_head` work, the rest is gone.
-
-        Args:
-            stage4: False leaves the output layer only.
-        """
-        raise NotImplementedError
-
-    def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """F4 [B,channels[4],7,7] -> unit embedding [B,E], its norm before [B,1], both float32.
-
-        Their product is the raw output of the network. In eval mode that output is affine in F4.
-        """
-        raise NotImplementedError
-
-    def cells(self, features: Tensor) -> Tensor:
-        """Per-cell embeddings: what every cell adds to the embedding. Running statistics and no dropout, in training mode too.
-
-        Args:
-            features: F4 [B,channels[4],7,7].
-
-        Returns:
-            A [B,49,E], float32 (float64 for float64); the sum over cells is `embedding * norm` of `forward_head` in eval mode. The
-            constant of the affine map is spread evenly over the cells.
-        """
-        with torch.autocast(features.device.type, enabled=False):
-            return self._cells(features if features.dtype == torch.float64 else features.float())
-
-    def _cells(self, features: Tensor) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__}: its output layer has no known split into cells")
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B,3,112,112] -> unit embedding [B,E], its norm before [B,1], both float32."""
-        return self.forward_head(self.forward_features(x))
-
-
-def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Batch normalisation with running statistics, both [channels]."""
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.affine:
-        scale = scale * norm.weight
-    shift = -norm.running_mean * scale
-    return scale, shift + norm.bias if norm.affine else shift
-
-
 def _linear_cells(features: Tensor, norm: nn.Module, linear: nn.Linear, out_norm: nn.Module) -> Tensor:
     """F4 -> A for the output layer BN - Flatten - Linear - BN."""
-    (scale, shift), (out_scale, out_shift) = _scale_and_shift(norm), _scale_and_shift(out_norm)
+    (scale, shift), (out_scale, out_shift) = scale_and_shift(norm), scale_and_shift(out_norm)
     # the linear layer reads the flattened map, channel by channel: [E,C*49] -> [49,C,E]
     weight = linear.weight.view(len(linear.weight), -1, CELLS).permute(2, 1, 0)
     cells = torch.bmm((features.flatten(2) * scale[:, None]).permute(2, 0, 1), weight)  # [49,B,E]
@@ -294,8 +204,6 @@ class IR(Backbone):
         "ir_se_50": [3, 4, 14, 3],
         "ir_mini": [1, 1, 1, 1],
     }
-    block_name, embedding_weight = r"(body\.\d+)\.", "output_layer.3.weight"
-    published_dropout = 0.4
 
     def __init__(
         self,
@@ -349,7 +257,7 @@ class IR(Backbone):
 
     def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """F4 [B,512,7,7] -> unit embedding [B,E], its norm before [B,1], both float32."""
-        return _unit_and_norm(self.output_layer(features))
+        return unit_and_norm(self.output_layer(features))
 
     def _cells(self, features: Tensor) -> Tensor:
         norm, _, _, linear, out_norm = self.output_layer
@@ -396,8 +304,8 @@ class IResNet(Backbone):
         "iresnet34": [3, 4, 6, 3],
         "iresnet50": [3, 4, 14, 3],
         "iresnet100": [3, 13, 30, 3],
+        "iresnet200": [6, 26, 60, 6],
     }
-    block_name, embedding_weight = r"(layer\d\.\d+)\.", "fc.weight"
     folds = (("conv1", "bn1"),)
 
     def __init__(self, layers: list[int], embedding_size: int, dropout: float) -> None:
@@ -442,7 +350,7 @@ class IResNet(Backbone):
     def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """F4 [B,512,7,7] -> unit embedding [B,E], its norm before [B,1], both float32."""
         flat = self.dropout(self.bn2(features)).flatten(1)
-        return _unit_and_norm(self.features(self.fc(flat)))
+        return unit_and_norm(self.features(self.fc(flat)))
 
     def _cells(self, features: Tensor) -> Tensor:
         return _linear_cells(features, self.bn2, self.fc, self.features)
@@ -489,48 +397,63 @@ class MobileFaceNet(Backbone):
         embedding_size: E.
         activation: `prelu` as in the paper. `relu6` is a published variant: ReLU6 instead, but ReLU after the
             stem's first layer; one more 1x1 convolution in the stem; a bias in the last convolution.
+        width: channels, as a multiple of the paper's, of all but the blocks' hidden layers and the last ones.
+        depth: blocks, as a multiple of the paper's, of those that keep the resolution; from 2 on the stem's second layer is as many
+            blocks. InsightFace's `mbf` is (width 2, depth 1), its `mbf_large` (4, 2).
     """
 
-    embedding_weight = "output.weight"
     never_folded = ("pool",)
 
-    def __init__(self, embedding_size: int, activation: Literal["prelu", "relu6"] = "prelu") -> None:
+    def __init__(
+        self,
+        embedding_size: int,
+        activation: Literal["prelu", "relu6"] = "prelu",
+        width: int = 1,
+        depth: int = 1,
+    ) -> None:
         super().__init__()
         prelu = activation == "prelu"
-        self.channels = {3: 128, 4: 512}
+        narrow, wide = 64 * width, 128 * width
+        self.channels = {3: wide, 4: 512}
         self.embedding_size = embedding_size
-        self.stem = _conv_bn(3, 64, 3, stride=2, act=_activation(64, prelu))
-        self.stem_depthwise = _conv_bn(64, 64, 3, groups=64, act=PReLU(64) if prelu else nn.ReLU())
-        self.stem_pointwise = nn.Identity() if prelu else _conv_bn(64, 64, 1, act=nn.ReLU())
+        self.stem = _conv_bn(3, narrow, 3, stride=2, act=_activation(narrow, prelu))
+        if depth == 1:
+            act = PReLU(narrow) if prelu else nn.ReLU()
+            self.stem_depthwise = _conv_bn(narrow, narrow, 3, groups=64, act=act)
+        else:
+            self.stem_depthwise = nn.Sequential(
+                *(InvertedResidual(narrow, 128, narrow, 1, prelu) for _ in range(depth))
+            )
+        self.stem_pointwise = nn.Identity() if prelu else _conv_bn(narrow, narrow, 1, act=nn.ReLU())
         blocks: list[nn.Module] = []
-        inputs = 64
+        inputs = narrow
         # hidden, output channels, stride, times
         for hidden, outputs, stride, times in (
-            (128, 64, 2, 1),
-            (128, 64, 1, 4),
-            (256, 128, 2, 1),
-            (256, 128, 1, 6),
-            (512, 128, 2, 1),
-            (256, 128, 1, 2),
+            (128, narrow, 2, 1),
+            (128, narrow, 1, 4 * depth),
+            (256, wide, 2, 1),
+            (256, wide, 1, 6 * depth),
+            (512, wide, 2, 1),
+            (256, wide, 1, 2 * depth),
         ):
             for _ in range(times):
                 blocks.append(InvertedResidual(inputs, hidden, outputs, stride, prelu))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
-        self.stage3_blocks = 12
-        self.last = _conv_bn(128, 512, 1, act=_activation(512, prelu))
+        self.stage3_blocks = 2 + 10 * depth
+        self.last = _conv_bn(wide, 512, 1, act=_activation(512, prelu))
         self.pool = _conv_bn(512, 512, 7, groups=512)
         self.output = nn.Conv2d(512, embedding_size, 1, bias=not prelu)
         self.output_bn = nn.BatchNorm1d(embedding_size)
         _initialise(self)
 
     def forward_stage3(self, x: Tensor) -> Tensor:
-        """x [B,3,112,112] -> F3 [B,128,14,14]."""
+        """x [B,3,112,112] -> F3 [B,128,14,14] (times the width)."""
         stem = self.stem_pointwise(self.stem_depthwise(self.stem(x)))
         return self.blocks[: self.stage3_blocks](stem)
 
     def forward_stage4(self, stage3: Tensor) -> Tensor:
-        """F3 [B,128,14,14] -> F4 [B,512,7,7], after the activation of `last`."""
+        """F3 [B,128,14,14] (times the width) -> F4 [B,512,7,7], after the activation of `last`."""
         return self.last(self.blocks[self.stage3_blocks :](stage3))
 
     def without_front(self, stage4: bool = True) -> MobileFaceNet:
@@ -544,11 +467,11 @@ class MobileFaceNet(Backbone):
 
     def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """F4 [B,512,7,7] -> unit embedding [B,E], its norm before [B,1], both float32."""
-        return _unit_and_norm(self.output_bn(self.output(self.pool(features)).flatten(1)))
+        return unit_and_norm(self.output_bn(self.output(self.pool(features)).flatten(1)))
 
     def _cells(self, features: Tensor) -> Tensor:
         depthwise, norm = self.pool
-        (scale, shift), (out_scale, out_shift) = _scale_and_shift(norm), _scale_and_shift(self.output_bn)
+        (scale, shift), (out_scale, out_shift) = scale_and_shift(norm), scale_and_shift(self.output_bn)
         cells = features.flatten(2) * (cast(Tensor, depthwise.weight).flatten(1) * scale[:, None])
         matrix = self.output.weight.flatten(1) * out_scale[:, None]  # [E,C]
         constant = matrix @ shift + out_shift
@@ -581,6 +504,12 @@ class OcclusionHead(nn.Module):
         for convolution in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(convolution.weight, mode="fan_in", nonlinearity="relu")
         nn.init.zeros_(cast(Tensor, self.conv2.bias))
+
+    @torch.no_grad()
+    def see_everything(self) -> None:
+        """Make visibility 1 everywhere: for a head that nothing has trained."""
+        self.conv2.weight.zero_()
+        cast(Tensor, self.conv2.bias).fill_(30.0)  # from 17 on the sigmoid is 1 in float32
 
     def forward(self, features: Tensor) -> Tensor:
         """F [B,C,h,w] -> visibility [B,1,h,w], float32 in [0,1] under autocast too.
@@ -621,6 +550,8 @@ BACKBONES: dict[str, Callable[[NetConfig], Backbone]] = {
     ),
     "mobilefacenet": lambda c: MobileFaceNet(c.embedding_size, "prelu"),
     "mobilefacenet_relu6": lambda c: MobileFaceNet(c.embedding_size, "relu6"),
+    "mbf": lambda c: MobileFaceNet(c.embedding_size, width=2),
+    "mbf_large": lambda c: MobileFaceNet(c.embedding_size, width=4, depth=2),
 }
 """Architecture -> what makes a freshly initialised backbone of it, in train mode."""
 

@@ -118,7 +118,7 @@ class TrainConfig:
     data: DataConfig
     backbone: Path | None = None
     """Published weights, or a model folder (whose matchers and occlusion head are kept), to start from; `net` is then theirs and
-    not used."""
+    not used, but for `net.stage` with published weights."""
     net: NetConfig = field(default_factory=NetConfig)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """What the network is fed; published weights bring their own."""
@@ -515,17 +515,25 @@ def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
 
 def build_model(config: TrainConfig) -> Model:
     """The untrained or published model that the configuration starts from."""
-    if config.backbone is not None and config.backbone.is_dir():
-        model = Model.load(config.backbone)
-        model.config.thresholds = {}  # they don't survive the training
-        model.config.training.pop("thresholds_fitted_on", None)
-        model.fusion.offset.zero_()
-        model.fusion.overlap.zero_()
-        model.fusion.lift.fill_(torch.inf)
-        return model.train()
-    if config.backbone is not None:
-        return Model.from_backbone(config.backbone, config.net.stage, config.qaconv)
-    return Model(ModelConfig(net=config.net, qaconv=config.qaconv, preprocessing=config.preprocessing))
+    if config.backbone is None:
+        return Model(ModelConfig(net=config.net, qaconv=config.qaconv, preprocessing=config.preprocessing))
+    model = Model.open(config.backbone)
+    untrained = model.config.training.pop("untrained", [])
+    if untrained:  # of published weights: what is to be trained begins as of a new model
+        model.config.qaconv = config.qaconv
+        if "occlusion head" in untrained:
+            model.config.net.stage = config.net.stage
+        fresh = Model(model.config)
+        fresh.net.backbone.load_state_dict(model.net.backbone.state_dict())
+        if "occlusion head" not in untrained:
+            fresh.net.occlusion_head.load_state_dict(model.net.occlusion_head.state_dict())
+        return fresh
+    model.config.thresholds = {}  # they don't survive the training
+    model.config.training.pop("thresholds_fitted_on", None)
+    model.fusion.offset.zero_()
+    model.fusion.overlap.zero_()
+    model.fusion.lift.fill_(torch.inf)
+    return model.train()
 
 
 def train(config: TrainConfig) -> Path:

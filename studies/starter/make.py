@@ -115,7 +115,7 @@ def main() -> None:
         )  # fmt: skip
     steps = f"{given.alone} + {given.together} steps of 64 faces and {given.adapt_steps} + {given.adapt_steps} of `oaml adapt`"
     shipped = ship(out / "adapted", out / "shipped")
-    measured = measure(shipped, Model.from_backbone(teacher).eval(), given.data)
+    measured = measure(shipped, Model.from_published(teacher), given.data)
     card = CARD.format(
         parameters=sum(p.numel() for p in shipped.parameters()),
         size=(out / "shipped" / "model.safetensors").stat().st_size / 1e6,

@@ -108,7 +108,7 @@ def adapt(
         oaml adapt --backbone weights.pth --people faces/ --out runs/adapted
 
     Args:
-        backbone: published weights (AdaFace, InsightFace iresnet, MobileFaceNet) or a model folder.
+        backbone: published weights, as `oaml import` takes them, or a model folder.
         people: a folder per person with aligned 112x112 faces.
         out: model folder to write.
         masks: folders of photographs of occluded faces with real masks (images/ + masks/, or kept_faces/ + masks/); half of
@@ -209,8 +209,9 @@ def start(backbone: Path, last_stage: bool = True, flip: bool = False) -> Model:
         last_stage: the branch is a copy of the last stage and of the output layer; otherwise of the output layer alone.
         flip: average every face with its mirror image.
     """
-    checkpoint = Model.load(backbone) if Path(backbone).is_dir() else Model.from_backbone(backbone)
+    checkpoint = Model.open(backbone)
     config = checkpoint.config
+    config.training.pop("untrained", None)
     config.net = NetConfig(
         architecture=config.net.architecture,
         embedding_size=config.net.embedding_size,

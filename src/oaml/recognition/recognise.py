@@ -35,7 +35,7 @@ def load(
     """A model and a detector, ready for images.
 
     Args:
-        model: a model folder, as `oaml adapt --out` writes it; by default the starter model of the package.
+        model: a model folder, as `oaml adapt` writes it, or published weights; by default the starter model of the package.
         detector: a YuNet file; by default the one of `oaml download yunet`, or none: aligned faces need none.
         device: cpu, cuda, or auto for a GPU where there is one.
 

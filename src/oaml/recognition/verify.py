@@ -48,7 +48,7 @@ def verify(
     Args:
         a: a photograph, or a face aligned to 112x112, in colour.
         b: the other one.
-        model: a model folder, as `oaml adapt --out` and `oaml train --out` write it; by default the starter model.
+        model: a model folder, as `oaml adapt` and `oaml train` write it, or published weights; by default the starter model.
         far: share of impostor pairs that may pass; one of those that the model has thresholds for.
         threshold: decide at this fused score instead; any finite number.
         draw: PNG to write of the first answer: what shows, what was matched, and what spoke for and against.

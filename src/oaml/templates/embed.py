@@ -55,7 +55,7 @@ def embed(
         oaml embed runs/adapted --images faces/ --out faces.safetensors
 
     Args:
-        model: a model folder, as `oaml adapt --out` and `oaml train --out` write it.
+        model: a model folder, as `oaml adapt`, `oaml train` and `oaml import` write it, or published weights.
         images: folder of aligned faces; all images below it, sorted.
         out: file to write; an old one is replaced when the new one is complete.
         precision: of the network: float32 or bfloat16.
