@@ -21,6 +21,7 @@ from oaml.model import Model
 from oaml.net import BACKBONES, Architecture, Backbone, NetConfig
 from oaml.qaconv import QAConvConfig
 from oaml.train_val import OptimiserConfig, TrainConfig, train
+from oaml.vit import ViT, ViTSize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,17 +58,20 @@ class Tiny(Backbone):
         return self.output(features).flatten(2).transpose(1, 2)
 
 
+@pytest.mark.parametrize("name", ["tiny", "vit_t"])
 def test_a_backbone_is_one_class(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    monkeypatch.setitem(BACKBONES, "tiny", Tiny)
+    """A convolutional network of one's own, and a transformer (a small one), from training to templates and answers."""
+    made = {"tiny": Tiny, "vit_t": lambda config: ViT(ViTSize(16, 6), config.embedding_size)}
+    monkeypatch.setitem(BACKBONES, name, made[name])
     trained = train(
         TrainConfig(
             out=tmp_path / "trained",
             data=DataConfig(
                 drawn_people=20, drawn_shots=3, identities=4, images=2, occlusion_batch=4, workers=0
             ),
-            net=NetConfig(architecture=cast(Architecture, "tiny"), embedding_size=16),
+            net=NetConfig(architecture=cast(Architecture, name), embedding_size=16),
             qaconv=QAConvConfig(adapter=8),
             head=HeadConfig(s=16.0),
             optimiser=OptimiserConfig(kind="adamw", lr=1e-3),
@@ -101,6 +105,14 @@ def test_a_backbone_is_one_class(
     answer = json.loads(capsys.readouterr().out)
     assert -1 <= answer["cosine"] <= 1
     assert (tmp_path / "why.png").is_file()
+    faces_of_two = tmp_path / "two.safetensors"
+    embed = ["embed", str(adapted), "--images", str(people / "p00"), "--out", str(faces_of_two)]
+    assert main(embed) == 0
+    (tmp_path / "pairs.csv").write_text("path_a,path_b,same\n0.png,1.png,1\n")
+    asked = ["--pairs", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "scores.csv")]
+    assert main(["score", str(adapted), "--images", str(faces_of_two), *asked]) == 0
+    scores = (tmp_path / "scores.csv").read_text().splitlines()[1].split(",")
+    assert float(scores[3]) == pytest.approx(answer["cosine"], abs=0.02)  # of int8 templates
 
 
 def test_the_choices_of_the_command_line_are_the_networks_there_are() -> None:

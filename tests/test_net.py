@@ -83,7 +83,9 @@ def test_golden_embedding_and_map(architecture: str) -> None:
         assert_golden(embedding * norm, golden[f"{architecture}_embedding"])
 
 
-@pytest.mark.parametrize("architecture", [*SMALL, "ir_18", "ir_se_50", "iresnet18", "iresnet34"])
+@pytest.mark.parametrize(
+    "architecture", [*SMALL, "ir_18", "ir_se_50", "iresnet18", "iresnet34", "mbf", "mbf_large"]
+)
 def test_shapes_and_a_gradient_for_every_parameter(architecture: str) -> None:
     torch.manual_seed(0)
     net = Net(config(architecture, embedding_size=64, stage=3))
@@ -302,7 +304,7 @@ def fresh(architecture: str) -> Backbone:
 
 
 @pytest.mark.parametrize(
-    "architecture", ["ir_mini", "ir_se_mini", "iresnet18", "mobilefacenet", "mobilefacenet_relu6"]
+    "architecture", ["ir_mini", "ir_se_mini", "iresnet18", "mobilefacenet", "mobilefacenet_relu6", "mbf"]
 )
 def test_a_copy_without_the_front_is_the_same_last_stage(architecture: str) -> None:
     whole = with_statistics(fresh(architecture))

@@ -297,3 +297,28 @@ def test_golden_mobilefacenets_of_insightface(tmp_path: Path, architecture: str)
         theirs = golden[f"{architecture}.{name}"]
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
     torch.testing.assert_close(cells, embedding * norm, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["vit_t", "vit_s"])
+def test_golden_transformers(tmp_path: Path, architecture: str) -> None:
+    golden = np.load(GOLDEN / "vit.npz")
+    loaded = load_backbone(golden_file(tmp_path, "vit", architecture))
+    assert loaded.config.architecture == architecture
+    assert loaded.preprocessing == Preprocessing("RGB")
+    x = np.random.RandomState(int(golden["input_seed"])).uniform(-1, 1, (2, 3, 112, 112)).astype(np.float32)
+    with torch.no_grad():
+        stage3, features = loaded.backbone.forward_stages(torch.from_numpy(x))
+        embedding, norm = loaded.backbone.forward_head(features)
+        unoccluded = loaded.backbone.forward_occluded(stage3, torch.ones(2, 1, 12, 12))
+        cells = loaded.backbone.cells(unoccluded).sum(1)
+    tokens = features.flatten(2)
+    for ours, name in (
+        (embedding, "embedding"),
+        (norm, "norm"),
+        (tokens.mean(1), "token_mean"),
+        (tokens.std(1), "token_std"),
+        (cells / cells.norm(dim=1, keepdim=True), "embedding"),
+        (cells.norm(dim=1, keepdim=True), "norm"),
+    ):
+        theirs = golden[f"{architecture}.{name}"]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())

@@ -10,6 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from oaml.visibility import GRIDS
+
 
 def unit_and_norm(x: Tensor) -> tuple[Tensor, Tensor]:
     """[B,E] -> unit vectors [B,E], lengths [B,1], in float32: a squared length overflows float16 early."""
@@ -24,6 +26,8 @@ class Backbone(nn.Module):
     A new one is a class that defines the five methods below that raise NotImplementedError, and a line in `BACKBONES`.
     """
 
+    grids: ClassVar[dict[int, tuple[int, int]]] = GRIDS
+    """Cells h x w of the maps of stages 3 and 4."""
     channels: dict[int, int]
     """Channels of the maps of stages 3 and 4."""
     embedding_size: int
@@ -51,6 +55,14 @@ class Backbone(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """x [B,3,112,112] -> F4 [B,channels[4],7,7]."""
         return self.forward_stages(x)[1]
+
+    def forward_occluded(self, stage3: Tensor, visibility: Tensor) -> Tensor:
+        """`forward_stage4` of a map after stage 3 whose occluded cells are set to zero: [B,C3,h,w], [B,1,h,w] in [0,1] -> F4."""
+        return self.forward_stage4(stage3 * visibility.to(stage3.dtype))
+
+    def usable(self, visibility: Tensor) -> Tensor:
+        """[B,1,h,w] -> how much of the cells of `forward_occluded` can be compared."""
+        return visibility
 
     def without_front(self, stage4: bool = True) -> Backbone:
         """A copy of stage 4 and the output layer alone: `forward_stage4` and `forward_head` work, the rest is gone.

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, cast
 from torch import Tensor
 
 from oaml.net import IR, IResNet
+from oaml.vit import SIZES
 
 
 @dataclass
@@ -191,6 +192,14 @@ FAMILIES = (
         Preprocessing("RGB"),
         _mbf_names,
         dimension=1,
+    ),
+    Family(
+        "InsightFace transformer",
+        "patch_embed.proj.weight",
+        "feature.2.weight",
+        {name: Size(size.blocks, size.width) for name, size in SIZES.items()},
+        r"(blocks\.\d+)\.",
+        Preprocessing("RGB"),
     ),
     Family(
         "MobileFaceNet with PReLU",

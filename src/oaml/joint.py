@@ -5,8 +5,8 @@ pair, each cell is weighted by how much of it both faces show, and the two weigh
 published idea: Song et al., Occlusion Robust Face Recognition Based on Mask Learning with Pairwise Differential Siamese
 Network (PDSN), ICCV 2019 (https://arxiv.org/abs/1908.06290).
 
-Shapes: B faces, P probes, G gallery faces, N pairs; R = 7*7 cells; E embedding size. A (the per-cell embeddings) is [B,R,E].
-Visibility is [B,1,h,w] with 1 = visible, h x w either 7x7 or 14x14. Scores are logits: higher is more similar.
+Shapes: B faces, P probes, G gallery faces, N pairs; R = 7*7 cells, of transformers 12*12; E embedding size. A (the per-cell
+embeddings) is [B,R,E]. Visibility is [B,1,h,w], 1 = visible, h x w 7x7, 14x14 or 12x12. Scores are logits: higher is more similar.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from oaml.kernels import native
 from oaml.kernels.best_matches import spread
-from oaml.visibility import CELLS, GRID, cell_visibility, overlap_of, unseen_and_overlap
+from oaml.visibility import JOINT_GRIDS, cell_visibility, overlap_of, unseen_and_overlap
 
 KNOTS = 21  # of the offset, evenly over shares from 0 to 1
 BLOCK_FACES = 96  # on either side, that a thread compares at a time in compiled loops
@@ -39,7 +39,7 @@ class Compared(NamedTuple):
 
 
 class CellShares(NamedTuple):
-    """What each cell adds to the cosine of one pair, [7,7] each."""
+    """What each cell adds to the cosine of one pair, [7,7] each (of transformers [12,12])."""
 
     share: Tensor
     """What each cell adds to the cosine; the sum is the cosine."""
@@ -113,7 +113,7 @@ class Joint(nn.Module):
         """
         with torch.autocast(probe.device.type, enabled=False):
             (a, v_p), (b, v_g) = _both_ready(probe, gallery, probe_visibility, gallery_visibility)
-            if native.multiplies(a) and b.dtype == torch.float32 and a.shape[2] % native.LANES == 0:
+            if native.compares(a) and b.dtype == torch.float32:
                 return Compared(_compiled_cosine(a, v_p, b, v_g), *unseen_and_overlap(v_p, v_g))
             block = max(1, min(int((chunk_bytes / (2 * 4 * a.shape[2])) ** 0.5), 512))
             # fewer probes than gallery faces: more blocks for the threads to share
@@ -141,7 +141,8 @@ class Joint(nn.Module):
         a, b = a[0] * weight[:, None], b[0] * weight[:, None]
         left, right = a.sum(0), b.sum(0)
         share = (a @ right + b @ left) / 2 / (left.norm() * right.norm()).clamp_min(1e-6)
-        return CellShares(share.view(GRID), weight.view(GRID), float(share.sum()))
+        grid = JOINT_GRIDS[visibility_a.shape[1], visibility_a.shape[2]]
+        return CellShares(share.view(grid), weight.view(grid), float(share.sum()))
 
 
 class Fusion(nn.Module):
@@ -193,9 +194,10 @@ class Fusion(nn.Module):
 
 def _ready(cell_embeddings: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
     weight = cell_visibility(visibility)
-    if cell_embeddings.dim() != 3 or cell_embeddings.shape[1] != CELLS or len(cell_embeddings) != len(weight):
+    if cell_embeddings.dim() != 3 or cell_embeddings.shape[:2] != weight.shape:
+        faces, cells = weight.shape
         raise ValueError(
-            f"per-cell embeddings are {tuple(cell_embeddings.shape)}, expected [{len(weight)},{CELLS},E] as for the maps"
+            f"per-cell embeddings are {tuple(cell_embeddings.shape)}, expected [{faces},{cells},E] as for the maps"
         )
     if cell_embeddings.dtype in (torch.float16, torch.bfloat16):
         cell_embeddings = cell_embeddings.float()

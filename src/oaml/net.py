@@ -1,7 +1,8 @@
 """Networks: a backbone that turns a face into an embedding, and an occlusion head that says where the face shows.
 
 Shapes: B images, E embedding size, C channels and h x w cells of a feature map.
-F3 is the map after stage 3 (14x14 cells of 8 pixels), F4 the one after stage 4 (7x7 cells of 16 pixels).
+F3 is the map after stage 3 (14x14 cells of 8 pixels), F4 the one after stage 4 (7x7 cells of 16 pixels); of a transformer both
+have 12x12 cells of 9 pixels, and "14x14" and "7x7" stand for them too.
 A network input x is float [B,3,112,112], already in the channel order, mean and deviation of the weights.
 
 IR and IR-SE:  Deng et al., ArcFace, CVPR 2019 (https://arxiv.org/abs/1801.07698), with the parameter names of
@@ -28,6 +29,7 @@ from oaml.backbone import Backbone, scale_and_shift, unit_and_norm
 from oaml.kernels.prelu import PReLU
 from oaml.support.files import FACE_SIZE
 from oaml.visibility import CELLS, GRIDS, on_grid
+from oaml.vit import SIZES, ViT
 
 Architecture = Literal[
     "ir_18",
@@ -44,6 +46,10 @@ Architecture = Literal[
     "mobilefacenet_relu6",
     "mbf",
     "mbf_large",
+    "vit_t",
+    "vit_s",
+    "vit_b",
+    "vit_l",
     "ir_mini",
 ]
 
@@ -73,8 +79,8 @@ class NetConfig:
     branch: Literal["none", "output", "stage"] = "none"
     """Weights that matching has to itself. none: matching reads the backbone's own map and output layer. output: the joint (that
     is, visibility-masked) embedding has an output layer of its own. stage: it and QAConv have a last stage of their own as well,
-    whose input is set to zero where the occlusion head sees an occluder, so that the occluder doesn't leak into the cells beside
-    it; needs occlusion_stage 3."""
+    whose input is set to zero where the occlusion head sees an occluder (a transformer leaves those tokens out), so that the
+    occluder doesn't leak into the cells beside it; needs occlusion_stage 3."""
 
     def __post_init__(self) -> None:
         if self.architecture not in BACKBONES:
@@ -552,6 +558,7 @@ BACKBONES: dict[str, Callable[[NetConfig], Backbone]] = {
     "mobilefacenet_relu6": lambda c: MobileFaceNet(c.embedding_size, "relu6"),
     "mbf": lambda c: MobileFaceNet(c.embedding_size, width=2),
     "mbf_large": lambda c: MobileFaceNet(c.embedding_size, width=4, depth=2),
+    **dict.fromkeys(SIZES, lambda c: ViT(SIZES[c.architecture], c.embedding_size)),
 }
 """Architecture -> what makes a freshly initialised backbone of it, in train mode."""
 
@@ -578,7 +585,7 @@ class Net(nn.Module):
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of the matched feature map."""
-        return GRIDS[self.config.stage]
+        return self.backbone.grids[self.config.stage]
 
     @property
     def channels(self) -> int:
@@ -614,15 +621,19 @@ class Net(nn.Module):
         if self.config.branch == "stage":
             stage4 = self.matched(stage3, fine)
         features = stage4 if self.config.stage == 4 else stage3
-        visibility = on_grid(fine, self.grid)
+        visibility = on_grid(self.usable(fine), self.grid)
         return FaceOutput(embedding, norm, visibility, features, stage4, fine)
 
     def matched(self, stage3: Tensor, fine: Tensor) -> Tensor:
         """F3 [B,C3,14,14] and visibility [B,1,14,14] -> the map after stage 4 [B,C4,7,7] that is matched.
 
-        With branch `stage`, F3 is multiplied by visibility before the branch's stage 4; no gradient reaches the occlusion head
-        from here.
+        With branch `stage`, what is occluded in F3 is kept from the branch's stage 4 (`Backbone.forward_occluded`); no gradient
+        reaches the occlusion head from here.
         """
         if self.branch is None or self.config.branch == "output":
             return self.backbone.forward_stage4(stage3)
-        return self.branch.forward_stage4(stage3 * fine.detach().to(stage3.dtype))
+        return self.branch.forward_occluded(stage3, fine.detach())
+
+    def usable(self, fine: Tensor) -> Tensor:
+        """Visibility [B,1,h,w] as the head predicts it -> of what `matched` gives."""
+        return self.backbone.usable(fine) if self.config.branch == "stage" else fine

@@ -36,7 +36,7 @@ from oaml.occluders import KINDS
 from oaml.support.files import check_model_folder, printable
 from oaml.support.lock import alone
 from oaml.support.progress import progress
-from oaml.visibility import GRID, on_grid
+from oaml.visibility import on_grid
 
 DISTILLATION_WEIGHT = 2.0
 """Weight of the loss that holds each visible cell of a face to the per-cell embedding that the checkpoint gives for the image
@@ -348,7 +348,8 @@ def train_matchers(
         fine = torch.from_numpy(visibility[rows]).to(device).float()[:, None] / 255
         with torch.set_grad_enabled(net.config.branch == "stage"):
             stage4 = net.matched(stage3, fine)
-        cells, seen = net.branch.cells(stage4), on_grid(fine, GRID)
+        fine = net.usable(fine)
+        cells, seen = net.branch.cells(stage4), on_grid(fine, net.backbone.grids[4])
         same = torch.eye(pairs, dtype=torch.bool, device=device)
         compared = model.joint.compare(cells[:pairs], cells[pairs:], seen[:pairs], seen[pairs:])
         joint = model.joint.logit(compared.cosine, compared.unseen)

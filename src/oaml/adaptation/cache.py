@@ -1,14 +1,16 @@
 """Features of the training images under many occluders, computed once and kept in memory-mapped files.
 
 A cache is a folder: `features.npy` float16 [N,14,14,C] (the map after stage 3), `visibility.npy` uint8 [N,14,14] (255 where the
-face shows) and `state.json` with the key of what it was made of and how many rows are done. Rows are written in order, and the
-random numbers of a row depend on its own name alone: a build that was killed goes on where it stopped and ends with the same bytes.
+face shows) and `state.json` with the key of what it was made of and how many rows are done. Of a transformer the map is the
+tokens after its first blocks, [N,12,12,C]. Rows are written in order, and the random numbers of a row depend on its own name alone:
+a build that was killed goes on where it stopped and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -29,7 +31,7 @@ from oaml.model import Model
 from oaml.occluders import Occluder, occluder_rng
 from oaml.support.files import FACE_SIZE, write_file
 from oaml.support.progress import progress
-from oaml.visibility import GRIDS, mask_to_cells
+from oaml.visibility import mask_to_cells
 
 VERSION = 1  # of what rows mean; raised when old caches would mislead
 CHUNK = 256  # rows that are computed and written at a time
@@ -121,7 +123,8 @@ class FeatureCache:
         """
         key = self.key()
         done = self._done(key)
-        shape = (self.count, *GRIDS[3], self.model.net.backbone.channels[3])
+        grid = self.model.net.backbone.grids[3]
+        shape = (self.count, *grid, self.model.net.backbone.channels[3])
         features = self._open("features.npy", np.float16, shape, fresh=done == 0)
         visibility = self._open("visibility.npy", np.uint8, shape[:3], fresh=done == 0)
         with progress("faces under occluders" if show else None, self.count, done) as advance:
@@ -129,7 +132,7 @@ class FeatureCache:
                 stop = min(start + CHUNK, self.count)
                 images, masks = zip(*(self.face(i) for i in range(start, stop)), strict=True)
                 features[start:stop] = stage3(self.model, images, self.bfloat16)
-                aligned = mask_to_cells(torch.from_numpy(np.stack(masks))[:, None], GRIDS[3])[:, 0]
+                aligned = mask_to_cells(torch.from_numpy(np.stack(masks))[:, None], grid)[:, 0]
                 visibility[start:stop] = np.rint(aligned.numpy() * 255).astype(np.uint8)
                 features.flush()
                 visibility.flush()
@@ -157,7 +160,8 @@ class FeatureCache:
             )
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
-        size = self.count * (GRIDS[3][0] * GRIDS[3][1]) * (2 * self.model.net.backbone.channels[3] + 1)
+        backbone = self.model.net.backbone
+        size = self.count * math.prod(backbone.grids[3]) * (2 * backbone.channels[3] + 1)
         free = shutil.disk_usage(self.folder).free
         if free < size * 1.02:
             self.folder.rmdir()

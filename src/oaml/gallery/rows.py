@@ -4,7 +4,7 @@ The whole embedding of an occluded face is a poor query, since the occluder is p
 a few patterns of visibility: the sum of the per-cell embeddings of that pattern. The vector of a probe is the sum of the cells that
 it shows, and it is compared with the vectors of the pattern that is nearest to its own visibility.
 
-Shapes: N faces, E embedding size, K patterns, 49 cells.
+Shapes: N faces, E embedding size, K patterns, R cells: 49, of a transformer 144.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from oaml.gallery.digests import DIGESTED, SIZE, digest
 from oaml.gallery.folder import Entry
 from oaml.template import Templates, pooled
 from oaml.templates.quantised import QuantisedTemplates
-from oaml.visibility import GRID, cell_visibility
+from oaml.visibility import CELLS, GRID, TOKENS, cell_visibility
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,6 +42,12 @@ PATTERNS = _patterns()
 """What shows of a face, [49] in [0,1] each: without an occluder, over a medical mask, in a niqab, around sunglasses."""
 
 
+def _patterns_on(cells: int) -> Tensor:
+    """The patterns on so many cells, [K,R]."""
+    patterns = torch.stack(list(PATTERNS.values()))
+    return patterns if cells == CELLS else F.interpolate(patterns.view(-1, 1, *GRID), TOKENS).flatten(1)
+
+
 def column_names() -> list[str]:
     """The columns of vectors, one a pattern."""
     return [f"vector_{name}" for name in PATTERNS]
@@ -52,15 +58,14 @@ def pattern_vectors(faces: Templates) -> dict[str, Tensor]:
     weight = cell_visibility(faces.visibility)
     return {
         name: F.normalize(torch.einsum("nr,nre->ne", weight * pattern, faces.cell_embeddings), dim=1)
-        for name, pattern in PATTERNS.items()
+        for name, pattern in zip(PATTERNS, _patterns_on(weight.shape[1]), strict=True)
     }
 
 
 def probe_vectors(faces: Templates) -> tuple[list[str], Tensor]:
     """The column of the pattern most like what each face shows, and [N,E], unit vectors of all that it shows."""
     weight = cell_visibility(faces.visibility)
-    patterns = torch.stack(list(PATTERNS.values()))
-    nearest = torch.cdist(weight, patterns).argmin(1)
+    nearest = torch.cdist(weight, _patterns_on(weight.shape[1])).argmin(1)
     shown = F.normalize(torch.einsum("nr,nre->ne", weight, faces.cell_embeddings), dim=1)
     columns = column_names()
     return [columns[i] for i in nearest.tolist()], shown

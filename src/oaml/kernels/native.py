@@ -92,6 +92,11 @@ def multiplies(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and vectors and library() is not None
 
 
+def compares(cells: Tensor) -> bool:
+    """Whether `joint_cosine` can take per-cell embeddings like these [N,R,E]."""
+    return multiplies(cells) and cells.shape[1] <= 64 and cells.shape[2] % LANES == 0
+
+
 def picker(
     dtype: torch.dtype,
     log_p: Tensor | None,

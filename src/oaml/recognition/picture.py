@@ -116,7 +116,12 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
 
 def _on_pixels(cells: np.ndarray) -> np.ndarray:
     """[h,w] -> [448,448]; cells stay visible as cells."""
-    return np.kron(cells, np.ones((_SIDE // cells.shape[0], _SIDE // cells.shape[1])))
+    from oaml.visibility import TOKENS
+
+    # a transformer's cells of 9 pixels leave out the last 4 of 112, which the last cells are drawn on too
+    side = 9 * _SIDE // 112 if cells.shape == TOKENS else _SIDE // cells.shape[0]
+    cell = np.minimum(np.arange(_SIDE) // side, len(cells) - 1)
+    return cells[cell[:, None], cell]
 
 
 def _grey(picture: np.ndarray) -> np.ndarray:
