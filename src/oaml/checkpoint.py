@@ -74,6 +74,11 @@ def first_bytes(path: Path) -> bytes:
         raise unreadable(path, error) from error
 
 
+def is_onnx(first: bytes) -> bool:
+    """Whether a file that begins so is a protocol buffer whose first field is a small number: the version of ONNX's format."""
+    return first[:1] == b"\x08" and first[1:2] < b"\x20"
+
+
 def _collect(content: Mapping[Any, Any], prefix: str, found: Tensors, levels: int) -> None:
     for key, value in content.items():
         if isinstance(value, _StandIn) and value.content:

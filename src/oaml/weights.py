@@ -19,7 +19,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from oaml.checkpoint import Tensors, read_tensors
+from oaml.checkpoint import Tensors, first_bytes, is_onnx, read_tensors
 from oaml.errors import OamlError, few
 from oaml.families import FAMILIES, Family, Preprocessing
 from oaml.net import MOST_NUMBERS, Architecture, Backbone, NetConfig, OcclusionHead, build_backbone
@@ -64,6 +64,8 @@ def load_backbone(
     """
     path = Path(path)
     file = find_weights(path)
+    if is_onnx(first_bytes(file)):
+        return _from_onnx(path, file, architecture, preprocessing)
     found = read_tensors(file)
     family, prefix = _recognise(path, found, ema)
     weights = {key.removeprefix(prefix): x for key, x in found.by_name.items() if key.startswith(prefix)}
@@ -114,6 +116,21 @@ def load_backbone(
         head,
         _groups(prefix, aside),
     )
+
+
+def _from_onnx(
+    path: Path, file: Path, architecture: str | None, preprocessing: Preprocessing | None
+) -> LoadedBackbone:
+    from oaml.onnx_weights import read_onnx
+
+    backbone, config = read_onnx(file)
+    if architecture not in (None, config.architecture):
+        raise OamlError(
+            f"{path}: holds {config.architecture}, not {architecture}; name another file or architecture"
+        )
+    family = next(family for family in FAMILIES if config.architecture in family.sizes)
+    feed = preprocessing or _stated(file, family.preprocessing)
+    return LoadedBackbone(backbone, config, feed, f"{path.name} ({family.title}, ONNX)")
 
 
 def _need_tensors(path: Path, found: Tensors, names: Iterable[str]) -> None:
