@@ -81,8 +81,37 @@ def test_the_table() -> None:
         assert entry.address.startswith("https://")
         assert entry.revision in entry.address
         assert entry.licence
+        assert "https://" in entry.citation
         assert entry.sha256 is None or (len(entry.sha256) == 64 and int(entry.sha256, 16))
         assert place(name).name == entry.file
+
+
+def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["download", "--list"]) == 0
+    printed = capsys.readouterr().out
+    for name, entry in DOWNLOADS.items():
+        for said in (
+            name,
+            entry.licence,
+            entry.commercial,
+            entry.address,
+            entry.citation,
+            entry.sha256 or "--sha256",
+        ):
+            assert said in printed
+    assert main(["download"]) == 2
+    assert "yunet, " in capsys.readouterr().err
+
+
+def test_a_colour_order_lies_beside_the_weights_that_it_is_of(table: Path, server: Server) -> None:
+    assert main(["download", "adaface-ir101-webface12m"]) == 0
+    assert main(["download", "adaface-ir101-webface12m"]) == 0
+    file = place("adaface-ir101-webface12m")
+    assert sorted(path.name for path in table.iterdir()) == [file.name, f"{file.name}.yaml"]
+    assert (table / f"{file.name}.yaml").read_text() == "color_space: RGB\n"
+    assert main(["download", "w600k-mbf"]) == 0
+    assert not place("w600k-mbf").with_name("w600k_mbf.onnx.yaml").exists()
+    assert len(server.asked) == 2
 
 
 def test_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -228,6 +228,15 @@ def test_the_colour_order_is_that_of_model_yaml(folder: Callable[[str], Path]) -
             assert loaded.preprocessing == Preprocessing(colours)  # type: ignore[arg-type]
 
 
+def test_a_file_of_ones_own_states_the_colour_order(tmp_path: Path) -> None:
+    """As `oaml download` writes it; it says nothing of the other weights in its folder."""
+    for name in ("a.pt", "b.pt"):
+        put(tmp_path / name, prefixed("net."))
+    (tmp_path / "a.pt.yaml").write_text("color_space: RGB\n")
+    assert load_backbone(tmp_path / "a.pt").preprocessing.channels == "RGB"
+    assert load_backbone(tmp_path / "b.pt").preprocessing.channels == "BGR"
+
+
 def test_a_copy_of_a_hub_repository(tmp_path: Path) -> None:
     save_file(prefixed("model.net."), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"conf": {"color_space": "RGB"}, "auto_map": {}}))

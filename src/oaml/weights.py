@@ -212,14 +212,15 @@ def find_weights(path: Path) -> Path:
 
 
 def _stated(file: Path, family: Preprocessing) -> Preprocessing:
-    """The family's preprocessing with the colour order that a `model.yaml` or `config.json` of CVLface states beside the weights.
+    """The family's preprocessing with the colour order that a file beside the weights states: a `model.yaml` or `config.json` of
+    CVLface, or what `oaml download` writes.
 
     Raises:
         OamlError: it states something else, or can't be read.
     """
     from yaml import YAMLError, safe_load
 
-    for beside in ("model.yaml", "pretrained_model/model.yaml", "config.json"):
+    for beside in (f"{file.name}.yaml", "model.yaml", "pretrained_model/model.yaml", "config.json"):
         stating = file.parent / beside
         if not stating.is_file():
             continue

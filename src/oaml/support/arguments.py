@@ -53,8 +53,8 @@ class Parser(ArgumentParser):
         Args:
             command: as the user writes it, `oaml verify`.
             source: a function with a docstring that describes every parameter; those that may be passed by position and have no
-                default are arguments without a flag. Or a dataclass of settings, which a YAML file may hold too; those of nested
-                dataclasses are flags such as `--data.people`.
+                default, or can only be passed so, are arguments without a flag. Or a dataclass of settings, which a YAML file may
+                hold too; those of nested dataclasses are flags such as `--data.people`.
             summary: the beginning of the help of a dataclass; that of a function begins with its docstring.
             example: a call that works.
             renamed: old flag -> new flag.
@@ -73,9 +73,12 @@ class Parser(ArgumentParser):
             parser.description = docs.description
             helps = {parameter.arg_name: parameter.description for parameter in docs.params}
             for p in inspect.signature(source).parameters.values():
-                if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty:
+                if p.kind is p.POSITIONAL_ONLY or (
+                    p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
+                ):
                     parser.positional.append(p.name)
-                    parser.add_argument(p.name, type=parser.types[p.name], help=helps.get(p.name))
+                    may_miss = {} if p.default is p.empty else {"nargs": "?", "default": p.default}
+                    parser.add_argument(p.name, type=parser.types[p.name], help=helps.get(p.name), **may_miss)
             parser.add_function_arguments(source, as_group=False, skip={*parser.positional})
         parser._describe()
         return parser

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from oaml.errors import OamlError
+from oaml.support.files import write_file
 from oaml.support.progress import progress
 
 CHUNK_BYTES = 1 << 16
@@ -36,11 +37,35 @@ class Download:
     file: str
     """Its name here."""
     sha256: str | None
-    """None where nobody states it for this address."""
+    """None where nobody states it for this address, or only one who is not its publisher."""
     what: str
+    commercial: Literal["yes", "no", "unclear"]
+    """Whether the weights may be used commercially, as far as their publisher and that of their training data say."""
+    citation: str
+    colours: str | None = None
+    """Order of the colours of CVLface's weights, which their repository states in another file."""
 
 
-DownloadName = Literal["yunet", "mobilefacenet-ms1m", "mobilefacenet-casia"]
+ARCFACE = "Deng et al., ArcFace, CVPR 2019, https://arxiv.org/abs/1801.07698"
+ADAFACE = "Kim et al., AdaFace, CVPR 2022, https://arxiv.org/abs/2204.00964"
+MOBILEFACENETS = "Chen et al., MobileFaceNets, CCBR 2018, https://arxiv.org/abs/1804.07573"
+LVFACE = "You et al., LVFace, ICCV 2025, https://arxiv.org/abs/2501.13420"
+INSIGHTFACE_LICENCE = "InsightFace's models: non-commercial research only"
+CVLFACE_LICENCE = "MIT, and that of the training data (WebFace260M: non-commercial research only)"
+LVFACE_LICENCE = "MIT for the code; the models for non-commercial research only"
+
+DownloadName = Literal[
+    "yunet",
+    "mobilefacenet-ms1m",
+    "mobilefacenet-casia",
+    "w600k-mbf",
+    "w600k-r50",
+    "adaface-ir18-webface4m",
+    "adaface-ir50-webface4m",
+    "adaface-ir101-webface12m",
+    "lvface-t",
+    "lvface-b",
+]
 DOWNLOADS: dict[DownloadName, Download] = {
     "yunet": Download(
         "https://huggingface.co/opencv/face_detection_yunet/resolve/"
@@ -51,6 +76,8 @@ DOWNLOADS: dict[DownloadName, Download] = {
         # as the OpenCV Zoo states it in its repository
         "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
         "YuNet, the face detector that photographs need (233 kB)",
+        "yes",
+        "Wu et al., YuNet, Machine Intelligence Research 2023, https://doi.org/10.1007/s11633-023-1423-y",
     ),
     "mobilefacenet-ms1m": Download(
         "https://github.com/foamliu/MobileFaceNet/releases/download/v1.0/mobilefacenet.pt",
@@ -59,6 +86,8 @@ DOWNLOADS: dict[DownloadName, Download] = {
         "mobilefacenet_ms1m_foamliu.pt",
         "90a00ba1d8b0b688af3deb731ed53dca582e6106805d1bc3cfdef55f570493f4",
         "a small backbone for `oaml adapt`, 128 numbers a face (4 MB)",
+        "unclear",
+        MOBILEFACENETS,
     ),
     "mobilefacenet-casia": Download(
         "https://github.com/bubbliiiing/arcface-pytorch/releases/download/v1.0/arcface_mobilefacenet.pth",
@@ -67,6 +96,88 @@ DOWNLOADS: dict[DownloadName, Download] = {
         "mobilefacenet_casia_bubbliiiing.pth",
         None,
         "a small backbone for `oaml adapt`, 128 numbers a face (4 MB)",
+        "unclear",
+        MOBILEFACENETS,
+    ),
+    "w600k-mbf": Download(
+        "https://huggingface.co/immich-app/buffalo_s/resolve/"
+        "0ff1751885575e62e084dff70549ce24a11fa5dc/recognition/model.onnx",
+        "0ff1751885575e62e084dff70549ce24a11fa5dc",
+        INSIGHTFACE_LICENCE,
+        "w600k_mbf.onnx",
+        "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f",
+        "InsightFace's MobileFaceNet of buffalo_s, 512 numbers a face (14 MB)",
+        "no",
+        ARCFACE,
+    ),
+    "w600k-r50": Download(
+        "https://huggingface.co/immich-app/buffalo_l/resolve/"
+        "d09715916a0778919a770c343533641e250b8699/recognition/model.onnx",
+        "d09715916a0778919a770c343533641e250b8699",
+        INSIGHTFACE_LICENCE,
+        "w600k_r50.onnx",
+        "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43",
+        "InsightFace's iresnet50 of buffalo_l, 512 numbers a face (174 MB)",
+        "no",
+        ARCFACE,
+    ),
+    "adaface-ir18-webface4m": Download(
+        "https://huggingface.co/minchul/cvlface_adaface_ir18_webface4m/resolve/"
+        "0dd53f188fa27968b0a1326970ebf4aeb37ce2ca/model.safetensors",
+        "0dd53f188fa27968b0a1326970ebf4aeb37ce2ca",
+        CVLFACE_LICENCE,
+        "cvlface_adaface_ir18_webface4m.safetensors",
+        None,
+        "AdaFace IR-18, 512 numbers a face (97 MB)",
+        "no",
+        ADAFACE,
+        "RGB",
+    ),
+    "adaface-ir50-webface4m": Download(
+        "https://huggingface.co/minchul/cvlface_adaface_ir50_webface4m/resolve/"
+        "fe7718c6dc8af1b9946e0de778167c1695dd8814/model.safetensors",
+        "fe7718c6dc8af1b9946e0de778167c1695dd8814",
+        CVLFACE_LICENCE,
+        "cvlface_adaface_ir50_webface4m.safetensors",
+        None,
+        "AdaFace IR-50, 512 numbers a face (175 MB)",
+        "no",
+        ADAFACE,
+        "RGB",
+    ),
+    "adaface-ir101-webface12m": Download(
+        "https://huggingface.co/minchul/cvlface_adaface_ir101_webface12m/resolve/"
+        "54f602a0737bd1ee4a4e7e9fd089a485f397fefd/pretrained_model/model.pt",
+        "54f602a0737bd1ee4a4e7e9fd089a485f397fefd",
+        CVLFACE_LICENCE,
+        "cvlface_adaface_ir101_webface12m.pt",
+        "e312d79222d28027f146ed495e182e48fe0dddf404cdbbdabcccdbdd07cc3758",
+        "AdaFace IR-101, 512 numbers a face (261 MB)",
+        "no",
+        ADAFACE,
+        "RGB",
+    ),
+    "lvface-t": Download(
+        "https://huggingface.co/bytedance-research/LVFace/resolve/"
+        "b12702ab1f5c721748e054a66dc90e1edd1f0724/LVFace-T_Glint360K/LVFace-T_Glint360K.pt",
+        "b12702ab1f5c721748e054a66dc90e1edd1f0724",
+        LVFACE_LICENCE,
+        "LVFace-T_Glint360K.pt",
+        None,
+        "LVFace's transformer vit_t, 512 numbers a face",
+        "no",
+        LVFACE,
+    ),
+    "lvface-b": Download(
+        "https://huggingface.co/bytedance-research/LVFace/resolve/"
+        "b12702ab1f5c721748e054a66dc90e1edd1f0724/LVFace-B_Glint360K/LVFace-B_Glint360K.pt",
+        "b12702ab1f5c721748e054a66dc90e1edd1f0724",
+        LVFACE_LICENCE,
+        "LVFace-B_Glint360K.pt",
+        None,
+        "LVFace's transformer vit_b, 512 numbers a face",
+        "no",
+        LVFACE,
     ),
 }
 
@@ -81,7 +192,14 @@ def place(name: DownloadName) -> Path:
     return home() / DOWNLOADS[name].file
 
 
-def download(name: DownloadName, *, out: Path | None = None, sha256: str | None = None) -> None:
+def download(
+    name: DownloadName | None = None,
+    /,
+    *,
+    list: bool = False,
+    out: Path | None = None,
+    sha256: str | None = None,
+) -> None:
     """Fetch a published file and keep it where the other commands look for it.
 
     A download that broke off goes on where it stopped. A file gets its final name only after its SHA-256 was compared.
@@ -90,7 +208,8 @@ def download(name: DownloadName, *, out: Path | None = None, sha256: str | None 
         oaml download yunet
 
     Args:
-        name: yunet, mobilefacenet-ms1m or mobilefacenet-casia.
+        name: one of the files that --list prints.
+        list: print all files with their licences, whether commercial use is allowed, whom to cite, and where they come from.
         out: the file to write, or a folder for it; by default a file in ~/.cache/oaml, or in the folder OAML_HOME.
         sha256: 64 hexadecimal digits that the file must have. Needed where the table of downloads has none.
 
@@ -98,6 +217,15 @@ def download(name: DownloadName, *, out: Path | None = None, sha256: str | None 
         OamlError: no SHA-256 to compare with, another file than stated, no answer, or no space. No file has the final name
             then.
     """
+    if list:
+        print(table())
+        return
+    if name is None:
+        print(
+            f"oaml download: name one of {', '.join(DOWNLOADS)} (oaml download --list says more)",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     entry = DOWNLOADS[name]
     path = place(name) if out is None else Path(out)
     if path.is_dir():
@@ -111,9 +239,26 @@ def download(name: DownloadName, *, out: Path | None = None, sha256: str | None 
         raise OamlError(f"sha256: {sha256} is no SHA-256; give 64 hexadecimal digits")
     if path.is_file() and digest_of(path) == digest:
         print(f"{path}: is there already")
-        return
-    fetch(entry.address, path, digest, label=name if sys.stderr.isatty() else None)
-    print(f"{path}: {entry.what}; licence: {entry.licence}")
+    else:
+        fetch(entry.address, path, digest, label=name if sys.stderr.isatty() else None)
+        print(f"{path}: {entry.what}; licence: {entry.licence}")
+    if entry.colours is not None:  # `oaml.weights` reads it there
+        stated = f"color_space: {entry.colours}\n"
+        write_file(path.with_name(f"{path.name}.yaml"), lambda temporary: temporary.write_text(stated))
+
+
+def table() -> str:
+    """What there is to download, for people."""
+    width = max(map(len, DOWNLOADS))
+    lines = [f"{'name':<{width}}  commercial use  licence"]
+    lines += [
+        f"{name:<{width}}  {entry.commercial:<14}  {entry.licence}" for name, entry in DOWNLOADS.items()
+    ]
+    for name, entry in DOWNLOADS.items():
+        digest = entry.sha256 or "none that is known; needs --sha256"
+        lines += ["", f"{name}: {entry.what}", f"  cite: {entry.citation}", f"  from: {entry.address}"]
+        lines += [f"  SHA-256: {digest}"]
+    return "\n".join(lines)
 
 
 def fetch(address: str, path: Path, sha256: str, *, label: str | None = None) -> None:
