@@ -132,7 +132,7 @@ def other_faces(half: Half, data: Path, report: bool) -> None:
         except OamlError:  # no face found, or too small a one
             continue
         for subject in subjects[:5]:
-            put(half, "masked photographs", True, subject.crop())
+            put(half, "masked photographs", True, subject.crop)
         boxes = [subject.face.box for subject in subjects if subject.face is not None]
         for part in beside(subjects[0].photograph, boxes, np.random.default_rng(split_of(path.name))):
             put(half, "photographs beside their faces", False, part)

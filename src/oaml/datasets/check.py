@@ -13,6 +13,7 @@ from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import DrawnFolder, People
 from oaml.errors import OamlError
 from oaml.support.files import FACE_SIZE, read_image
+from oaml.support.images import stated_size
 from oaml.support.progress import progress
 
 Check = Literal["fast", "full", "off"]
@@ -97,11 +98,7 @@ def _look(read: Callable[[], object], how: Check, files: Sequence[tuple[str | Pa
 
 def _seems_right(path: str | Path, resize: bool | None) -> bool:
     """Whether a file says of itself that it is an image of the size that is wanted; what can't be told isn't."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            width, height = opened.size
-    except Exception:  # a damaged file fails in as many ways as there are bytes; reading it gives the reason
+    size = stated_size(path)
+    if size is None:
         return False
-    return width == height if resize is None else resize or (width, height) == (FACE_SIZE, FACE_SIZE)
+    return size[0] == size[1] if resize is None else resize or size == (FACE_SIZE, FACE_SIZE)

@@ -147,12 +147,12 @@ class Measured:
     """Condition -> all pairs of the list, occluded on the side that was asked for."""
     retrieved: dict[str, dict[str, Retrieved]] = field(default_factory=dict)
     """Condition -> score -> what searches give."""
+    shared_occluders: int = 0
+    """How many occluders of each kind were shared."""
     baseline_pairs: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     """Condition -> baseline -> scores of all pairs of the list, as `asked`."""
     baseline_searches: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     """Condition -> baseline -> [P,3], see `metrics.retrieval`."""
-    shared_occluders: int = 0
-    """How many occluders of each kind were shared."""
 
 
 @dataclass

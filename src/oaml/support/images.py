@@ -320,3 +320,14 @@ def _decode(image: Content, given: Image, numbers: bool = False) -> np.ndarray:
         raise OamlError(
             f"{name_of(given)}: is not a readable image ({reason}); replace or remove it"
         ) from error
+
+
+def stated_size(path: str | Path) -> tuple[int, int] | None:
+    """Width and height that the beginning of a file states; None where nothing is stated, for reading it gives the reason."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            return opened.size
+    except Exception:  # as in `_decode`
+        return None
