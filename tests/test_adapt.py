@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from oaml.adaptation import adapt, cache, held_out
+from oaml.adaptation import adapt, cache, held_out, thresholds
 from oaml.adaptation.cache import NO_OCCLUDER, CachePlan, FeatureCache
 from oaml.adaptation.held_out import HeldOut
 from oaml.datasets.drawn import draw_face
@@ -214,7 +214,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> Used:
 
     def calibrated(model: Model, faces: HeldOut) -> None:
         seen.calibrated = set(faces.people.people), faces.occluder.style
-        held_out.calibrate(model, faces)
+        thresholds.calibrate(model, faces)
 
     def judged(model: Model, faces: HeldOut) -> Any:
         seen.judged = set(faces.people.people), faces.occluder.style

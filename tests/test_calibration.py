@@ -5,8 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from oaml.adaptation.calibration import UNSEEN_MARGIN, fit_lift, fit_offset, fit_overlap, fit_thresholds
-from oaml.joint import KNOTS
+from oaml.adaptation.calibration import (
+    LEAST_ACCEPTS,
+    STRENGTHS,
+    UNSEEN_MARGIN,
+    WINDOW,
+    Class,
+    fit_lift,
+    fit_offset,
+    fit_overlap,
+    fit_strength,
+    fit_thresholds,
+    fit_traces,
+    raise_offset,
+    raise_thresholds,
+)
+from oaml.joint import KNOTS, TRACES
 
 KNOT = np.linspace(0, 1, KNOTS)
 
@@ -95,6 +109,129 @@ def test_overlap_by_hand() -> None:
     assert fit_overlap(-excess, overlap, cosine, even, far=0.3) == 0
     assert fit_overlap(excess, np.zeros(4), cosine, even, far=0.3) == 0  # it would not help
     assert fit_overlap(excess, overlap, -cosine, even, far=0.3) == 0
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def treated_faces(way: int, n: int, seed: int, strength: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of strangers [n,32] that a way moved along an axis of its own, and the people's own parts."""
+    rng = np.random.default_rng(seed)
+    own = rng.normal(0, 1, (n, 32)) * np.linspace(1.5, 0.5, 32)
+    moved = own.copy()
+    moved[:, 20 + way] += strength * np.linalg.norm(own, axis=1) / 2
+    return unit(moved).astype(np.float32), unit(own).astype(np.float32)
+
+
+def test_traces_are_where_treated_pictures_stand_out() -> None:
+    ways = [treated_faces(way, 2000, way) for way in range(4)]
+    seen = np.concatenate([own for _, own in ways])
+    traces = fit_traces(np.stack([moved.mean(0) for moved, _ in ways]), seen)
+    assert traces.shape == (TRACES, 32)
+    assert (np.square(seen @ traces.T).mean(0) <= 1 / 32 + 1e-6).all()
+    for way, (moved, own) in enumerate(ways):
+        alike = (moved[:200] @ traces.T) @ (moved[200:400] @ traces.T).T
+        unlike = (own[:200] @ traces.T) @ (own[200:400] @ traces.T).T
+        other = (moved[:200] @ traces.T) @ (ways[way - 1][0][:200] @ traces.T).T
+        assert alike.mean() > 5 * np.abs(unlike).mean()
+        assert alike.mean() > 5 * abs(other.mean())  # treated in two ways: nothing in common
+    one = fit_traces(ways[0][0].mean(0)[None], seen)  # a single way
+    assert np.isfinite(one).all()
+    assert np.abs(one[0]).argmax() == 20
+
+
+def test_traces_keep_the_rate_where_both_pictures_were_treated_alike() -> None:
+    def pairs(way: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        moved, own = treated_faces(way or 0, 450, seed)
+        faces = own if way is None else moved
+        cosine, projected = faces @ faces.T, faces @ traces.T
+        upper = np.triu_indices(len(faces), 1)
+        return 20 * cosine[upper], np.maximum(projected @ projected.T, 0)[upper]
+
+    ways = [treated_faces(way, 2000, way) for way in range(4)]
+    seen = np.concatenate([own for _, own in ways])
+    traces = fit_traces(np.stack([moved.mean(0) for moved, _ in ways]), seen)
+    strength = fit_strength([pairs(way, 50 + way) for way in range(4)], pairs(None, 60))
+    assert 0 < strength < STRENGTHS[-1]
+    plain, alike = pairs(None, 70)
+    limits = {far: np.quantile(plain - strength * alike, 1 - far) for far in (1e-2, 1e-3)}
+    raw = {far: np.quantile(plain, 1 - far) for far in (1e-2, 1e-3)}
+    for way in range(4):
+        scores, alike = pairs(way, 80 + way)  # other people
+        for far, limit in limits.items():
+            assert (scores - strength * alike >= limit).mean() <= 1.5 * far
+            assert (scores >= raw[far]).mean() > 10 * far  # what it would be without
+
+
+def test_strength_is_the_least_that_holds_for_nearly_all_classes() -> None:
+    rng = np.random.default_rng(11)
+    plain = rng.normal(0, 1, 50_000), np.zeros(50_000)
+    one = np.ones(20_000)
+    easy = [(rng.normal(7, 1, 20_000), one) for _ in range(9)]  # each falls by the strength
+    hopeless = (rng.normal(7, 1, 20_000), 0 * one)
+    assert fit_strength(easy, plain) == 8
+    assert fit_strength([*easy, hopeless], plain) == 8  # nine of ten
+    assert (
+        fit_strength([*easy[:5], hopeless, hopeless], plain) == 8
+    )  # no strength does: the least of the best
+    assert fit_strength([(rng.normal(-1, 1, 20_000), one)], plain) == 0
+
+
+def test_raised_offset_holds_every_rate_at_every_share() -> None:
+    """Of every class and range of unseen shares no more is accepted than the rate says, and no less far is raised."""
+
+    def classes(seed: int) -> list[Class]:
+        rng = np.random.default_rng(seed)
+        made = []
+        for rise, spread in ((0, 1), (3, 0.5), (-4, 1.5)):
+            unseen = rng.uniform(0, 0.95, 250_000)
+            made.append(Class(rng.normal(rise * unseen**2, 1 + spread * unseen), unseen))
+        return made
+
+    thresholds = {1e-2: 2.33, 1e-3: 3.09}
+    raised = raise_offset(classes(0), thresholds)
+    assert raised[0] == 0
+    assert (raised >= 0).all()
+    assert raised[-2] == pytest.approx(
+        3 * 0.95**2 + 3.09 * 1.475 - 3.09, abs=0.4
+    )  # what the second class asks for
+    for scores, unseen in classes(1):  # others than it was fitted on
+        for low in np.arange(0.05, 0.95, 0.05):
+            near = (unseen >= low) & (unseen < low + 0.05)
+            held = scores[near] - np.interp(unseen[near], KNOT, raised)
+            for far, threshold in thresholds.items():
+                assert (held >= threshold).mean() < 1.5 * far + 3 * (far / near.sum()) ** 0.5
+
+
+def test_offset_is_left_alone_where_too_few_pairs_speak() -> None:
+    unseen = np.full(LEAST_ACCEPTS * 100 - 1, 0.5)
+    assert not raise_offset([Class(np.full(len(unseen), 9.0), unseen)], {1e-2: 1.0}).any()
+    unseen = np.full(LEAST_ACCEPTS * 100, 0.5)
+    raised = raise_offset([Class(np.full(len(unseen), 9.0), unseen)], {1e-2: 1.0})
+    touched = np.abs(KNOT - 0.5) <= WINDOW + 1e-9
+    np.testing.assert_allclose(raised, np.where(touched, 8, 0), atol=1e-3)
+    # classes too small by themselves speak together
+    half = Class(np.full(200, 9.0), np.full(200, 0.5))
+    assert raise_offset([half, half], {1e-2: 1.0}).max() == pytest.approx(8, abs=1e-3)
+
+
+def test_thresholds_are_raised_to_the_class_that_needs_most() -> None:
+    rng = np.random.default_rng(12)
+    classes = [
+        rng.normal(0, 1, 20_000),
+        rng.normal(1, 0.2, 20_000),
+        np.full(500, 50.0),
+    ]  # the last are too few
+    raised = raise_thresholds({"0.01": 2.0, "0.001": 2.5, "0.0001": 2.6}, classes)
+    assert list(raised) == ["0.01", "0.001", "0.0001"]
+    for scores in classes[:2]:
+        for far in ("0.01", "0.001"):
+            assert (scores >= raised[far]).mean() <= float(far)
+    assert raised["0.01"] == pytest.approx(np.sort(classes[0])[-200], abs=0.02)
+    assert raised["0.0001"] >= raised["0.001"] > 2.5  # in order, though no class says anything about it
+    assert raise_thresholds({"0.01": 9.0}, classes) == {"0.01": 9.0}
+    assert raise_thresholds({}, classes) == {}
 
 
 def test_lift_is_what_accepted_pairs_needed() -> None:

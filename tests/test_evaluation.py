@@ -176,7 +176,8 @@ def test_pair_scores_against_one_pair_at_a_time(work: Path, faces: Templates) ->
         joint = model.joint.logit(compared.cosine, compared.unseen)
         assert scores["joint"][i] == pytest.approx(float(joint.detach()), rel=1e-4, abs=1e-5)
         with torch.inference_mode():
-            fused = model.fusion(joint, weighted, torch.tensor([[cosine]]), compared)
+            one, other = (model.fusion.traces_of(faces.embedding[[i]]) for i in (int(a[i]), int(b[i])))
+            fused = model.fusion(joint, weighted, torch.tensor([[cosine]]), compared, one @ other.T)
         assert scores["fused"][i] == pytest.approx(float(fused), rel=1e-4, abs=1e-5)
     assert np.abs(scores["qaconv"] - scores["qaconv_visibility"]).max() > 1e-3
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from oaml.adaptation import held_out
+from oaml.adaptation import extremes, held_out, thresholds
 from oaml.adaptation.held_out import SHARED_OCCLUDER, UNOCCLUDED, HeldOut
 from oaml.datasets.people import DrawnFolder, group_of
 from oaml.joint import KNOTS
@@ -45,7 +45,7 @@ def test_one_occluder_for_each_group(faces: HeldOut) -> None:
 
 def test_the_largest_of_three_factors_is_taken(faces: HeldOut, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small()
-    monkeypatch.setattr(held_out, "PAIRS_NEEDED", 20)
+    monkeypatch.setattr(thresholds, "PAIRS_NEEDED", 20)
     monkeypatch.setattr("oaml.adaptation.calibration.PAIRS_NEEDED", 20)
     factors = iter([0.5, 2.0, 1.0])
     seen = []
@@ -55,8 +55,8 @@ def test_the_largest_of_three_factors_is_taken(faces: HeldOut, monkeypatch: pyte
         seen.append((overlap, weight))
         return next(factors)
 
-    monkeypatch.setattr(held_out, "fit_overlap", record)
-    held_out.calibrate(model, faces)
+    monkeypatch.setattr(thresholds, "fit_overlap", record)
+    thresholds.calibrate(model, faces)
     assert model.fusion.overlap == 2  # the most of the three
     assert len(seen) == 3
     for _, weight in seen:  # each kind of occluder weighs the same
@@ -73,15 +73,15 @@ def test_offset_and_thresholds_are_fitted_on_impostors_alone(
         fitted["offset"] = scores
         return np.zeros(KNOTS, np.float32)
 
-    def thresholds(scores: np.ndarray) -> dict[str, float]:
+    def fitted_thresholds(scores: np.ndarray) -> dict[str, float]:
         fitted["thresholds"] = scores
         return {}
 
-    monkeypatch.setattr(held_out, "PAIRS_NEEDED", 20)
-    monkeypatch.setattr(held_out, "fit_offset", offset)
-    monkeypatch.setattr(held_out, "fit_overlap", lambda *_: 0.0)
-    monkeypatch.setattr(held_out, "fit_thresholds", thresholds)
-    held_out.calibrate(model, faces)
+    monkeypatch.setattr(thresholds, "PAIRS_NEEDED", 20)
+    monkeypatch.setattr(thresholds, "fit_offset", offset)
+    monkeypatch.setattr(thresholds, "fit_overlap", lambda *_: 0.0)
+    monkeypatch.setattr(thresholds, "fit_thresholds", fitted_thresholds)
+    thresholds.calibrate(model, faces)
     unoccluded, person = faces.templates(model, UNOCCLUDED), faces.person.tolist()
     first = [person.index(number) for number in range(6)]
     fused = model.compare_all(unoccluded, unoccluded)["fused"]
@@ -121,7 +121,7 @@ def test_too_few_people_leave_the_score_as_it_is(faces: HeldOut) -> None:
     model.fusion.offset.fill_(1)
     model.fusion.overlap.fill_(1)
     with pytest.warns(UserWarning, match=r"20,000 are needed.* give more people"):
-        held_out.calibrate(model, faces)
+        thresholds.calibrate(model, faces)
     assert not model.fusion.offset.any()
     assert not model.fusion.overlap
     assert model.config.thresholds == {}

@@ -401,11 +401,11 @@ def test_shares_where_nothing_is_visible_in_common() -> None:
 def test_every_parameter_of_joint_and_fusion_gets_a_gradient() -> None:
     (a, v_a), (b, v_b) = random_faces(4, 7, 0), random_faces(4, 7, 1)
     a.requires_grad_()
-    joint, fusion = Joint(), Fusion()
+    joint, fusion = Joint(), Fusion(a.shape[2])
     compared = joint.compare(a, b, v_a, v_b)
     logit = joint.logit(compared.cosine, compared.unseen)
     cosine = F.normalize(a.sum(1), dim=1) @ F.normalize(b.sum(1), dim=1).T
-    fused = fusion(logit, torch.randn(4, 4), cosine, compared)
+    fused = fusion(logit, torch.randn(4, 4), cosine, compared, torch.zeros(4, 4))
     F.binary_cross_entropy_with_logits(fused, torch.eye(4)).backward()
     for module in (joint, fusion):
         for name, parameter in module.named_parameters():
@@ -427,16 +427,20 @@ def test_a_fresh_joint_says_nothing_of_how_much_shows() -> None:
 
 def test_a_fresh_fusion_is_the_sum_of_the_logits() -> None:
     joint, local, cosine, unseen, overlap = torch.rand(5, 5)
-    assert torch.equal(Fusion()(joint, local, cosine, Compared(cosine, unseen, overlap)), joint + local)
+    fusion = Fusion(8)
+    alike = fusion.traces_of(torch.randn(5, 8)).sum(1)
+    assert torch.equal(fusion(joint, local, cosine, Compared(cosine, unseen, overlap), alike), joint + local)
 
 
 @torch.inference_mode()
 def test_fusion_by_hand() -> None:
-    fusion = randomised(Fusion())
+    fusion = randomised(Fusion(8))
     joint, local, cosine, unseen, overlap = torch.rand(5, 3, 5)
     cosine = 2 * cosine - 1
+    a, b = F.normalize(torch.randn(3, 8), dim=1), F.normalize(torch.randn(5, 8), dim=1)
+    alike = fusion.traces_of(a) @ fusion.traces_of(b).T
     compared = Compared(torch.rand(3, 5), unseen, overlap)  # its own cosine is in the logit already
-    fused = fusion(joint, local, cosine, compared)
+    fused = fusion(joint, local, cosine, compared, alike)
     knots = np.linspace(0, 1, KNOTS)
     for i, j in np.ndindex(3, 5):
         offset = np.interp(float(unseen[i, j]), knots, fusion.offset.double().numpy())
@@ -444,11 +448,12 @@ def test_fusion_by_hand() -> None:
         expected += float(fusion.cosine_weight * (1 - unseen[i, j]) * cosine[i, j])
         if cosine[i, j] > 0:
             expected -= float(fusion.overlap * overlap[i, j] * cosine[i, j])
+        expected -= max(0.0, sum(float(t @ a[i]) * float(t @ b[j]) for t in fusion.traces))
         assert fused[i, j].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_offset_against_numpy() -> None:
-    fusion = randomised(Fusion())
+    fusion = randomised(Fusion(8))
     unseen = torch.cat([torch.linspace(-0.2, 1.2, 101), torch.linspace(0, 1, KNOTS)]).double()
     expected = np.interp(unseen.numpy(), np.linspace(0, 1, KNOTS), fusion.offset.double().numpy())
     np.testing.assert_allclose(fusion.offset_at(unseen).numpy(), expected, atol=1e-6)

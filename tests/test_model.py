@@ -426,7 +426,10 @@ def test_fused_is_put_together_from_the_others(model: Model) -> None:
     scores = model.compare(a, b)
     compared = model.joint.compare_pairs(a.cell_embeddings, b.cell_embeddings, a.visibility, b.visibility)
     torch.testing.assert_close(scores["joint"], model.joint.logit(compared.cosine, compared.unseen))
-    fused = model.fusion(scores["joint"], scores["qaconv_visibility"], scores["cosine"].float(), compared)
+    alike = (model.fusion.traces_of(a.embedding) * model.fusion.traces_of(b.embedding)).sum(1)
+    fused = model.fusion(
+        scores["joint"], scores["qaconv_visibility"], scores["cosine"].float(), compared, alike
+    )
     torch.testing.assert_close(scores["fused"], fused)
 
 

@@ -141,6 +141,7 @@ def matchers(model: Model) -> dict[str, np.ndarray]:
             "fusion.cosine_weight": model.fusion.cosine_weight,
             "fusion.offset": model.fusion.offset,
             "fusion.overlap": model.fusion.overlap,
+            "fusion.traces": model.fusion.traces,
         }
         qaconv = model.matcher
         if qaconv.method == "normalized":

@@ -22,6 +22,8 @@ from oaml.kernels.best_matches import spread
 from oaml.visibility import JOINT_GRIDS, cell_visibility, overlap_of, unseen_and_overlap
 
 KNOTS = 21  # of the offset, evenly over shares from 0 to 1
+TRACES = 16
+"""Directions of the plain embedding in which `Fusion` looks for what was done to both pictures."""
 BLOCK_FACES = 96  # on either side, that a thread compares at a time in compiled loops
 CHUNK_BYTES = 2 << 20
 """Of the weighted sums that `match` holds at once: they are read several times, from the cache."""
@@ -149,40 +151,61 @@ class Fusion(nn.Module):
     """One logit from the joint embedding, QAConv and the plain cosine, calibrated so that one threshold fits every occlusion.
 
     It is the sum of the logits, less what impostor pairs score for other reasons than their faces. That is `offset`, by the share
-    that the two don't both show; and `overlap` where both hide the same part, in proportion to the cosine of the plain
-    embeddings, which is then about the occluders. Both are fitted after training (`oaml.adaptation.calibration`), so that a
-    threshold keeps its false-accept rate whatever is occluded.
+    that the two don't both show; `overlap` where both hide the same part, in proportion to the cosine of the plain
+    embeddings, which is then about the occluders; and `traces`, where both pictures were darkened, blurred, coarsened or hidden
+    alike: the part of the plain embeddings' cosine that lies in the directions into which that moves any face. All are fitted
+    after training (`oaml.adaptation.calibration`), so that a threshold keeps its false-accept rate whatever is occluded.
+
+    Args:
+        embedding_size: of the plain embedding.
     """
 
     offset: Tensor
     overlap: Tensor
+    traces: Tensor
+    """[TRACES,E]; 0 until fitted."""
     lift: Tensor
     """The most that QAConv added to a held-out pair that a stored threshold accepts with QAConv and rejects without; infinite until
     fitted. `Model.fused_above` saves work by it."""
 
-    def __init__(self) -> None:
+    def __init__(self, embedding_size: int) -> None:
         super().__init__()
         self.qaconv_weight = nn.Parameter(torch.tensor(1.0))
         self.cosine_weight = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("offset", torch.zeros(KNOTS))
         self.register_buffer("overlap", torch.zeros(()))
+        self.register_buffer("traces", torch.zeros(TRACES, embedding_size))
         self.register_buffer("lift", torch.tensor(torch.inf))
 
-    def forward(self, joint: Tensor, qaconv: Tensor, cosine: Tensor, compared: Compared) -> Tensor:
-        """Logits, cosine of the plain embeddings and result of `Joint.compare`, all of one shape -> logit of that shape.
+    def forward(
+        self, joint: Tensor, qaconv: Tensor, cosine: Tensor, compared: Compared, alike: Tensor
+    ) -> Tensor:
+        """Logits, cosine of the plain embeddings, result of `Joint.compare` and what `traces_of` both faces have in common (the dot
+        product of the two), all of one shape -> logit of that shape.
 
         The plain cosine is weighted by the share that both show, since plain embeddings hold the occluders too.
         """
-        return self.without_qaconv(joint, cosine, compared) + self.qaconv_weight * qaconv
+        return self.without_qaconv(joint, cosine, compared, alike) + self.qaconv_weight * qaconv
 
-    def without_qaconv(self, joint: Tensor, cosine: Tensor, compared: Compared) -> Tensor:
+    def without_qaconv(self, joint: Tensor, cosine: Tensor, compared: Compared, alike: Tensor) -> Tensor:
         """`forward` less the part of QAConv, which is nearly all of its cost."""
         return (
             joint
             + self.cosine_weight * (1 - compared.unseen) * cosine
             - self.offset_at(compared.unseen)
             - self.overlap * compared.overlap * cosine.clamp_min(0)
+            - alike.clamp_min(0)
         )
+
+    def traces_of(self, embedding: Tensor) -> Tensor:
+        """Plain embeddings of unit length [N,E] -> [N,TRACES]: how much of each was put there by what was done to the picture."""
+        return embedding.float() @ self.traces.T
+
+    def uncorrected(self) -> None:
+        """Set all corrections to those of a model that was never calibrated."""
+        for correction in (self.offset, self.overlap, self.traces):
+            correction.zero_()
+        self.lift.fill_(torch.inf)
 
     def offset_at(self, unseen: Tensor) -> Tensor:
         """Offset of any share in [0,1], linear between the knots."""

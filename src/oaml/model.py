@@ -26,7 +26,8 @@ from oaml.template import Scores, Templates
 from oaml.weights import Preprocessing, load_backbone, need_numbers
 
 BLOCK_PROBES, BLOCK_GALLERY = 64, 512  # faces that a thread compares at a time in fused_above()
-CONFIG_FORMAT = 3  # of config.json; raised when an older reader would misread it
+CONFIG_FORMAT = 4  # of config.json; raised when an older reader would misread it
+READABLE = (3, CONFIG_FORMAT)  # 3 knows no traces of what was done to pictures
 
 
 TYPE_NAMES = {bool: "true or false", int: "whole number", str: "text"}
@@ -73,7 +74,7 @@ class Model(nn.Module, ModelHubMixin):
             qa.position_bias and qa.method == "normalized",
         )
         self.joint = Joint()
-        self.fusion = Fusion()
+        self.fusion = Fusion(config.net.embedding_size)
         self.register_buffer(
             "mean", torch.tensor(config.preprocessing.mean).view(1, 3, 1, 1), persistent=False
         )
@@ -148,7 +149,8 @@ class Model(nn.Module, ModelHubMixin):
             scores["qaconv"] = self.matcher.match_pairs(a.local, b.local, prepared=True)
         local = self.matcher.match_pairs(a.local, b.local, a.visibility, b.visibility, prepared=True)
         compared = self.joint.compare_pairs(a.cell_embeddings, b.cell_embeddings, a.visibility, b.visibility)
-        return self._together(scores, local, compared)
+        traces = (self.fusion.traces_of(x.embedding) for x in (a, b))
+        return self._together(scores, local, compared, torch.mul(*traces).sum(1))
 
     @torch.inference_mode()
     def compare_all(
@@ -171,7 +173,7 @@ class Model(nn.Module, ModelHubMixin):
         compared = self.joint.match(
             probes.cell_embeddings, gallery.cell_embeddings, probes.visibility, gallery.visibility
         )
-        return self._together(scores, local, compared)
+        return self._together(scores, local, compared, self._alike(probes, gallery))
 
     @torch.inference_mode()
     def fused_above(self, probes: Templates, gallery: Templates, threshold: float) -> Tensor:
@@ -197,7 +199,7 @@ class Model(nn.Module, ModelHubMixin):
         )
         cosine = probes.embedding @ gallery.embedding.T
         joint = self.joint.logit(compared.cosine, compared.unseen)
-        fused = self.fusion.without_qaconv(joint, cosine, compared)
+        fused = self.fusion.without_qaconv(joint, cosine, compared, self._alike(probes, gallery))
         p, g = (fused >= threshold - self.fusion.lift).nonzero(as_tuple=True)
 
         local = self.matcher.match_listed(
@@ -206,9 +208,13 @@ class Model(nn.Module, ModelHubMixin):
         fused[p, g] += self.fusion.qaconv_weight * local
         return fused
 
-    def _together(self, scores: Scores, local: Tensor, compared: Compared) -> Scores:
+    def _alike(self, probes: Templates, gallery: Templates) -> Tensor:
+        """Traces that every probe has in common with every gallery face, [P,G]."""
+        return self.fusion.traces_of(probes.embedding) @ self.fusion.traces_of(gallery.embedding).T
+
+    def _together(self, scores: Scores, local: Tensor, compared: Compared, alike: Tensor) -> Scores:
         joint = self.joint.logit(compared.cosine, compared.unseen)
-        fused = self.fusion(joint, local, scores["cosine"].float(), compared)
+        fused = self.fusion(joint, local, scores["cosine"].float(), compared, alike)
         return {**scores, "qaconv_visibility": local, "joint": joint, "fused": fused}
 
     @classmethod
@@ -317,6 +323,8 @@ class Model(nn.Module, ModelHubMixin):
             "meta"
         ):  # names and shapes alone: what config.json says must not take memory before it is compared
             expected = cls(config).state_dict()
+        # models of format 3 have none
+        state.setdefault("fusion.traces", torch.zeros(expected["fusion.traces"].shape))
         missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
         misshapen = {
             name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape
@@ -384,7 +392,7 @@ def _described(folder: Path) -> dict[str, Any]:
 def _read_config(path: Path) -> ModelConfig:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.pop("format") != CONFIG_FORMAT:
+        if raw.pop("format") not in READABLE:
             raise OamlError(
                 f"{path}: another format of model folder; use the version of OAML that wrote it ({raw.get('oaml')})"
             )

@@ -28,6 +28,11 @@ TITLES = {
 }
 """All scores in the order of tables, with their names for people."""
 COLUMNS = tuple(TITLES)
+LEAST_SHARED = 0.05
+"""Share of the face that both must show for a decision; a twentieth is about half an eye region, 2.5 of 49 cells.
+
+Below it a score says little more than that little shows; thresholds are fitted on pairs down to it.
+"""
 
 
 @dataclass(frozen=True)

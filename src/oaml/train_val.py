@@ -530,9 +530,7 @@ def build_model(config: TrainConfig) -> Model:
         return fresh
     model.config.thresholds = {}  # they don't survive the training
     model.config.training.pop("thresholds_fitted_on", None)
-    model.fusion.offset.zero_()
-    model.fusion.overlap.zero_()
-    model.fusion.lift.fill_(torch.inf)
+    model.fusion.uncorrected()
     return model.train()
 
 

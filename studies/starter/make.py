@@ -2,7 +2,8 @@
 
 Three steps, each resumed where it stopped: a student learns from the teacher (`distil.py`), `oaml adapt` makes it see occluders,
 and the model is measured as it will be shipped, in half precision, on people that no step saw. OUT/shipped then holds the model
-folder with its card; `--ship` also puts it into the package.
+folder with its card; `--ship` also puts it into the package. `--recalibrate` trains nothing: it fits corrections and thresholds
+of the model in the package anew and leaves what makes templates as it is, so that galleries stay of use.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from distil import distil
 from safetensors.torch import load_file, save_file
 
 from oaml.adaptation.adapt import adapt
-from oaml.adaptation.held_out import ALL_TOGETHER, UNOCCLUDED, HeldOut, scores, tars
-from oaml.datasets.people import PeopleFolder
+from oaml.adaptation.held_out import ALL_TOGETHER, OCCLUDER_GROUPS, UNOCCLUDED, HeldOut, scores, tars
+from oaml.adaptation.thresholds import calibrate
+from oaml.datasets.people import PeopleFolder, hashed_names, split_name
 from oaml.inference import STARTER
 from oaml.main import keep_freed_memory
 from oaml.model import Model, ModelConfig
-from oaml.occluders import load_mask_pictures
+from oaml.occluders import KINDS, load_mask_pictures
 from oaml.support.files import write_file, write_folder
 from oaml.support.metrics import kfold_accuracy
 
@@ -98,21 +100,19 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=500, help="steps in which blocks learn alone")
     parser.add_argument("--together", type=int, default=800, help="steps in which they learn together")
     parser.add_argument("--adapt_steps", type=int, default=700)
-    parser.add_argument("--ship", action="store_true")
+    parser.add_argument(
+        "--recalibrate", action="store_true", help="the model in the package, with new thresholds"
+    )
+    parser.add_argument("--ship", action="store_true", help="put the model into the package")
     given = parser.parse_args()
     keep_freed_memory()
     teacher, faces, out = given.data / "weights" / TEACHER, given.data / "lfw", given.out
     out.mkdir(parents=True, exist_ok=True)
 
-    student = distil(teacher, faces, out, given.alone, given.together)
-    model = Model(ModelConfig(net=student.config, preprocessing=student.preprocessing))
-    model.net.backbone.load_state_dict(student.backbone.state_dict())
-    model.eval().save(out / "student")
-    if not (out / "adapted").exists():
-        adapt(
-            backbone=out / "student", people=faces, out=out / "adapted", use="train", licence=LICENCE,
-            occlusion_steps=given.adapt_steps, steps=given.adapt_steps,
-        )  # fmt: skip
+    if given.recalibrate:
+        recalibrate(faces, out / "adapted")
+    else:
+        make(teacher, faces, out, given)
     steps = f"{given.alone} + {given.together} steps of 64 faces and {given.adapt_steps} + {given.adapt_steps} of `oaml adapt`"
     shipped = ship(out / "adapted", out / "shipped")
     measured = measure(shipped, Model.from_published(teacher), given.data)
@@ -132,12 +132,38 @@ def main() -> None:
         write_folder(STARTER, lambda folder: shutil.copytree(out / "shipped", folder, dirs_exist_ok=True))
 
 
+def make(teacher: Path, faces: Path, out: Path, given: argparse.Namespace) -> None:
+    """Student and adapted model, OUT/student and OUT/adapted, where they aren't there yet."""
+    student = distil(teacher, faces, out, given.alone, given.together)
+    model = Model(ModelConfig(net=student.config, preprocessing=student.preprocessing))
+    model.net.backbone.load_state_dict(student.backbone.state_dict())
+    model.eval().save(out / "student")
+    if not (out / "adapted").exists():
+        adapt(
+            backbone=out / "student", people=faces, out=out / "adapted", use="train", licence=LICENCE,
+            occlusion_steps=given.adapt_steps, steps=given.adapt_steps,
+        )  # fmt: skip
+
+
+def recalibrate(faces: Path, out: Path) -> None:
+    """The model in the package with corrections and thresholds fitted anew, as a model folder."""
+    model = Model.load(STARTER)
+    held_out = PeopleFolder(faces, lambda name: split_name(name) == "calibrate")
+    calibrate(model, HeldOut(model, held_out, KINDS, 0, "a", everybody=True, groups=OCCLUDER_GROUPS))
+    trained = PeopleFolder(faces, lambda name: split_name(name) == "train")
+    model.config.training.update(use="train", people_hashed=hashed_names([*trained.people, *held_out.people]))
+    model.save(out)
+
+
 def ship(adapted: Path, out: Path) -> Model:
     """The model as it is shipped: matrices in half precision, no paths of the machine that made it. Reads it back."""
     model = Model.load(adapted)
     training = model.config.training
     training["backbone"] = f"student of {TEACHER}"
     training["people"] = training["people"].rpartition(" of ")[0] + " of LFW"
+    training["adapted"] = training["adapted"].replace(
+        "last stage, heads and matchers", "occlusion head, last stage, matchers"
+    )
     model.save(out)
     weights = load_file(out / "model.safetensors")
     halved = {name: x.half() if x.is_floating_point() and x.dim() > 1 else x for name, x in weights.items()}

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oaml.adaptation.cache import NO_OCCLUDER, CachePlan, FeatureCache
-from oaml.adaptation.held_out import OCCLUDER_GROUPS, HeldOut, calibrate, scores, show, tars
+from oaml.adaptation.held_out import OCCLUDER_GROUPS, HeldOut, scores, show, tars
+from oaml.adaptation.thresholds import calibrate
 from oaml.datasets.check import check_pictures
 from oaml.datasets.masked import MaskedFolder, Unlabelled
 from oaml.datasets.people import PeopleFolder, Split, hashed_names, split_name

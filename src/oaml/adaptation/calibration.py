@@ -4,19 +4,26 @@ All is fitted on impostor pairs of people whom no training saw. The score that a
 how much of the face both show. That dependence is fitted by quantile regression (Koenker and Bassett, Regression Quantiles,
 Econometrica 1978) and subtracted.
 
-Shapes: N pairs. Scores are logits: higher is more similar. `unseen` is the share of the face that the two don't both show,
-`overlap` how much of that both hide (`oaml.joint.Compared`).
+What is done to a picture (darkness, blur, few pixels, a large occluder) moves the embeddings of all faces into a few directions,
+and two pictures treated alike are similar for it. The part of their cosine in these directions is subtracted too, as channels are
+in speaker recognition (Solomonoff et al., Channel Compensation for SVM Speaker Recognition, Odyssey 2004: nuisance attribute
+projection). The directions are those in which the treated stand out most from faces that are well seen, generalised eigenvectors
+(Fukunaga, Introduction to Statistical Pattern Recognition, 1990, section 2.3 and chapter 10).
+
+Shapes: N pairs; E embedding size. Scores are logits: higher is more similar. `unseen` is the share of the face that the two don't
+both show, `overlap` how much of that both hide (`oaml.joint.Compared`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from oaml.joint import KNOTS
+from oaml.joint import KNOTS, TRACES
 from oaml.support.metrics import MIN_FALSE_ACCEPTS
 
 FARS = (1e-2, 1e-3, 1e-4)
@@ -27,6 +34,16 @@ PAIRS_NEEDED = 20_000
 UNSEEN_MARGIN = 0.3
 """What a pair loses beyond the fit, as a score says less the less of the face both show: at an unseen share of 1 this much of the
 distance between the thresholds of FAR 1e-2 and 1e-3, at a smaller share in proportion."""
+RIDGE = 0.1
+"""Added to the second moments of well seen faces, as a factor on their mean: directions that these never use count for less."""
+STRENGTHS = np.arange(0, 161, 4.0)
+"""What the traces of two pictures may count for, in scores a unit of their product."""
+NEARLY_ALL = 0.9
+"""Share of classes of pairs for which `fit_strength` makes the rates hold; for the others the offset is raised."""
+WINDOW = 0.05
+"""A knot of the offset is raised for pairs whose unseen share is so near to its own."""
+LEAST_ACCEPTS = 3
+"""False accepts expected of one class in one window; with fewer it counts only together with all others there."""
 STEPS = 250
 """Steps of gradient descent in the quantile regression; more change nothing."""
 
@@ -91,6 +108,102 @@ def fit_overlap(
     order = np.argsort(-needed)
     share = np.cumsum(weight[order]) / weight.sum()
     return float(needed[order][np.searchsorted(share, far, side="right")])
+
+
+class Class(NamedTuple):
+    """Impostor pairs of one kind, [N] each."""
+
+    scores: np.ndarray
+    unseen: np.ndarray
+
+
+def fit_traces(treated: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Directions in which the embeddings of treated pictures stand out from those of faces that are well seen.
+
+    Args:
+        treated: the mean embedding of each way to treat a picture, [W,E] of any length.
+        seen: embeddings of faces, unoccluded and occluded, of unit length [N,E].
+
+    Returns:
+        float32 [TRACES,E]. Projections of `seen` have a second moment of at most 1/E in each.
+    """
+    means = treated / np.linalg.norm(treated, axis=1, keepdims=True)
+    moments = seen.T.astype(np.float64) @ seen / len(seen)
+    size = len(moments)
+    inverse = np.linalg.inv(np.linalg.cholesky(moments + RIDGE * np.trace(moments) / size * np.eye(size)))
+    white = inverse @ means.T
+    directions = np.linalg.eigh(white @ white.T)[1][:, ::-1][:, :TRACES].T @ inverse
+    found = np.zeros((TRACES, size), np.float32)  # fewer numbers than directions only in tests
+    found[: len(directions)] = directions / size**0.5
+    return found
+
+
+def fit_strength(
+    classes: Sequence[tuple[np.ndarray, np.ndarray]], unoccluded: tuple[np.ndarray, np.ndarray]
+) -> float:
+    """How much the product of two pictures' traces must count so that the rates hold where both are treated alike.
+
+    Args:
+        classes: scores [N] and product of the traces [N] of impostor pairs, for each way to treat both pictures.
+        unoccluded: the same of pairs of unoccluded faces, which the thresholds are fitted on.
+
+    Returns:
+        The least of `STRENGTHS` with which the thresholds of 1e-2 and `ANCHOR_FAR` accept no more than their rates in `NEARLY_ALL`
+        classes, or in as many as any does.
+    """
+    held = []
+    for strength in STRENGTHS:
+        plain = unoccluded[0] - strength * unoccluded[1]
+        limits = [(far, np.quantile(plain, 1 - far)) for far in (10 * ANCHOR_FAR, ANCHOR_FAR)]
+        corrected = [scores - strength * alike for scores, alike in classes]
+        held.append(sum(all((x > t).mean() <= far for far, t in limits) for x in corrected))
+        if held[-1] >= NEARLY_ALL * len(classes):
+            break
+    return float(STRENGTHS[int(np.argmax(held))])
+
+
+def raise_offset(classes: Sequence[Class], thresholds: Mapping[float, float]) -> np.ndarray:
+    """By how much the offset is too small where both faces are occluded or treated: [KNOTS], at least 0, and 0 at a share of 0.
+
+    At every knot it is the least that makes every class, and all of them together, keep every rate there: no more of the pairs with
+    about that unseen share are accepted than the rate says. Where too few pairs say anything about a rate it is left alone.
+
+    Args:
+        classes: impostor pairs, scores with all corrections so far.
+        thresholds: {false-accept rate: threshold}.
+    """
+    raised = np.zeros(KNOTS, np.float32)
+    for knot in range(1, KNOTS):
+        share = knot / (KNOTS - 1)
+        near = [x.scores[np.abs(x.unseen - share) < WINDOW + 1e-6] for x in classes]
+        for far, threshold in thresholds.items():
+            for scores in (*near, np.concatenate(near)):
+                if len(scores) * far >= LEAST_ACCEPTS:
+                    raised[knot] = max(raised[knot], _exceeded_by(scores, far) - threshold)
+    return raised
+
+
+def raise_thresholds(thresholds: Mapping[str, float], classes: Sequence[np.ndarray]) -> dict[str, float]:
+    """Thresholds that keep their rates in every class of impostor pairs.
+
+    None is lowered, and none lies below that of a larger rate. A class of too few pairs for a rate says nothing about it.
+
+    Args:
+        thresholds: {rate as text: threshold}.
+        classes: scores with all corrections.
+    """
+    raised: dict[str, float] = {}
+    for far, threshold in sorted(thresholds.items(), key=lambda item: -float(item[0])):
+        rate = float(far)
+        needed = [_exceeded_by(x, rate) for x in classes if len(x) * rate >= MIN_FALSE_ACCEPTS]
+        raised[far] = max([threshold, *needed, *raised.values()])
+    return raised
+
+
+def _exceeded_by(scores: np.ndarray, far: float) -> float:
+    """The least threshold that accepts at most a share `far` of the scores."""
+    ordered = np.sort(scores)[::-1]
+    return float(np.nextafter(ordered[int(far * len(ordered) + 1e-9)], np.float32(np.inf)))
 
 
 def fit_lift(scores: np.ndarray, local: np.ndarray, thresholds: Iterable[float]) -> float:

@@ -1,28 +1,20 @@
 """People that no training saw: thresholds are fitted on their faces, and a table of accept rates is measured on them.
 
 The maps after stage 3 do not depend on what `adapt` trains, so they are computed once and several models can be judged on them.
-Thresholds and corrections are fitted on occluders of style a, in any material; the table is measured on occluders of style b.
+Thresholds and corrections are fitted on occluders of style a, in any material (`adaptation.thresholds`); the table is measured on
+occluders of style b.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from oaml.adaptation.cache import as_maps, stage3
-from oaml.adaptation.calibration import (
-    ANCHOR_FAR,
-    PAIRS_NEEDED,
-    fit_lift,
-    fit_offset,
-    fit_overlap,
-    fit_thresholds,
-)
 from oaml.datasets.people import People, group_of
 from oaml.inference import score_all
 from oaml.model import Model
@@ -129,108 +121,6 @@ def templates_of(model: Model, sides: Sequence[np.ndarray]) -> Templates:
         for maps in sides
     ]
     return faces[0].with_mirrored(faces[1]) if len(faces) == 2 else faces[0]
-
-
-def calibrate(model: Model, faces: HeldOut) -> None:
-    """Fit the corrections of the fused score and its thresholds on impostor pairs of people held out; all go into the model.
-
-    1. The offset by unseen share: on unoccluded faces against unoccluded and occluded ones.
-    2. The factor for overlapping occluders: on pairs of two occluded faces, under different kinds, under one kind, and under the
-       very same occluder. Each of the three asks for a factor, and the largest is taken.
-    3. The thresholds: on pairs of two unoccluded faces.
-    4. How far below a threshold QAConv still matters (`fit_lift`): on the pairs of the first step.
-
-    With fewer pairs than the offset needs there is a warning, and offset and factor stay zero.
-
-    Args:
-        faces: all images occluded in style a, with groups.
-    """
-    model.fusion.offset.zero_()
-    model.fusion.overlap.zero_()
-    model.fusion.lift.fill_(torch.inf)
-    unoccluded = faces.templates(model, UNOCCLUDED)
-    first, person = faces.gallery, faces.person
-    gallery, owner = unoccluded[first], person[faces.probes]
-    pairs_unoccluded = _impostor_pairs(model, unoccluded, person, gallery, person[first])
-    occluded = [faces.templates(model, kind) for kind in faces.kinds]
-    pairs_occluded = [_impostor_pairs(model, probes, owner, gallery, person[first]) for probes in occluded]
-    pairs = _joined([pairs_unoccluded, *pairs_occluded])
-    if len(pairs.fused) >= PAIRS_NEEDED:
-        model.fusion.offset.copy_(torch.from_numpy(fit_offset(pairs.fused, pairs.unseen)))
-        _calibrate_overlap(model, faces, occluded, pairs_unoccluded)
-    else:
-        warnings.warn(
-            f"{len(pairs.fused):,} impostor pairs are held out and {PAIRS_NEEDED:,} are needed: the fused score is not "
-            "calibrated over the occluded share; give more people",
-            stacklevel=2,
-        )
-    fused = _impostor_pairs(model, unoccluded, person, unoccluded, person, once=True).fused
-    model.config.thresholds = fit_thresholds(fused)
-    model.config.training["thresholds_fitted_on"] = (
-        f"{len(fused):,} impostor pairs of unoccluded faces of {len(faces.people.people)} people held out"
-    )
-    if model.config.thresholds:
-        correction = model.fusion.offset_at(torch.from_numpy(pairs.unseen)).numpy()
-        correction += model.fusion.overlap.item() * pairs.overlap * np.maximum(pairs.cosine, 0)
-        lift = fit_lift(pairs.fused - correction, pairs.local, model.config.thresholds.values())
-        model.fusion.lift.fill_(lift)
-
-
-def _calibrate_overlap(model: Model, faces: HeldOut, occluded: list[Templates], unoccluded: _Pairs) -> None:
-    """Fit the factor for overlapping occluders. The model has its offset already, `unoccluded` was scored before it had."""
-    calibrated = unoccluded.fused - model.fusion.offset_at(torch.from_numpy(unoccluded.unseen)).numpy()
-    threshold = np.quantile(calibrated, 1 - ANCHOR_FAR)
-    half = torch.arange(0, len(faces.probes), 2)
-    owner = faces.person[faces.probes][half]
-    halves = [probes[half] for probes in occluded]
-    shifted = halves[1:] + halves[:1]
-    two_kinds = [_impostor_pairs(model, a, owner, b, owner) for a, b in zip(halves, shifted, strict=True)]
-    one_kind = [_impostor_pairs(model, a, owner, a, owner, once=True) for a in halves]
-    one_occluder = []
-    if faces.group is not None:
-        group = torch.from_numpy(faces.group)[faces.probes]
-        for kind in faces.kinds:
-            same, parts = faces.templates(model, SHARED_OCCLUDER.format(kind)), []
-            for number in group.unique():
-                rows = (group == number).nonzero()[:, 0]
-                owner = faces.person[faces.probes][rows]
-                parts.append(_impostor_pairs(model, same[rows], owner, same[rows], owner, once=True))
-            one_occluder.append(_joined(parts))
-    factors = [0.0]
-    for by_kind in (two_kinds, one_kind, one_occluder):  # within each of the three all kinds weigh the same
-        weight = [np.full(len(pairs.fused), 1 / len(pairs.fused)) for pairs in by_kind if len(pairs.fused)]
-        if weight:
-            fused, cosine, _, overlap, _ = _joined(by_kind)
-            factors.append(fit_overlap(fused - threshold, overlap, cosine, np.concatenate(weight)))
-    model.fusion.overlap.fill_(max(factors))
-
-
-class _Pairs(NamedTuple):
-    """Impostor pairs, [N] each."""
-
-    fused: np.ndarray
-    cosine: np.ndarray
-    unseen: np.ndarray
-    overlap: np.ndarray
-    local: np.ndarray
-    """What QAConv adds to the fused score."""
-
-
-def _joined(parts: list[_Pairs]) -> _Pairs:
-    return _Pairs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
-
-
-def _impostor_pairs(
-    model: Model, a: Templates, person_a: Tensor, b: Templates, person_b: Tensor, once: bool = False
-) -> _Pairs:
-    """All impostor pairs of a face of a and one of b; `once`: a and b are the same faces, and (i, j) makes (j, i) needless."""
-    different = person_a[:, None] != person_b
-    different = (different.triu(1) if once else different).numpy()
-    by_score = score_all(model, a, np.arange(len(a)), b, np.arange(len(b)), plain=False)
-    hidden = model.joint.hidden(a.visibility, b.visibility)
-    local = by_score["qaconv_visibility"] * model.fusion.qaconv_weight.item()
-    values = (by_score["fused"], by_score["cosine"], *(x.numpy() for x in hidden), local)
-    return _Pairs(*(x[different].astype(np.float32) for x in values))
 
 
 def scores(

@@ -13,6 +13,7 @@ import numpy as np
 from oaml.errors import OamlError
 from oaml.photographs.looks import Face
 from oaml.photographs.usable import LEAST_USABLE, USABLE_REMEDY, no_usable_face, usable
+from oaml.template import LEAST_SHARED as LEAST_SHARED
 
 if TYPE_CHECKING:
     from oaml.model import Model, ModelConfig
@@ -21,12 +22,6 @@ Decision = Literal[
     "same person", "different people", "known person", "unknown person",
     "too little visible to decide", "no usable face", "no threshold",
 ]  # fmt: skip
-
-LEAST_SHARED = 0.05
-"""Share of the face that both must show for a decision; a twentieth is about half an eye region, 2.5 of 49 cells.
-
-Below it a score says little more than that little shows, and no threshold was fitted on such pairs.
-"""
 
 REMEDY = "fit thresholds with `oaml adapt --backbone MODEL --people FACES --out NEW`, or give one of your own with --threshold"
 

@@ -1,0 +1,241 @@
+"""`calibrate`: corrections of the fused score and thresholds from the impostor pairs of people held out.
+
+Every set of pairs is scored once, without corrections; what `calibration` fits is then taken off these scores.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oaml.adaptation.cache import stage3
+from oaml.adaptation.calibration import (
+    ANCHOR_FAR,
+    PAIRS_NEEDED,
+    Class,
+    fit_lift,
+    fit_offset,
+    fit_overlap,
+    fit_strength,
+    fit_thresholds,
+    fit_traces,
+    raise_offset,
+    raise_thresholds,
+)
+from oaml.adaptation.extremes import FACES, spoiled
+from oaml.adaptation.held_out import SHARED_OCCLUDER, UNOCCLUDED, HeldOut, templates_of
+from oaml.inference import score_all
+from oaml.model import Model
+from oaml.template import LEAST_SHARED, Templates
+
+
+class Pairs(NamedTuple):
+    """Impostor pairs, [N] each."""
+
+    fused: np.ndarray
+    """Without corrections."""
+    cosine: np.ndarray
+    unseen: np.ndarray
+    overlap: np.ndarray
+    alike: np.ndarray
+    """Product of the traces of both pictures, 0 where it is negative."""
+    local: np.ndarray
+    """What QAConv adds to the fused score."""
+
+
+@dataclass
+class Corrections:
+    """What is taken off the fused score; see `oaml.joint.Fusion`."""
+
+    offset: np.ndarray
+    overlap: float = 0.0
+    strength: float = 0.0
+    """Of the traces."""
+
+    def of(self, pairs: Pairs) -> np.ndarray:
+        """What each pair loses, [N]."""
+        offset = np.interp(pairs.unseen, np.linspace(0, 1, len(self.offset)), self.offset)
+        shared = self.overlap * pairs.overlap * np.maximum(pairs.cosine, 0)
+        return (offset + shared + self.strength * pairs.alike).astype(np.float32)
+
+    def score(self, pairs: Pairs) -> np.ndarray:
+        """Corrected fused scores [N]."""
+        return pairs.fused - self.of(pairs)
+
+
+def calibrate(model: Model, faces: HeldOut) -> None:
+    """Fit the corrections of the fused score and its thresholds on impostor pairs of people held out; all go into the model.
+
+    1. The offset by unseen share: on unoccluded faces against unoccluded and occluded ones.
+    2. The factor for overlapping occluders: on pairs of two occluded faces, under different kinds, under one kind, and under the
+       very same occluder. Each of the three asks for a factor, and the largest is taken.
+    3. The traces of what was done to both pictures alike: on pairs in which both were treated in one of the ways of
+       `extremes.WAYS`. With them the first two are fitted once more.
+    4. The thresholds: on pairs of two unoccluded faces.
+    5. Where pairs of the second and third step still exceed a rate, the offset is raised at their unseen share, and then the
+       threshold. So the rates hold at every unseen share, down to the least that both must show.
+    6. How far below a threshold QAConv still matters (`fit_lift`): on the pairs of the first step.
+
+    With fewer pairs than the offset needs there is a warning, and all corrections stay zero.
+
+    Args:
+        faces: all images occluded in style a, with groups.
+    """
+    model.fusion.uncorrected()
+    unoccluded, first, person = faces.templates(model, UNOCCLUDED), faces.gallery, faces.person
+    gallery, owner = unoccluded[first], person[faces.probes]
+    occluded = [faces.templates(model, kind) for kind in faces.kinds]
+    count = sum(int((x[:, None] != person[first]).sum()) for x in (person, *[owner] * len(occluded)))
+    treated = _treated(model, faces) if count >= PAIRS_NEEDED else []
+    traces = np.zeros(tuple(model.fusion.traces.shape), np.float32)
+    if treated:
+        seen = torch.cat([x.embedding for x in (unoccluded, *occluded)]).numpy()
+        traces = fit_traces(np.stack([x.embedding.mean(0).numpy() for x, _ in treated]), seen)
+
+    def impostors(
+        a: Templates, person_a: Tensor, b: Templates, person_b: Tensor, once: bool = False
+    ) -> Pairs:
+        return impostor_pairs(model, traces, a, person_a, b, person_b, once)
+
+    both_unoccluded = impostors(unoccluded, person, unoccluded, person, once=True)
+    pairs_unoccluded = impostors(unoccluded, person, gallery, person[first])
+    one_side = joined(
+        [pairs_unoccluded, *(impostors(probes, owner, gallery, person[first]) for probes in occluded)]
+    )
+    corrections = Corrections(np.zeros(len(model.fusion.offset), np.float32))
+    stated = f"{len(both_unoccluded.fused):,} impostor pairs of unoccluded faces of {len(faces.people.people)} people held out"
+    if count >= PAIRS_NEEDED:
+        both_sides = _both_sides(model, faces, occluded, traces)
+        alike = [_decided(impostors(x, owner, x, owner, once=True)) for x, owner in treated]
+        alike = [pairs for pairs in alike if len(pairs.fused)]
+        _fit(corrections, one_side, pairs_unoccluded, both_sides)
+        if alike:
+            corrections.strength = fit_strength(
+                [(corrections.score(pairs), pairs.alike) for pairs in alike],
+                (corrections.score(both_unoccluded), both_unoccluded.alike),
+            )
+            _fit(corrections, one_side, pairs_unoccluded, both_sides)
+        thresholds = fit_thresholds(corrections.score(both_unoccluded))
+        classes = [_decided(pairs) for group in both_sides for pairs in group] + alike
+        corrections.offset = corrections.offset + raise_offset(
+            [Class(corrections.score(pairs), pairs.unseen) for pairs in classes],
+            {float(far): value for far, value in thresholds.items()},
+        )
+        thresholds = raise_thresholds(thresholds, [corrections.score(pairs) for pairs in classes])
+        stated += (
+            f", held to on {sum(len(pairs.fused) for pairs in classes):,} in {len(classes)} classes in which both are occluded, or "
+            "are dark, blurred, coarse, noisy or nearly all hidden"
+        )
+    else:
+        thresholds = fit_thresholds(corrections.score(both_unoccluded))
+        warnings.warn(
+            f"{count:,} impostor pairs are held out and {PAIRS_NEEDED:,} are needed: the fused score is not "
+            "calibrated over the occluded share; give more people",
+            stacklevel=2,
+        )
+    model.config.thresholds = thresholds
+    model.config.training["thresholds_fitted_on"] = stated
+    model.fusion.offset.copy_(torch.from_numpy(corrections.offset))
+    model.fusion.overlap.fill_(corrections.overlap)
+    model.fusion.traces.copy_(torch.from_numpy(corrections.strength**0.5 * traces))
+    if thresholds:
+        model.fusion.lift.fill_(fit_lift(corrections.score(one_side), one_side.local, thresholds.values()))
+
+
+def _fit(corrections: Corrections, one_side: Pairs, unoccluded: Pairs, both_sides: list[list[Pairs]]) -> None:
+    """Offset and overlap, with the strength of the traces that the corrections have already.
+
+    Args:
+        one_side: one face unoccluded, the other not or in any way.
+        unoccluded: those of `one_side` without any occluder.
+        both_sides: three ways to occlude both faces, each by kinds of occluder.
+    """
+    corrections.offset, corrections.overlap = np.zeros_like(corrections.offset), 0.0
+    corrections.offset = fit_offset(corrections.score(one_side), one_side.unseen)
+    threshold = np.quantile(corrections.score(unoccluded), 1 - ANCHOR_FAR)
+    factors = [0.0]
+    for by_kind in both_sides:  # within each of the three all kinds weigh the same
+        weight = [np.full(len(pairs.fused), 1 / len(pairs.fused)) for pairs in by_kind if len(pairs.fused)]
+        if weight:
+            pairs = joined(by_kind)
+            excess = corrections.score(pairs) - threshold
+            factors.append(fit_overlap(excess, pairs.overlap, pairs.cosine, np.concatenate(weight)))
+    corrections.overlap = max(factors)
+
+
+def _both_sides(
+    model: Model, faces: HeldOut, occluded: list[Templates], traces: np.ndarray
+) -> list[list[Pairs]]:
+    """Pairs of two occluded faces: under two kinds of occluder, under one kind, under one occluder; by kinds each."""
+    half = torch.arange(0, len(faces.probes), 2)
+    owner = faces.person[faces.probes][half]
+    halves = [probes[half] for probes in occluded]
+    shifted = halves[1:] + halves[:1]
+    two_kinds = [
+        impostor_pairs(model, traces, a, owner, b, owner) for a, b in zip(halves, shifted, strict=True)
+    ]
+    one_kind = [impostor_pairs(model, traces, a, owner, a, owner, once=True) for a in halves]
+    one_occluder = []
+    if faces.group is not None:
+        group = torch.from_numpy(faces.group)[faces.probes]
+        for kind in faces.kinds:
+            same, parts = faces.templates(model, SHARED_OCCLUDER.format(kind)), []
+            for number in group.unique():
+                rows = (group == number).nonzero()[:, 0]
+                owner = faces.person[faces.probes][rows]
+                parts.append(impostor_pairs(model, traces, same[rows], owner, same[rows], owner, once=True))
+            one_occluder.append(joined(parts))
+    return [two_kinds, one_kind, one_occluder]
+
+
+def _treated(model: Model, faces: HeldOut) -> list[tuple[Templates, Tensor]]:
+    """For each way of `extremes.WAYS` templates of faces treated so, one a person, and whose they are."""
+    chosen = faces.gallery[torch.linspace(0, len(faces.gallery) - 1, min(FACES, len(faces.gallery))).long()]
+    images, treated = [faces.people.image(i) for i in chosen.tolist()], []
+    for kept, left in spoiled(images, faces.occluder.seed):
+        maps = [stage3(model, left)]
+        if model.config.flip:
+            maps.append(stage3(model, [face[:, ::-1] for face in left]))
+        treated.append((templates_of(model, maps), faces.person[chosen[kept]]))
+    return treated
+
+
+def joined(parts: list[Pairs]) -> Pairs:
+    """Several sets of pairs as one."""
+    return Pairs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+
+def impostor_pairs(
+    model: Model,
+    traces: np.ndarray,
+    a: Templates,
+    person_a: Tensor,
+    b: Templates,
+    person_b: Tensor,
+    once: bool = False,
+) -> Pairs:
+    """All impostor pairs of a face of a and one of b.
+
+    Args:
+        model: without corrections.
+        traces: of strength 1, [TRACES,E].
+        once: a and b are the same faces, and (i, j) makes (j, i) needless.
+    """
+    different = person_a[:, None] != person_b
+    different = (different.triu(1) if once else different).numpy()
+    by_score = score_all(model, a, np.arange(len(a)), b, np.arange(len(b)), plain=False)
+    hidden = model.joint.hidden(a.visibility, b.visibility)
+    local = by_score["qaconv_visibility"] * model.fusion.qaconv_weight.item()
+    alike = np.maximum((a.embedding.numpy() @ traces.T) @ (b.embedding.numpy() @ traces.T).T, 0)
+    values = (by_score["fused"], by_score["cosine"], *(x.numpy() for x in hidden), alike, local)
+    return Pairs(*(x[different].astype(np.float32) for x in values))
+
+
+def _decided(pairs: Pairs) -> Pairs:
+    """Those that show enough in common for a decision."""
+    return Pairs(*(values[1 - pairs.unseen >= LEAST_SHARED] for values in pairs))
