@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from oaml.adaptation import extremes, held_out, thresholds
+from oaml.adaptation.calibration import Class, fit_traces
 from oaml.adaptation.held_out import SHARED_OCCLUDER, UNOCCLUDED, HeldOut
 from oaml.datasets.people import DrawnFolder, group_of
+from oaml.inference import as_input
 from oaml.joint import KNOTS
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
@@ -58,7 +60,9 @@ def test_the_largest_of_three_factors_is_taken(faces: HeldOut, monkeypatch: pyte
     monkeypatch.setattr(thresholds, "fit_overlap", record)
     thresholds.calibrate(model, faces)
     assert model.fusion.overlap == 2  # the most of the three
-    assert len(seen) == 3
+    assert (
+        len(seen) == 3
+    )  # once: with so few people nothing is treated, and there are no traces to fit it again with
     for _, weight in seen:  # each kind of occluder weighs the same
         assert weight.sum() == pytest.approx(2)
 
@@ -94,6 +98,61 @@ def test_offset_and_thresholds_are_fitted_on_impostors_alone(
         fused = model.compare_all(probes, unoccluded[torch.tensor(first)])["fused"]
         expected += [fused[i, j] for i in range(12) for j in range(6) if person[i] != j]
     np.testing.assert_allclose(np.sort(fitted["offset"]), np.sort(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_pairs_treated_alike_are_fitted_on_too_and_scored_as_the_model_will(
+    faces: HeldOut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, fitted = small(), {}
+    ways = {name: extremes.WAYS[name] for name in ("blur 2.2", "brightness 0.32", "pixels 22")}
+    hidden = {
+        "all hidden": lambda face, _: np.zeros_like(face)
+    }  # no usable face: nothing is decided about it
+
+    def strength(classes: list[tuple[np.ndarray, np.ndarray]], unoccluded: tuple[np.ndarray, ...]) -> float:
+        fitted["strength"], fitted["unoccluded"] = classes, unoccluded
+        return 7.0
+
+    def traces(treated: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        fitted["traces"] = fit_traces(treated, seen)
+        assert treated.shape == (3, 16)
+        assert len(seen) == 12 * 3  # unoccluded and under two kinds
+        return fitted["traces"]
+
+    def raised(classes: list[Class], limits: dict[float, float]) -> np.ndarray:
+        assert limits == {0.01: 1.5}
+        fitted["classes"] = classes
+        return np.linspace(0, 1, KNOTS, dtype=np.float32)
+
+    def raised_thresholds(limits: dict[str, float], classes: list[np.ndarray]) -> dict[str, float]:
+        fitted["scores"] = classes
+        return {"0.01": limits["0.01"] + 1}
+
+    monkeypatch.setattr(thresholds, "PAIRS_NEEDED", 20)
+    monkeypatch.setattr("oaml.adaptation.calibration.PAIRS_NEEDED", 20)
+    monkeypatch.setattr(extremes, "LEAST_FACES", 2)
+    monkeypatch.setattr(extremes, "WAYS", {**ways, **hidden})
+    monkeypatch.setattr(thresholds, "fit_strength", strength)
+    monkeypatch.setattr(thresholds, "fit_traces", traces)
+    monkeypatch.setattr(thresholds, "fit_thresholds", lambda _: {"0.01": 1.5})
+    monkeypatch.setattr(thresholds, "raise_offset", raised)
+    monkeypatch.setattr(thresholds, "raise_thresholds", raised_thresholds)
+    thresholds.calibrate(model, faces)
+    assert model.config.thresholds == {"0.01": 2.5}
+    assert len(fitted["strength"]) == 3
+    assert len(fitted["unoccluded"][0]) == 60
+    # two kinds, one kind, one occluder, by two kinds each; and the ways
+    assert len(fitted["classes"]) == len(fitted["scores"]) == 9
+    torch.testing.assert_close(model.fusion.traces, torch.from_numpy(7**0.5 * fitted["traces"]))
+    assert model.fusion.traces.any()
+    shown = [faces.people.image(int(i)) for i in faces.gallery]
+    spoiled = list(extremes.spoiled(shown, 0))
+    assert [len(kept) for kept, _ in spoiled][0] == 6
+    for (_, left), scores in zip(spoiled, fitted["scores"][6:], strict=True):
+        templates = model.extract(as_input(left))
+        expected = model.compare_all(templates, templates)["fused"].numpy()[np.triu_indices(len(left), 1)]
+        np.testing.assert_allclose(np.sort(scores), np.sort(expected), rtol=1e-3, atol=2e-3)
+    assert "9 classes" in model.config.training["thresholds_fitted_on"]
 
 
 @pytest.mark.parametrize("style", ["a", "b"])

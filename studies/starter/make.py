@@ -46,17 +46,21 @@ tags: [face-recognition, occlusion, research-only]
 # OAML starter
 
 A small model to begin with: it is in the package, so that the first answer needs no download. For real work adapt a published
-network that was trained on millions of faces (`oaml download`, `oaml adapt`; see the README): this one is weaker, on
-unoccluded faces above all.
+network that was trained on millions of faces (`oaml download`, `oaml adapt`; see the README): this one is weaker, on unoccluded
+faces above all.
 
-**What it is.** A MobileFaceNet of {parameters:,} parameters with an occlusion head, QAConv, a joint embedding and thresholds, for
-aligned RGB faces of 112x112. {size:.1f} MB in half precision.
+**What it is.** A MobileFaceNet of {parameters:,} parameters with an occlusion head, QAConv, a joint embedding (the
+visibility-masked embedding of what both faces show) and thresholds, for aligned RGB faces of 112x112. {size:.1f} MB in half
+precision.
 
-**How it was made.** By `python studies/starter/make.py`, seed 0: {steps}.
-The student started from random numbers and learned the maps and the embedding of one teacher, for occluded faces those of the
-same face without its occluder, on {people}.
-`oaml adapt` then trained the rest on the same people, occluders {occluders}.
-Thresholds were fitted on {fitted}.
+**How it was made.** By `python studies/starter/make.py`, seed 0: {steps}. The
+student started from random numbers and learned the maps and the embedding of one teacher, for occluded faces those of the same
+face without its occluder, on {people}. `oaml adapt` then trained the rest on the same people,
+occluders {occluders}.
+
+**Thresholds** ({thresholds}) were fitted by
+`python studies/starter/make.py --recalibrate`, on {fitted}.
+`studies/README.md` (impostors.py) has what they let through where little is seen of both faces.
 
 | from | what | licence |
 | --- | --- | --- |
@@ -70,8 +74,8 @@ figures by age, sex or origin have been measured.
 
 ## Figures
 
-On {report:,} people of LFW that no step saw ({date}); one unoccluded gallery face each against {probes} probes, occluders drawn in
-a style and with mask pictures that no training saw. The model as shipped, mirrored faces averaged, the cosine too. Accuracy of
+On {report:,} people of LFW that no step saw ({date}); one unoccluded gallery face each against {probes} probes, drawn occluders in a
+style and with mask pictures that no training saw. The model as shipped, mirrored faces averaged, the cosine too. Accuracy of
 unoccluded pairs, {probes} genuine and {probes} impostor ones, ten folds: **{accuracy:.3f}** (teacher {teacher:.3f}).
 
 TAR at FAR 1e-2 / 1e-3:
@@ -123,6 +127,7 @@ def main() -> None:
         people=shipped.config.training["people"],
         occluders=shipped.config.training["covers"],
         fitted=shipped.config.training["thresholds_fitted_on"],
+        thresholds=", ".join(f"{value:.2f} at {far}" for far, value in shipped.config.thresholds.items()),
         date=date.today(),
         **measured,
     )
