@@ -147,7 +147,7 @@ def test_pairs_treated_alike_are_fitted_on_too_and_scored_as_the_model_will(
     assert model.fusion.traces.any()
     shown = [faces.people.image(int(i)) for i in faces.gallery]
     spoiled = list(extremes.spoiled(shown, 0))
-    assert [len(kept) for kept, _ in spoiled][0] == 6
+    assert len(spoiled[0][0]) == 6  # nobody becomes unusable by this blur
     for (_, left), scores in zip(spoiled, fitted["scores"][6:], strict=True):
         templates = model.extract(as_input(left))
         expected = model.compare_all(templates, templates)["fused"].numpy()[np.triu_indices(len(left), 1)]
