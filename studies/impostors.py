@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from people import reported
 
-from oaml.datasets.people import PeopleFolder, group_of, split_name
+from oaml.datasets.people import PeopleFolder, group_of
 from oaml.inference import as_input, extract, load_model, score_all
 from oaml.model import Model
 from oaml.occluders import KINDS, Occluder, occluder_rng
@@ -186,7 +187,7 @@ class Study:
     """Crops of people kept for a report, embedded once for models that make the same templates."""
 
     def __init__(self, data: Path, count: int, cache: Path | None) -> None:
-        self.people = PeopleFolder(data / "lfw", lambda name: split_name(name) == "report")
+        self.people = PeopleFolder(data / "lfw", reported)
         images: dict[int, list[int]] = {}
         for image, person in enumerate(self.people.labels.tolist()):
             images.setdefault(person, []).append(image)
@@ -201,7 +202,11 @@ class Study:
     def _faces(self, model: Model, name: str, crops: Callable[[], list[np.ndarray]]) -> Faces:
         key = model_id(model), name
         if key not in self._known:
-            file = None if self.cache is None else self.cache / f"{'-'.join(key)}.pt".replace(" ", "_")
+            file = (
+                None
+                if self.cache is None
+                else self.cache / f"{len(self.one)}-{'-'.join(key)}.pt".replace(" ", "_")
+            )
             if file is not None and file.exists():
                 fields, sure = torch.load(file, weights_only=True)
                 self._known[key] = Templates(**fields), sure.numpy()
