@@ -74,8 +74,8 @@ figures by age, sex or origin have been measured.
 
 ## Figures
 
-On {report:,} people of LFW that no step saw ({date}); one unoccluded gallery face each against {probes} probes, drawn occluders in a
-style and with mask pictures that no training saw. The model as shipped, mirrored faces averaged, the cosine too. Accuracy of
+On {report:,} people of LFW that no step saw ({date}); one unoccluded gallery face each against {probes} probes, drawn occluders in
+a style and with mask pictures that no training saw. The model as shipped, mirrored faces averaged, the cosine too. Accuracy of
 unoccluded pairs, {probes} genuine and {probes} impostor ones, ten folds: **{accuracy:.3f}** (teacher {teacher:.3f}).
 
 TAR at FAR 1e-2 / 1e-3:
@@ -114,7 +114,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     if given.recalibrate:
-        recalibrate(faces, out / "adapted")
+        if not (out / "adapted").exists():
+            recalibrate(faces, out / "adapted")
     else:
         make(teacher, faces, out, given)
     steps = f"{given.alone} + {given.together} steps of 64 faces and {given.adapt_steps} + {given.adapt_steps} of `oaml adapt`"
