@@ -25,7 +25,8 @@ from oaml.photographs.align import similarity, warp
 from oaml.photographs.detect import Detector, Face, group_looks, mean_face, shared_area, turned_back
 from oaml.photographs.refine import refined
 from oaml.photographs.subjects import trust
-from oaml.support.files import FACE_SIZE, list_images, read_image
+from oaml.support.files import FACE_SIZE, read_image
+from oaml.support.folders import list_images
 
 WIDTH, HEIGHT = 320, 240
 CORNERS = np.array([(0, 0), (111, 0), (0, 111), (111, 111)], np.float64)

@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from oaml.support.files import list_images, read_image, write_file
+from oaml.support.files import read_image, write_file
+from oaml.support.folders import list_images
 
 EYEGLASSES, HAIR, HAT = 3, 13, 14
 FACE = [1, 2, 4, 5, 6, 7, 10, 11, 12]  # skin, nose, eyes, brows, mouth, lips: without ears

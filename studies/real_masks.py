@@ -24,7 +24,8 @@ from oaml.datasets.people import PeopleFolder, split_name
 from oaml.main import keep_freed_memory
 from oaml.model import Model
 from oaml.occluders import KINDS
-from oaml.support.files import list_images, read_image, write_file
+from oaml.support.files import read_image, write_file
+from oaml.support.folders import list_images
 from oaml.visibility import GRIDS, mask_to_cells
 
 

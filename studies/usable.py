@@ -27,7 +27,8 @@ from oaml.occluders import KINDS, Occluder, load_mask_pictures
 from oaml.photographs.refine import load_refiner
 from oaml.photographs.subjects import find_subjects, load_detector
 from oaml.photographs.usable import LEAST_USABLE, USABLE_WEIGHTS, refiner_map
-from oaml.support.files import FACE_SIZE, list_images, read_image, write_file
+from oaml.support.files import FACE_SIZE, read_image, write_file
+from oaml.support.folders import list_images
 
 Class = tuple[str, bool]
 """Name, and whether it is faces."""

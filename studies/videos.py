@@ -18,7 +18,7 @@ import numpy as np
 import oaml
 from oaml.photographs.looks import Face
 from oaml.photographs.video import read_frames
-from oaml.support.files import list_images
+from oaml.support.folders import list_images
 
 OTHERS = 300
 SCALE = 2  # the footage at hand is small

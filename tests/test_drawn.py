@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from oaml.datasets.drawn import DrawnPeople, draw_face, write
 from oaml.errors import OamlError
-from oaml.support.files import list_images, read_image
+from oaml.support.files import read_image
+from oaml.support.folders import list_images
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,8 @@ from oaml.occluders import Occluder
 from oaml.occluders.command import occlude_folder
 from oaml.qaconv import QAConvConfig
 from oaml.support import metrics
-from oaml.support.files import list_images, read_image
+from oaml.support.files import read_image
+from oaml.support.folders import list_images
 from oaml.template import COLUMNS, Templates
 from oaml.templates import file as template_file
 from oaml.templates.embed import embed

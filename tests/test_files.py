@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from oaml.errors import OamlError
-from oaml.support.files import list_images, read_image, read_mask, read_photograph, write_file, write_folder
+from oaml.support.files import read_image, read_mask, read_photograph, write_file, write_folder
+from oaml.support.folders import list_images
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (112, 112, 3), dtype=np.uint8)

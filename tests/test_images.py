@@ -30,7 +30,8 @@ from oaml.evaluation.conditions import MeasuredFaces
 from oaml.main import main
 from oaml.occluders import load_mask_pictures
 from oaml.recognition.recognise import Recogniser
-from oaml.support.files import READABLE, list_images, read_image, read_mask, read_photograph
+from oaml.support.files import READABLE, read_image, read_mask, read_photograph
+from oaml.support.folders import list_images
 from oaml.support.images import read_cutout
 from oaml.support.pixels import ENOUGH_PIXELS, MOST_PIXELS
 from oaml.templates.file import load

@@ -24,7 +24,8 @@ from oaml.datasets.masked import MaskedFolder, Unlabelled
 from oaml.datasets.people import DrawnFolder, People, PeopleFolder, Split, split_name
 from oaml.errors import OamlError
 from oaml.occluders import KINDS, Occluded, load_mask_pictures, occlude
-from oaml.support.files import FACE_SIZE, list_images, read_image
+from oaml.support.files import FACE_SIZE, read_image
+from oaml.support.folders import list_images
 
 Item = tuple[int, int]  # index into a dataset, seed of its random choices
 

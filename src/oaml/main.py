@@ -12,10 +12,12 @@ import signal
 import sys
 import warnings
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from oaml import __version__
 from oaml.errors import OamlError, missing_package
+from oaml.support.names import printable, shortened
 
 if TYPE_CHECKING:
     from oaml.support.arguments import Parser
@@ -160,6 +162,10 @@ def main(arguments: list[str] | None = None) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
         arguments = sys.argv[1:]
+    if isinstance(
+        sys.stdout, TextIOWrapper
+    ):  # a terminal or pipe of fewer characters: the others are escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0 if arguments else 2
@@ -173,7 +179,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _run(name, arguments[1:])
     except OamlError as error:
-        print(f"oaml {name}: {error}", file=sys.stderr)
+        print(f"oaml {name}: {printable(str(error))}", file=sys.stderr)
+        return 1
+    except OSError as error:  # of a file or folder that can't be used; without a name it is a defect
+        if error.filename is None:
+            raise
+        place = printable(shortened(os.fsdecode(error.filename)))
+        print(f"oaml {name}: {place}: {error.strerror}; choose another place or name", file=sys.stderr)
         return 1
     except ImportError as error:
         package = (error.name or "").partition(".")[0]

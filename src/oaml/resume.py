@@ -21,7 +21,8 @@ from torch import Tensor
 
 from oaml import __version__
 from oaml.errors import OamlError, few
-from oaml.support.files import printable, write_file
+from oaml.support.files import write_file
+from oaml.support.names import printable
 from oaml.weights import need_numbers
 
 if TYPE_CHECKING:

@@ -59,9 +59,10 @@ from oaml.net import FaceOutput, NetConfig
 from oaml.occluders import occlude
 from oaml.qaconv import QAConvConfig
 from oaml.resume import Settings, check_fits, compare, read_checkpoint
-from oaml.support.files import FACE_SIZE, printable, read_photograph, sync, write_file
+from oaml.support.files import FACE_SIZE, read_photograph, sync, write_file
 from oaml.support.lock import alone
 from oaml.support.metrics import auc, tar_at_far
+from oaml.support.names import printable
 from oaml.template import Templates
 from oaml.visibility import mask_to_cells
 from oaml.weights import Preprocessing

@@ -11,6 +11,7 @@ Thresholds are fitted on people that no training saw.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -34,8 +35,10 @@ from oaml.losses import balanced_matching_loss, check_finite, distillation_loss,
 from oaml.model import Model
 from oaml.net import NetConfig
 from oaml.occluders import KINDS
-from oaml.support.files import check_model_folder, printable
+from oaml.support.files import check_model_folder
+from oaml.support.folders import say_left_out
 from oaml.support.lock import alone
+from oaml.support.names import printable, readable
 from oaml.support.progress import progress
 from oaml.visibility import on_grid
 
@@ -195,7 +198,7 @@ def adapt(
             len(held_out.people),
         )
         model.cpu().save(out)
-        console.print(f"written to {out}", markup=False, highlight=False)
+        console.print(f"written to {printable(str(out))}", markup=False, highlight=False)
         return out
 
 
@@ -457,7 +460,7 @@ def _step(
 
 
 def _name(path: Path) -> str:
-    return Path(path).resolve().name
+    return readable(Path(path).resolve().name)
 
 
 def _trains(person: str, use: Literal["all", "train"]) -> bool:
@@ -487,6 +490,9 @@ def _check(occluders: list[str], counts: dict[str, int], seed: int, out: Path) -
 
 def _check_people(folder: Path, use: Literal["all", "train"]) -> None:
     everybody = PeopleFolder(folder)
+    say_left_out(everybody.left_out)
+    for line in everybody.notes + everybody.same_files():
+        print(f"note: {printable(line)}", file=sys.stderr)
     several = [
         person
         for person, count in zip(everybody.people, np.bincount(everybody.labels), strict=True)

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from oaml.errors import OamlError
-from oaml.support.files import FACE_SIZE, list_images, read_image, read_mask
+from oaml.support.files import FACE_SIZE, read_image, read_mask
+from oaml.support.folders import list_images
 
 Unlabelled = Literal["fail", "skip"]
 REMEDY = "add it, or use the others with --unlabelled skip (oaml train: --data.unlabelled skip)"

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from oaml.errors import OamlError
-from oaml.support.files import READABLE, read_image
+from oaml.errors import OamlError, few
+from oaml.support.files import read_image
+from oaml.support.folders import LeftOut, read_folder, summarised
+from oaml.support.names import person_name
 
 Split = Literal["train", "calibrate", "report"]
 
 
 def split_of(person: str) -> int:
-    """The fixed split of people, 0 to 9: SHA-1 of the folder's name (UTF-8) modulo 10."""
-    return int(hashlib.sha1(person.encode()).hexdigest(), 16) % 10
+    """The fixed split of people, 0 to 9: SHA-1 of the folder's name (`person_name`, UTF-8) modulo 10."""
+    return int(hashlib.sha1(person_name(person).encode()).hexdigest(), 16) % 10
 
 
 def split_name(person: str) -> Split:
@@ -28,7 +31,7 @@ def split_name(person: str) -> Split:
 
 def person_of(path: str) -> str:
     """Who an image shows: the name of its folder. An image outside any folder is its own person."""
-    return PurePosixPath(path.replace("\\", "/")).parent.name or path
+    return person_name(PurePosixPath(path.replace("\\", "/")).parent.name) or path
 
 
 def group_of(path: str, groups: int) -> int:
@@ -38,11 +41,99 @@ def group_of(path: str, groups: int) -> int:
 
 def hashed_names(people: Iterable[str]) -> list[str]:
     """Ten digits for the name of every person, as a model keeps them of those who took part in its training."""
-    return sorted({hashlib.sha1(person.encode()).hexdigest()[:10] for person in people})
+    return sorted({hashlib.sha1(person_name(person).encode()).hexdigest()[:10] for person in people})
+
+
+class PeopleReading(NamedTuple):
+    """What a folder of people holds."""
+
+    images: list[tuple[str, Path]]
+    """Person (the folder's name, see `person_name`) and image, sorted; in any depth below the person's folder."""
+    left_out: list[LeftOut]
+    notes: list[str]
+    """What may be a mistake and is taken as it is, a line each."""
+
+
+def read_people(root: str | Path) -> PeopleReading:
+    """Read a folder that holds a folder of images for every person, as `oaml.support.folders.read_folder` reads any.
+
+    Raises:
+        OamlError: no such folder, it can't be read, or there are no people in it.
+    """
+    root = Path(root)
+    found = read_folder(root)
+    images: list[tuple[str, Path]] = []
+    left_out = list(found.left_out)
+    folders: defaultdict[str, set[str]] = defaultdict(set)
+    for path in found.images:
+        folder, *inside = path.relative_to(root).parts
+        person = person_name(folder)
+        if not inside or not person:
+            remedy = f"move it to {root}/NAME/{path.name}" if person else "give the folder a name"
+            left_out.append(LeftOut(path, f"lies in no person's folder; {remedy}"))
+            continue
+        images.append((person, path))
+        folders[person].add(folder)
+    if not images:
+        raise OamlError(
+            f"{root}: no people in it; expected {root}/NAME/*.jpg, a folder for every person (one with no images doesn't count)"
+            + (f"; left out: {summarised(left_out)[0]}" if left_out else "")
+        )
+    notes = [
+        f"{person}: has {len(names)} folders, whose names differ in how letters are stored or in spaces; taken for one person"
+        for person, names in folders.items()
+        if len(names) > 1
+    ]
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for person in folders:
+        alike[person.casefold()].append(person)
+    notes += [
+        f"{', '.join(people)}: differ only in capital letters and count as {len(people)} people; if they are one, use one folder"
+        for people in alike.values()
+        if len(people) > 1
+    ]
+    return PeopleReading(sorted(images), left_out, notes)
+
+
+def same_files(images: Iterable[tuple[str, str, str]]) -> list[str]:
+    """A line for every file that several people have.
+
+    Args:
+        images: person, path and a digest of the file.
+    """
+    by_digest: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for person, path, digest in images:
+        by_digest[digest].setdefault(person, path)
+    return [
+        f"{first}: is the same file as {few(others, 3)}, of {'another person' if len(others) == 1 else 'other people'}; "
+        "whose it is can't be told, so remove what is wrong"
+        for first, *others in (list(paths.values()) for paths in by_digest.values())
+        if others
+    ]
+
+
+def digested(images: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, str, str]]:
+    """Person, path and SHA-256 of the files that could be of several people: of a size that files of two people have.
+
+    Raises:
+        OamlError: one can't be read.
+    """
+    try:
+        by_size: defaultdict[int, list[tuple[str, Path]]] = defaultdict(list)
+        for person, path in images:
+            by_size[path.stat().st_size].append((person, path))
+        for same in by_size.values():
+            if len({person for person, _ in same}) > 1:
+                for person, path in same:
+                    yield person, str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise OamlError(f"{error.filename}: can't be read ({error.strerror}); check the path") from error
 
 
 class PeopleFolder:
     """Images of people, `ROOT/PERSON/*.jpg`. A person with one image is a class and gives impostor pairs.
+
+    Read as `read_people` does, but for images deeper than that, which are left out.
 
     Args:
         root: folder that holds a folder per person.
@@ -57,32 +148,45 @@ class PeopleFolder:
         self, root: str | Path, use: Callable[[str], bool] | None = None, resize: bool = False
     ) -> None:
         root = Path(root)
-        if not root.is_dir():
-            raise OamlError(f"{root}: no such folder; people are expected as {root}/PERSON/*.jpg")
-        self.resize = resize
-        self.people: list[str] = []
-        self.paths: list[Path] = []
-        labels: list[int] = []
-        for person in sorted(p for p in root.iterdir() if p.is_dir()):
-            if use is not None and not use(person.name):
-                continue
-            images = sorted(p for p in person.iterdir() if p.suffix.lower() in READABLE and p.is_file())
-            if images:
-                self.paths += images
-                labels += [len(self.people)] * len(images)
-                self.people.append(person.name)
-        if not self.people:
+        found = read_people(root)
+        deeper = [path for _, path in found.images if len(path.relative_to(root).parts) > 2]
+        self.left_out = found.left_out + [
+            LeftOut(path, f"lies deeper than {root}/NAME/; move it up") for path in deeper
+        ]
+        """Of everybody, whoever is used."""
+        self.notes = found.notes
+        """What may be a mistake, a line each."""
+        used = [
+            (person, path)
+            for person, path in found.images
+            if len(path.relative_to(root).parts) == 2 and (use is None or use(person))
+        ]
+        if not used:
             raise OamlError(
-                f"{root}: no people in it; expected {root}/PERSON/*.jpg (folders without images do not count)"
+                f"{root}: no people in it that are asked for; expected {root}/NAME/*.jpg, and more people where they are split"
             )
-        self.labels = np.array(labels)
-        self.names = [path.relative_to(root).as_posix() for path in self.paths]
+        self.resize = resize
+        self.people = list(dict.fromkeys(person for person, _ in used))
+        self.paths = [path for _, path in used]
+        number = {person: label for label, person in enumerate(self.people)}
+        self.labels = np.array([number[person] for person, _ in used])
+        self.names = [person_name(path.relative_to(root).as_posix()) for path in self.paths]
         """Paths below the root: what chance depends on, so that it does not matter where the folder lies."""
         self.files = [str(path) for path in self.paths]
         """What messages call the images."""
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def same_files(self) -> list[str]:
+        """A line for every file that several people have. Files of the same size are read.
+
+        Raises:
+            OamlError: one can't be read.
+        """
+        return same_files(
+            digested([(self.people[n], p) for n, p in zip(self.labels, self.paths, strict=True)])
+        )
 
     def image(self, index: int) -> np.ndarray:
         """RGB uint8 [112,112,3]; OamlError names an unreadable file."""

@@ -42,6 +42,7 @@ from oaml.evaluation.results import (
 from oaml.inference import extract, score_all, score_pairs
 from oaml.support import metrics
 from oaml.support.files import read_image
+from oaml.support.folders import find
 from oaml.template import COLUMNS, Templates
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class MeasuredFaces:
         Args:
             shared: name of the occluder, where it isn't the image's own.
         """
-        image = read_image(self.images / path, resize=self.resize)
+        image = read_image(find(self.images, path), resize=self.resize)
         return image, None if condition == UNOCCLUDED else self.occlude(image, condition, shared or path)
 
     def measure(self, condition: str, paths: set[str], shared: Callable[[str], str] | None = None) -> None:

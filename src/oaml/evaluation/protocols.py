@@ -16,6 +16,8 @@ import numpy as np
 
 from oaml.datasets.people import person_of
 from oaml.errors import OamlError, few
+from oaml.support.folders import find
+from oaml.support.names import person_name, shortened
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def read_identification(file: str | Path, images: str | Path) -> Identification:
     probe_lines: list[int] = []
     stranger_lines: list[tuple[int, str]] = []
     for line, row in _rows(file, columns, columns):
-        path, person, role = row["path"], row["person"], row["role"]
+        path, person, role = row["path"], person_name(row["person"]), row["role"]
         _filled(file, line, "path", path)
         _filled(file, line, "person", person)
         if path in used:
@@ -201,15 +203,18 @@ def _filled(file: Path, line: int, column: str, value: str) -> None:
 
 def _need_images(file: Path, images: str | Path, used: dict[str, int]) -> None:
     images = Path(images)
+    missing: list[tuple[str, int]] = []
     if images.is_file():
-        from oaml.templates.file import load
+        from oaml.templates.file import load, places
 
-        held = set(load(images).paths)
-        missing = [(f"{path}: not in {images}", line) for path, line in used.items() if path not in held]
+        held = places(load(images).paths)
+        absent = (path for path in used if path not in held and person_name(path) not in held)
+        missing = [(f"{path}: not in {images}", used[path]) for path in absent]
         remedy = "embed it too, remove the line, or write the paths that the file holds"
     elif images.is_dir():
-        absent = ((images / path, line) for path, line in used.items() if not (images / path).is_file())
-        missing = [(f"{path}: no such image", line) for path, line in absent]
+        for path, line in used.items():
+            if reason := _absent(images, path):
+                missing.append((f"{shortened(str(images / path))}: {reason}", line))
         remedy = "add it, remove the line, or check the folder of images"
     else:
         raise OamlError(f"{images}: no such folder")
@@ -218,3 +223,12 @@ def _need_images(file: Path, images: str | Path, used: dict[str, int]) -> None:
         rest = [path.partition(": ")[0] for path, _ in missing[1:]]
         others = f" ({len(rest):,} more are missing: {few(rest, 9)})" if rest else ""
         raise OamlError(f"{what}, named in {file}, line {line}{others}; {remedy}")
+
+
+def _absent(images: Path, path: str) -> str | None:
+    """Why there is no image of this path; None where there is one."""
+    try:
+        return None if find(images, path).is_file() else "is no file"
+    except OSError as error:
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError)
+        return "no such image" if absent else f"can't be read ({error.strerror})"

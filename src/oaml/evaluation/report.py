@@ -20,6 +20,7 @@ from oaml.evaluation.tables import SHORT, all_tables, condition_name, markdown, 
 from oaml.inference import BATCH_SIZE, load_model
 from oaml.support import metrics
 from oaml.support.files import write_file
+from oaml.support.names import printable, readable
 from oaml.template import COLUMNS, TITLES
 
 Protocol = Literal[
@@ -114,7 +115,10 @@ def evaluate(
     Raises:
         OamlError: a wrong option, list, image or model. Nothing is written then.
     """
-    arguments = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
+    arguments = {
+        name: readable(str(value)) if isinstance(value, Path | str) else value
+        for name, value in locals().items()
+    }
     from oaml.occluders import Occluder, load_mask_pictures
 
     out = Path(out)
@@ -137,7 +141,7 @@ def evaluate(
         loaded.config.training.pop("people_hashed", None)
         report = Report(
             oaml=__version__,
-            model=str(model),
+            model=readable(str(model)),
             config=loaded.config,
             arguments=arguments,
             occluders=DrawnOccluders([], side, style, seed),
@@ -171,7 +175,7 @@ def evaluate(
     found = overlap.of_measured(faces, listed, known, training, seed)
     report = Report(
         oaml=__version__,
-        model=str(model),
+        model=readable(str(model)),
         config=loaded.config,
         notes=overlap.took_part(trained, listed, known) + overlap.notes(found),
         arguments=arguments,
@@ -300,7 +304,7 @@ def _write(report: Report, out: Path, measured: Measured | None, pairs: Pairs | 
     tables = all_tables(report)
     show(console, [table for table in tables if table.key in SHORT])
     for note in report.notes:
-        console.print(f"note: {note}", style="yellow", markup=False)
+        console.print(f"note: {printable(note)}", style="yellow", markup=False)
     text = [f"# {report.model}\n", *map(markdown, tables)]
     text += [f"Note: {note}\n" for note in report.notes]
 
@@ -308,7 +312,7 @@ def _write(report: Report, out: Path, measured: Measured | None, pairs: Pairs | 
     _write_text(out / "table.md", "\n".join(text))
     _write_text(out / "report.json", report.json())
     written = _write_text(out / "report.html", page.html(report, pictures))
-    console.print(f"the page: {written}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"the page: {printable(str(written))}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _write_text(path: Path, text: str) -> Path:

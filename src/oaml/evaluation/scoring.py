@@ -11,6 +11,7 @@ from oaml.errors import OamlError
 from oaml.evaluation.protocols import read_pairs
 from oaml.inference import BATCH_SIZE, extract, load_model, score_pairs
 from oaml.support.files import read_image, write_file
+from oaml.support.folders import find
 
 
 def score(
@@ -63,7 +64,7 @@ def score(
     else:
         faces = extract(
             loaded,
-            (read_image(images / path, resize=resize) for path in names),
+            (read_image(find(images, path), resize=resize) for path in names),
             len(names),
             batch_size=batch_size,
             label="reading faces",

@@ -114,7 +114,9 @@ class Enrolled:
     """Under another name or in another place, and the same in content."""
     kept: int = 0
     left_out: list[str] = field(default_factory=list)
-    """Why an image was not enrolled, a line each."""
+    """What was not enrolled and why, a line each."""
+    notes: list[str] = field(default_factory=list)
+    """What may be a mistake, or is no longer there and stays, a line each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oaml.errors import OamlError, command
-from oaml.support.files import printable
+from oaml.support.folders import say_left_out
+from oaml.support.names import printable
 
 if TYPE_CHECKING:
     from oaml.gallery.answers import Duplicates, Person, SearchAnswer
@@ -25,6 +26,7 @@ def enroll(
     gallery: str,
     model: str | None = None,
     thumbnails: bool = False,
+    yes: bool = False,
     json: bool = False,
     aligned: bool | None = None,
     detector: Path | None = None,
@@ -33,8 +35,9 @@ def enroll(
     """Make a gallery hold the people of a folder, `FOLDER/NAME/*.jpg`, one person on each photograph.
 
     Run again, it picks up only what changed, by the content of the files: new images are added, those no longer there are removed
-    for good, moved and renamed ones are kept. An interrupted run is continued by running it again. Images that can't be enrolled
-    are listed at the end.
+    for good, moved and renamed ones are kept. The folder may have moved too. Before more than a tenth of its people or images is
+    removed, it says whom and asks. What can't be seen now (an empty folder, a link to nothing, what can't be read) stays. An
+    interrupted run is continued by running it again. What is left out is listed at the end.
 
     Example:
         oaml enroll people/ --gallery staff
@@ -44,29 +47,50 @@ def enroll(
         gallery: folder of the gallery, or an address such as s3://bucket/staff; made where there is none.
         model: a model folder; by default the starter model.
         thumbnails: also keep the aligned faces of new images, so that `oaml search --draw` needs no photographs.
+        yes: remove what is no longer in the folder without a question, however much it is.
         json: print one JSON object to stdout and nothing else.
         aligned: images of 112x112 are aligned faces (`--not-aligned`: photographs); by default they are looked at.
         detector: a YuNet file; by default the one of `oaml download yunet`.
         device: cpu, cuda, or auto for a GPU where there is one.
 
     Raises:
-        OamlError: no such folder, not one image that can be enrolled, or a gallery of another model.
+        OamlError: no such folder, not one image that can be enrolled, a gallery of another model, or much to remove without
+            `--yes` and nobody to ask.
     """
     from oaml.gallery.gallery import Gallery
     from oaml.recognition.recognise import load
 
     opened = Gallery(gallery, load(model, detector, device))
-    changed = opened.enroll_folder(folder, thumbnails, aligned=aligned)
+    given = {"--gallery": gallery, "--model": model, "--detector": detector}
+    options = [word for flag, value in given.items() if value is not None for word in (flag, value)]
+    if aligned is not None:
+        options.append("--aligned" if aligned else "--not-aligned")
+    again = command("enroll", folder, *options, *(["--thumbnails"] if thumbnails else []), "--yes")
+    changed = opened.enroll_folder(
+        folder, thumbnails, aligned=aligned, confirm=lambda warning: _may_remove(warning, yes, again)
+    )
     if json:
         people = [person.to_dict() for person in opened.people()]
         print(dumps({"gallery": gallery, **changed.to_dict(), "people": people}, indent=2))
         return
-    for line in changed.left_out:
-        print(f"left out: {line}", file=sys.stderr)
+    say_left_out(changed.left_out)
+    for line in changed.notes:
+        print(f"note: {printable(line)}", file=sys.stderr)
     print(
-        f"{gallery}: {changed.added} images added, {changed.removed} removed, {changed.moved} moved, {changed.kept} kept, "
-        f"{len(changed.left_out)} left out; {len(opened.people())} people"
+        f"{printable(gallery)}: {changed.added} images added, {changed.removed} removed, {changed.moved} moved, "
+        f"{changed.kept} kept, {len(changed.left_out)} left out; {len(opened.people())} people"
     )
+
+
+def _may_remove(warning: str, yes: bool, again: str) -> bool:
+    """Say what will be removed, and ask whether to go on where that wasn't said before."""
+    if not yes and not sys.stdin.isatty():
+        raise OamlError(f"{warning}; nothing was changed. If that is meant: {again}")
+    print(printable(warning), file=sys.stderr)
+    if yes:
+        return True
+    print("go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def search(
@@ -192,6 +216,14 @@ def gallery(
         raise OamlError(f"{' and '.join(asked)}: one thing at a time; run the command twice")
     if rename and len(rename) != 2:
         raise OamlError(f"--rename: takes a name and the new one, not {len(rename)}; quote names with spaces")
+    if not duplicates:  # only they need a model
+        for flag, given in (
+            ("--far", far != 0.0001),
+            ("--model", model is not None),
+            ("--device", device != "auto"),
+        ):
+            if given:
+                raise OamlError(f"{flag}: is for --duplicates alone; add that or leave it out")
     if duplicates:
         from oaml.recognition.recognise import load
 
@@ -251,9 +283,9 @@ def _print_people(path: str, done: dict[str, Any], people: list[Person]) -> None
     from rich.text import Text
 
     for what, value in done.items():
-        said = " -> ".join(value) if isinstance(value, list) else value
+        said = " -> ".join(map(printable, value)) if isinstance(value, list) else printable(str(value))
         print(f"{what}: {said}{' images' if isinstance(value, int) else ''}")
-    table = Table("person", title=f"{path}: {len(people)} people", title_justify="left")
+    table = Table("person", title=Text(f"{printable(path)}: {len(people)} people"), title_justify="left")
     table.add_column("images", justify="right")
     table.add_column("thumbnails", justify="right")
     for person in people:
@@ -270,7 +302,9 @@ def _print_duplicates(path: str, named: Duplicates) -> None:
 
     console = Console(highlight=False)
     if named.pairs:
-        title = f"{path}: {len(named.pairs)} pairs of {named.people} people are probably one person each"
+        title = Text(
+            f"{printable(path)}: {len(named.pairs)} pairs of {named.people} people are probably one person each"
+        )
         table = Table("person", "person", title=title, title_justify="left")
         for column in ("score", "both show"):
             table.add_column(column, justify="right")
@@ -281,7 +315,7 @@ def _print_duplicates(path: str, named: Duplicates) -> None:
         if len(named.pairs) > SHOWN:
             print(f"and {len(named.pairs) - SHOWN:,} more; --json names all")
     else:
-        print(f"{path}: nobody among {named.people} people is probably enrolled twice")
+        print(f"{printable(path)}: nobody among {named.people} people is probably enrolled twice")
     console.print(Text(f"threshold {named.limit.value:.3f}: {origin(named.limit)}"))
     print(f"on average {named.impostors_expected:.2g} impostor pairs reach it among so many people")
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from oaml.support.files import sync
+from oaml.support.names import is_system
 
 VERSIONS, HINT = "_versions", "latest_version_hint.json"
 KINDS = ("data", "_deletions", "_indices", "_transactions", VERSIONS)
@@ -26,7 +27,7 @@ KINDS = ("data", "_deletions", "_indices", "_transactions", VERSIONS)
 
 def versions(table: Path) -> list[Path]:
     """The manifests, the newest first."""
-    return sorted((table / VERSIONS).glob("*.manifest"), key=_age)
+    return sorted(_listed(table / VERSIONS, "*.manifest"), key=_age)
 
 
 def unsettled(table: Path) -> bool:
@@ -97,7 +98,7 @@ def _age(manifest: Path) -> int:
 def _unmade(table: Path) -> bool:
     """Whether a power cut or a kill came before there was a first version; nobody was enrolled then."""
     found = versions(table)
-    if len(found) > 1 or any((table / "data").glob("*.lance")):
+    if len(found) > 1 or any(_listed(table / "data", "*.lance")):
         return False
     return not found or not found[0].read_bytes().endswith(b"LANC")
 
@@ -106,16 +107,21 @@ def _files(table: Path, manifest: Path) -> set[Path]:
     """Those of one version: their names, or the numbers in their names, are in the manifest as they are."""
     text = manifest.read_bytes()
     kept = {manifest, *(table / VERSIONS).glob(HINT)}
-    for path in (path for kind in ("data", "_transactions") for path in (table / kind).glob("*")):
+    for path in (path for kind in ("data", "_transactions") for path in _listed(table / kind, "*")):
         if path.name.encode() in text:
             kept.add(path)
-    for path in (table / "_deletions").glob("*.arrow"):  # FRAGMENT-VERSION-NUMBER.arrow
+    for path in _listed(table / "_deletions", "*.arrow"):  # FRAGMENT-VERSION-NUMBER.arrow
         if _varint(int(path.stem.rsplit("-", 1)[1])) in text:
             kept.add(path)
-    for folder in (table / "_indices").glob("*-*"):
+    for folder in _listed(table / "_indices", "*-*"):
         if uuid.UUID(folder.name).bytes in text:
             kept.update(path for path in folder.rglob("*") if path.is_file())
     return kept
+
+
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    """The files of a kind, without those that a system puts beside them, such as `._1.manifest`."""
+    return [path for path in folder.glob(pattern) if not is_system(path.name)]
 
 
 def _varint(number: int) -> bytes:

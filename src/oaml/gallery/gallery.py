@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from io import BytesIO
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,11 +22,13 @@ from oaml.errors import OamlError, command
 from oaml.gallery.answers import Candidate, Duplicates, Enrolled, Person, SearchAnswer, judge
 from oaml.gallery.digests import DIGESTED
 from oaml.gallery.digests import digest as name_digest
-from oaml.gallery.folder import Entry, changes, digest, listed
+from oaml.gallery.folder import Entry, FolderChanges, changes, digest, listed, split_unseen
 from oaml.gallery.store import Store, quoted
 from oaml.recognition.decision import Threshold
 from oaml.support.files import Image, name_of
+from oaml.support.folders import LeftOut
 from oaml.support.images import Content, content_of, path_of, several, shown
+from oaml.support.names import person_name, printable, restored, storable
 from oaml.support.progress import progress
 
 if TYPE_CHECKING:
@@ -37,11 +39,16 @@ if TYPE_CHECKING:
     from oaml.recognition.tracks import Track
     from oaml.template import Templates
 
+T = TypeVar("T")
 GALLERY_FORMAT = 1
 CANDIDATES = 100
 """Faces that the first step hands to the second."""
 BATCH = 64
 """Images embedded and written at a time: what an interrupted enrolment loses at most."""
+LONGEST_NAME = 255
+"""Bytes of a person's name, as of a folder's."""
+CHANGED = 500
+"""Rows named in one statement."""
 ALONE = 0.5
 """A photograph to enrol shows one person: any other face is smaller than this share of the largest, eye to eye."""
 
@@ -96,7 +103,7 @@ class Gallery:
         Raises:
             OamlError: no images; an unreadable one, one without a usable face or with several faces. Nothing is enrolled then.
         """
-        _need_name(person)
+        person = _need_name(person)
         contents = [content_of(image) for image in several(images)]
         if not contents:
             raise OamlError(f"{person}: no images; give one at least")
@@ -119,49 +126,81 @@ class Gallery:
         thumbnails: bool = False,
         label: str | None = "enrolling",
         aligned: bool | None = None,
+        confirm: Callable[[str], bool] | None = None,
     ) -> Enrolled:
         """Make the gallery hold what a folder holds, `FOLDER/NAME/*.jpg`, by content.
 
         New images are added and those no longer there removed, if this folder brought them; moved and renamed ones are kept without
-        being embedded again. An interrupted run is continued by running it again.
+        being embedded again. A folder that was moved is known by what it holds. What can't be seen now (a link to nothing, an empty
+        folder, what can't be read) stays enrolled. An interrupted run is continued by running it again.
 
         Args:
             folder: a folder for every person.
             thumbnails: also keep the aligned faces of new images as pictures, to be drawn.
             label: of the progress bar on stderr; None shows none.
             aligned: as for `enroll`.
+            confirm: asked before more than a tenth of the people or images that came from the folder is removed, with a line that
+                names them; where it says no, nothing is changed. None removes them.
 
         Raises:
-            OamlError: no such folder, no images in it, or not one that can be enrolled.
+            OamlError: no such folder, no images in it, or not one that can be enrolled; `confirm` said no.
         """
-        folder = path_of(folder, "folder").resolve()
-        wanted, left_out = listed(folder)
+        folder = Path(_real(path_of(folder, "folder")))
+        found, place = listed(folder), storable(str(folder))
+        left_out, failed = [str(line) for line in found.left_out], list(found.left_out)
         with self._store.writing():
-            todo = changes(wanted, self._entries(), str(folder))
-            for old, entry in todo.moved:
-                values = {**self._named(entry.person), "source": quoted(entry.source)}
-                self._store.change(_where(old.person, old.image), values)
-            if todo.gone:
-                self._store.change(" or ".join(_where(entry.person, entry.image) for entry in todo.gone))
+            todo = changes(found.entries, self._entries(), place, found.left_out)
+            warning = None if confirm is None else todo.warning()
+            if confirm is not None and warning is not None and not confirm(f"{folder}: {warning}"):
+                raise OamlError(f"{folder}: nothing was changed")
+            self._move(todo, place)
             added = 0
-            with progress(label, len(wanted), len(wanted) - len(todo.new)) as advance:
+            with progress(label, len(found.entries), len(found.entries) - len(todo.new)) as advance:
                 for start in range(0, len(todo.new), BATCH):
                     entries, crops = [], []
                     for entry in todo.new[start : start + BATCH]:
+                        source = Path(restored(entry.source))
                         try:
-                            crops.append(self._crop(entry.source, aligned))
+                            crops.append(self._crop(source, aligned))
                             entries.append(entry)
                         except OamlError as error:
                             left_out.append(str(error))
+                            failed.append(LeftOut(source, str(error)))
                         advance(1)
                     if crops:
                         self._add(entries, crops, thumbnails)
                     added += len(crops)
+            gone, unseen = split_unseen((*todo.gone, *todo.unseen), place, failed)
+            for part in _parts(gone):
+                self._store.change(_among(part))
             if not self._store or not self._store.count():
                 raise OamlError(f"{folder}: not one image could be enrolled; the first: {left_out[0]}")
-            if added or todo.moved or todo.gone:
+            if added or todo.moved or gone:
                 self._store.tidy(slow=True)
-        return Enrolled(added, len(todo.gone), len(todo.moved), todo.kept, left_out)
+        notes = [*found.notes, *todo.notes(unseen)]
+        return Enrolled(added, len(gone), len(todo.moved), todo.kept, left_out, notes)
+
+    def _move(self, todo: FolderChanges, folder: str) -> None:
+        """Say of enrolled images where they are now, and under which name."""
+        for earlier in todo.earlier:  # all that lies in it at once
+            inside = f"concat({quoted(folder)}, substr(source, {len(earlier) + 1}))"
+            where = f"folder = {quoted(earlier)} and starts_with(source, {quoted(earlier)})"
+            self._store.change(where, {"source": inside, "folder": quoted(folder)})
+        several: defaultdict[str | None, list[tuple[Entry, Entry]]] = defaultdict(list)
+        for old, entry in todo.moved:
+            if (old.moved(folder) if old.folder in todo.earlier else old) != entry:
+                several[entry.person if entry.person != old.person else None].append((old, entry))
+        for person, moved in several.items():
+            for part in _parts(moved):
+                # statements have no CASE: looked up in a text of keys and paths, and no real path holds two slashes;
+                # by the old and the new key, since nothing says whether a statement sees a column that it changes
+                known = "//".join(
+                    word for pair in part for key in pair for word in (_key(key), pair[1].source)
+                )
+                found = f"split_part({quoted(f'//{known}//')}, concat('//', image, person, '//'), 2)"
+                values = {"source": f"split_part({found}, '//', 1)", "folder": quoted(folder)}
+                named = {} if person is None else self._named(person)
+                self._store.change(_among([old for old, _ in part]), {**values, **named})
 
     def _crop(self, image: Image, aligned: bool | None) -> np.ndarray:
         """The aligned face of the one person on an image."""
@@ -321,9 +360,9 @@ class Gallery:
             OamlError: nobody of the old name, or somebody of the new one.
         """
         _need_str(old)
-        _need_name(new)
+        new = _need_name(new)
         with self._store.writing():
-            self._need_person(old)
+            old = self._known(old)
             if self._store.count(f"person = {quoted(new)}"):
                 raise OamlError(f"{new}: is enrolled already; delete one of the two or choose another name")
             self._store.change(f"person = {quoted(old)}", self._named(new))
@@ -344,9 +383,7 @@ class Gallery:
         if not people:
             raise OamlError("delete: no names; give one at least")
         with self._store.writing():
-            for person in people:
-                self._need_person(person)
-            return self._store.change(_in(people))
+            return self._store.change(_in([self._known(person) for person in people]))
 
     def index(self) -> None:
         """Build what makes searches fast in a gallery of more than 100,000 faces. Folders and imports do it by themselves.
@@ -370,8 +407,11 @@ class Gallery:
             from oaml.support.files import read_photograph
 
             return read_photograph(rows[0]["thumbnail"])
-        source = Path(rows[0]["source"])
-        if not rows[0]["source"] or not source.is_file() or digest(source) != candidate.image:
+        source = Path(restored(rows[0]["source"]))
+        try:
+            if not rows[0]["source"] or digest(source) != candidate.image:
+                return None
+        except OamlError:  # gone, or it can't be read
             return None
         recogniser = self._need_recogniser()
         return recogniser.subjects(source)[0].crop
@@ -476,7 +516,7 @@ class Gallery:
         facts = self._store.facts
         if facts["model"] == self._model:
             return
-        folders = sorted({entry.folder for entry in self._entries() if entry.folder}) or ["FOLDER"]
+        folders = sorted({restored(e.folder) for e in self._entries() if e.folder}) or ["FOLDER"]
         name = self._need_recogniser().name
         named = [] if name == "starter" else ["--model", name]
         again = f"{self.path.rstrip('/')}-{self._model[:8]}"
@@ -491,10 +531,17 @@ class Gallery:
         digests = {DIGESTED["person"]: f"X'{name_digest(person).hex()}'"}
         return {"person": quoted(person), **{c: v for c, v in digests.items() if c in self._store.columns}}
 
-    def _need_person(self, name: str) -> None:
-        if self._store.count(f"person = {quoted(name)}"):
-            return
-        like = difflib.get_close_matches(name, [person.name for person in self.people()], 3)
+    def _known(self, name: str) -> str:
+        """What a person is called in the gallery who is asked for by this name, or by the way it is printed."""
+        _ = self._store.table  # there must be one
+        wanted = person_name(name)
+        if self._store.count(f"person = {quoted(wanted)}"):
+            return wanted
+        names = [person.name for person in self.people()]
+        for person in names:  # older galleries have names in decomposed letters
+            if person_name(person) == wanted or printable(person) == wanted:
+                return person
+        like = [printable(person) for person in difflib.get_close_matches(name, names, 3)]
         hint = f"did you mean {' or '.join(like)}?" if like else f"{command('gallery', self.path)} lists all"
         raise OamlError(f"{shown(name)}: nobody of that name is enrolled in {self.path}; {hint}")
 
@@ -527,14 +574,36 @@ def _need_str(name: Any, remedy: str = "") -> None:
         )
 
 
-def _need_name(name: Any) -> None:
+def _need_name(name: Any) -> str:
+    """The name as it is kept; OamlError where a person can't be called so."""
     _need_str(name)
-    if not name.strip() or not name.isprintable():
+    kept = person_name(name)
+    if not kept or not kept.isprintable():
         raise OamlError(f"{shown(repr(name))}: is no name of a person; give one of printable characters")
+    if len(kept.encode()) > LONGEST_NAME:
+        raise OamlError(
+            f"{kept[:20]}...: is no name of a person but {len(kept.encode())} bytes long; give one of {LONGEST_NAME} at most"
+        )
+    return kept
 
 
 def _in(people: Iterable[str]) -> str:
     return f"person in ({', '.join(map(quoted, people))})"
+
+
+def _among(entries: Iterable[Entry]) -> str:
+    """Which rows are of some entries: flat, since a condition of thousands of parts would be nested too deep."""
+    keys = ", ".join(quoted(_key(entry)) for entry in entries)
+    return f"concat(image, person) in ({keys})"
+
+
+def _key(entry: Entry) -> str:
+    return entry.image + entry.person
+
+
+def _parts(listed: Sequence[T]) -> Iterator[Sequence[T]]:
+    """So many at a time as one statement takes."""
+    return (listed[start : start + CHANGED] for start in range(0, len(listed), CHANGED))
 
 
 def _where(person: str, image: str) -> str:
@@ -542,7 +611,12 @@ def _where(person: str, image: str) -> str:
 
 
 def _source(image: Image) -> str:
-    return str(Path(image).resolve()) if isinstance(image, str | os.PathLike) else ""
+    return storable(_real(image)) if isinstance(image, str | os.PathLike) else ""
+
+
+def _real(path: str | os.PathLike[str]) -> str:
+    """A path without links, of which there is one only: POSIX lets two slashes at the beginning stand."""
+    return os.path.sep + os.path.realpath(path).lstrip("/") if os.path.sep == "/" else os.path.realpath(path)
 
 
 def _jpeg(crop: np.ndarray) -> bytes:

@@ -27,7 +27,8 @@ import numpy as np
 from oaml.errors import OamlError, command, missing_package
 from oaml.gallery import disk
 from oaml.gallery.digests import damaged, digest, needed
-from oaml.support.files import make_folder, printable, sync
+from oaml.support.files import is_empty, make_folder, sync
+from oaml.support.names import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,9 +87,7 @@ class Store:
         self._lock: FileLock | None = None
         self._database: DBConnection | None = None
         if self._local is not None and not self._made():
-            if self._local.exists() and (
-                not self._local.is_dir() or any(path.name != LOCK for path in self._local.iterdir())
-            ):
+            if self._local.exists() and (not self._local.is_dir() or not is_empty(self._local)):
                 raise OamlError(f"{place}: exists and is no gallery; choose another name")
             return
         try:

@@ -11,7 +11,9 @@ from oaml.errors import OamlError
 from oaml.occluders.api import Occluder, check_kind
 from oaml.occluders.canvas import Style
 from oaml.occluders.pictures import load_mask_pictures
-from oaml.support.files import check_empty, list_images, png_names, read_image, write_file
+from oaml.support.files import check_empty, png_names, read_image, write_file
+from oaml.support.folders import need_images, read_folder, say_left_out
+from oaml.support.names import readable
 from oaml.support.progress import progress
 
 
@@ -57,12 +59,16 @@ def occlude_folder(
     check_empty(out)
     pictures = load_mask_pictures(mask_pictures) if mask_pictures is not None else []
     occluder = Occluder(seed, style, pictures)
-    names = png_names(folder, list_images(folder))
+    found = need_images(folder, read_folder(folder))
+    names = png_names(folder, found.images)
+    say_left_out(found.left_out)
     for path in names.values():
         read_image(path, resize=resize)
     with progress("occluding", len(names)) as advance:
         for name, path in names.items():
-            occluded = occluder(read_image(path, resize=resize), kind, str(path.relative_to(folder)))
+            occluded = occluder(
+                read_image(path, resize=resize), kind, readable(str(path.relative_to(folder)))
+            )
             _write_png(out / "masks" / name, np.rint(occluded.mask * 255).astype(np.uint8))
             _write_png(out / "images" / name, occluded.image[..., ::-1])
             advance(1)

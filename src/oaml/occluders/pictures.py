@@ -9,7 +9,8 @@ import numpy as np
 
 from oaml.errors import OamlError
 from oaml.occluders.canvas import MID, TWICE, Canvas, X, pose
-from oaml.support.files import FACE_SIZE, list_images
+from oaml.support.files import FACE_SIZE
+from oaml.support.folders import list_images
 from oaml.support.images import read_cutout
 
 

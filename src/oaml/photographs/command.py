@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from oaml.errors import OamlError
 from oaml.photographs.subjects import find_subjects, load_detector
-from oaml.support.files import check_empty, list_images, png_names, write_file
+from oaml.support.files import check_empty, png_names, write_file
+from oaml.support.folders import need_images, read_folder, say_left_out
+from oaml.support.names import printable
 
 
 def align_folder(
@@ -45,7 +46,8 @@ def align_folder(
 
     folder, out = Path(folder), Path(out)
     check_empty(out)
-    paths = list_images(folder)
+    found = need_images(folder, read_folder(folder))
+    paths = found.images
     names = png_names(folder, paths)
     finder = load_detector(detector)
     if finder is None:
@@ -56,12 +58,12 @@ def align_folder(
 
     from oaml.photographs.refine import refined_crop  # torch, once all has been checked
 
-    written, left_out = 0, []
+    written, unused = 0, []
     for name, path in track(names.items(), "aligning", console=Console(stderr=True), total=len(names)):
         try:
             subjects = find_subjects(path, finder, aligned)
         except OamlError as error:
-            left_out.append(str(error))
+            unused.append(str(error))
             continue
         for number, subject in enumerate(subjects if all else subjects[:1], 1):
             target = name if number == 1 else name.with_name(f"{name.stem}_{number}.png")
@@ -73,10 +75,12 @@ def align_folder(
             face = refined_crop(crop) if refine and subject.face is None else crop
             write_file(out / target, Image.fromarray(face).save)
             written += 1
-    for line in left_out:
-        print(f"left out: {line}", file=sys.stderr)
+    say_left_out([*found.left_out, *unused])
     if not written:
         raise OamlError(
             f"{folder}: no face in any of {len(paths)} photographs; choose sharper or closer ones"
         )
-    print(f"{out}: {written} faces of {len(paths) - len(left_out)} photographs, {len(left_out)} left out")
+    left_out = len(found.left_out) + len(unused)
+    print(
+        f"{printable(str(out))}: {written} faces of {len(paths) - len(unused)} photographs, {left_out} left out"
+    )

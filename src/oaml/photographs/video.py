@@ -13,10 +13,12 @@ import numpy as np
 
 from oaml.errors import OamlError
 from oaml.photographs.containers import is_mp4, mp4_duration, stated_end
-from oaml.support.files import list_images, printable, read_photograph
+from oaml.support.files import read_photograph
+from oaml.support.folders import list_images
 from oaml.support.formats import HEAD, VIDEO_SUFFIXES, what_it_is
 from oaml.support.formats import is_video as begins_as_video
 from oaml.support.images import missing, name_of
+from oaml.support.names import printable
 
 if TYPE_CHECKING:
     from cv2 import VideoCapture

@@ -14,8 +14,9 @@ import numpy as np
 
 from oaml.errors import OamlError
 from oaml.recognition.explain import Explanation, strongest
-from oaml.support.files import FACE_SIZE, printable, write_file
+from oaml.support.files import FACE_SIZE, write_file
 from oaml.support.maps import BLUE, GREEN, PINK
+from oaml.support.names import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oaml.recognition.decision import Answer, Threshold, VerifyAnswer, told_apart
-from oaml.support.files import printable
+from oaml.support.names import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

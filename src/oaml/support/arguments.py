@@ -20,6 +20,8 @@ import docstring_parser
 from jsonargparse import ArgumentParser, get_loader, set_parsing_settings
 from yaml import YAMLError
 
+from oaml.support.names import printable, restored, storable
+
 PLACEHOLDERS = {Path: "PATH", int: "INT", float: "FLOAT", str: "TEXT", bool: "true or false"}
 
 
@@ -113,7 +115,13 @@ class Parser(ArgumentParser):
         self.usage = " ".join([*usage, "[options]"])
 
     def parse_args(self, args: Any = None, *rest: Any, **named: Any) -> Any:
-        return super().parse_args(self._plain(sys.argv[1:] if args is None else args), *rest, **named)
+        words = sys.argv[1:] if args is None else args
+        readable = [storable(word) for word in words]
+        parsed = super().parse_args(self._plain(readable), *rest, **named)
+        if readable != words:  # a path of bytes that are no UTF-8, which the parser can't read
+            for name, value in parsed.items():
+                parsed[name] = [_restored(v) for v in value] if isinstance(value, list) else _restored(value)
+        return parsed
 
     def parse_path(self, path: Any, *rest: Any, **named: Any) -> Any:
         try:
@@ -162,7 +170,7 @@ class Parser(ArgumentParser):
                     items.append(rest.pop(0))
                 if not items:
                     self.error(f"{flag}: names nothing; give one or more, such as {flag} A B")
-                if len(items) > 1 or not items[0].startswith("["):
+                if len(items) > 1 or not re.fullmatch(r"\[.*\]", items[0], re.DOTALL):
                     text = get_args(kind)[0] in (str, Path)  # a number must not become text
                     items = ["[" + ", ".join(json.dumps(word) if text else word for word in items) + "]"]
                 plain.append(f"{flag}={items[0]}")
@@ -193,11 +201,18 @@ class Parser(ArgumentParser):
             message = f"--{absent[1]}: takes {_placeholder(self.types[absent[1]], absent[1])}"
         elif missing := re.match("the following arguments are required: (.*)", message):
             message = "missing: " + ", ".join(map(self._named, missing[1].split(", ")))
-        print(f"usage: {self.usage}\nerror: {message} ({self.prog} --help says more)", file=sys.stderr)
+        print(
+            f"usage: {self.usage}\nerror: {printable(restored(message))} ({self.prog} --help says more)",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
     def _named(self, argument: str) -> str:
         return argument if argument in self.positional else f"--{argument}"
+
+
+def _restored(value: Any) -> Any:
+    return type(value)(restored(str(value))) if isinstance(value, str | Path) else value
 
 
 def _types(of: Any, prefix: str = "") -> dict[str, Any]:

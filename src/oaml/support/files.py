@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and the images of a folder. `oaml.support.images` reads one."""
+"""Files and folders that are written whole or not at all. `oaml.support.images` reads an image, `oaml.support.folders` a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from oaml.errors import OamlError, few
+from oaml.errors import OamlError
 from oaml.support.formats import READABLE as READABLE
 from oaml.support.images import FACE_SIZE as FACE_SIZE
 from oaml.support.images import Image as Image
@@ -17,6 +17,7 @@ from oaml.support.images import name_of as name_of
 from oaml.support.images import read_image as read_image
 from oaml.support.images import read_mask as read_mask
 from oaml.support.images import read_photograph as read_photograph
+from oaml.support.names import is_system, shortened
 
 
 def sync(path: str | Path) -> None:
@@ -49,7 +50,7 @@ def write_file(path: str | Path, write: Callable[[Path], object], private: bool 
     Raises OamlError when the disk is full or the folder can't be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{_beginning(path.stem)}.{os.getpid()}.tmp{path.suffix}")
     try:
         make_folder(path.parent)
         os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600 if private else 0o666))
@@ -59,12 +60,17 @@ def write_file(path: str | Path, write: Callable[[Path], object], private: bool 
         sync(path.parent)
     except OSError as error:
         raise OamlError(
-            f"{path}: could not be written ({error.strerror or error}); free space or choose another place"
+            f"{shortened(str(path))}: could not be written ({error.strerror or error}); free space or choose another place"
         ) from error
     finally:
         with suppress(OSError):  # there is none, or no such folder
             temporary.unlink()
     return path
+
+
+def _beginning(name: str) -> str:
+    """So much of a name that a few more characters make no longer one than a folder can hold."""
+    return os.fsdecode(os.fsencode(name)[:160])
 
 
 def write_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
@@ -77,7 +83,7 @@ def write_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
     temporary = None
     try:
         make_folder(folder.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{_beginning(folder.name)}.", dir=folder.parent))
         os.chmod(temporary, 0o755)
         write(temporary)
         for path in (*temporary.rglob("*"), temporary):
@@ -97,7 +103,7 @@ def write_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
         sync(folder.parent)
     except OSError as error:
         raise OamlError(
-            f"{folder}: could not be written ({error.strerror or error}); free space or choose another place"
+            f"{shortened(str(folder))}: could not be written ({error.strerror or error}); free space or choose another place"
         ) from error
     finally:
         if temporary is not None:
@@ -108,25 +114,19 @@ def write_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
 def check_model_folder(folder: Path) -> None:
     """Raise OamlError where `write_folder` would refuse to write: to be asked before the work."""
     if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())
+        not folder.is_dir() or (not is_empty(folder) and not (folder / "config.json").is_file())
     ):
         raise OamlError(f"{folder}: exists and is no model folder; choose another name")
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """All image files below `folder`, sorted. Raises OamlError when the folder is missing or holds none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise OamlError(f"{folder}: no such folder")
-    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in READABLE and p.is_file())
-    if not images:
-        raise OamlError(f"{folder}: no images in it (looked for {few(READABLE, 6)})")
-    return images
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but what the system put there, such as `.DS_Store`."""
+    return all(is_system(path.name) for path in folder.iterdir())
 
 
 def check_empty(out: Path) -> None:
     """Raise OamlError where a folder to be filled holds something already, or is no folder."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or not is_empty(out)):
         raise OamlError(f"{out}: exists and is not an empty folder; choose another name")
 
 
@@ -146,6 +146,3 @@ def png_names(folder: Path, paths: list[Path]) -> dict[Path, Path]:
     return names
 
 
-def printable(text: str) -> str:
-    """The text with bytes of no known character escaped, as a file name on Linux may hold them."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -21,7 +21,9 @@ from oaml.errors import OamlError
 from oaml.inference import as_input, load_model
 from oaml.kernels import Precision
 from oaml.kernels.threads import one_thread_each
-from oaml.support.files import FACE_SIZE, list_images, read_image
+from oaml.support.files import FACE_SIZE, read_image
+from oaml.support.folders import need_images, read_folder, say_left_out
+from oaml.support.names import printable, readable
 from oaml.support.progress import progress
 
 if TYPE_CHECKING:
@@ -68,7 +70,9 @@ def embed(
     out, images = Path(out), Path(images)
     if out.is_dir():
         raise OamlError(f"{out}: is a folder; name a file to write")
-    files = list_images(images)
+    found = need_images(images, read_folder(images))
+    say_left_out(found.left_out)
+    files = found.images
     stamp = _stamp(images, files)
 
     from oaml.templates.file import Layout, PartialFile, model_id
@@ -76,14 +80,14 @@ def embed(
     loaded = load_model(model, device)
     facts = {
         "model": model_id(loaded),
-        "model_name": str(model),
+        "model_name": readable(str(model)),
         "precision": precision,
         "resize": str(resize).lower(),
         "images": stamp,
     }
     extractor = FastExtractor(loaded, precision == "bfloat16")
     like = extractor(np.zeros((1, FACE_SIZE, FACE_SIZE, 3), np.uint8))
-    paths = [path.relative_to(images).as_posix() for path in files]
+    paths = [readable(path.relative_to(images).as_posix()) for path in files]
     file = PartialFile(out, Layout(like, paths, facts))
     try:
         rest = files[file.done :]
@@ -94,7 +98,7 @@ def embed(
         file.finish()
     finally:
         file.close()
-    print(f"{len(files):,} faces of {like.bytes_per_face:,} bytes in {out}")
+    print(f"{len(files):,} faces of {like.bytes_per_face:,} bytes in {printable(str(out))}")
 
 
 class FastExtractor:
@@ -172,5 +176,5 @@ def _stamp(folder: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         facts = os.stat(path)
-        digest.update(f"{path.relative_to(folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{path.relative_to(folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\n"))
     return digest.hexdigest()[:16]

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from oaml.errors import OamlError
 from oaml.support.files import make_folder, sync, write_file
+from oaml.support.names import person_name
 from oaml.templates.quantised import QuantisedTemplates
 
 if TYPE_CHECKING:
@@ -88,9 +89,18 @@ class TemplateFile:
         from oaml.inference import gathered
 
         self.need_model(model)
-        place = {path: row for row, path in enumerate(self.paths)}
-        rows = torch.tensor([place[path] for path in paths])
+        place = places(self.paths)
+        rows = torch.tensor([place.get(path, place.get(person_name(path), -1)) for path in paths])
+        if (rows < 0).any():
+            raise KeyError(paths[int((rows < 0).nonzero()[0])])
         return gathered((self.templates[part].dequantised() for part in rows.split(FACES_A_READ)), len(rows))
+
+
+def places(paths: Sequence[str]) -> dict[str, int]:
+    """Path -> its row, as it is written and with composed letters."""
+    return {person_name(path): row for row, path in enumerate(paths)} | {
+        p: row for row, p in enumerate(paths)
+    }
 
 
 def save(
