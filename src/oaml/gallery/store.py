@@ -27,7 +27,7 @@ import numpy as np
 from oaml.errors import OamlError, command, missing_package
 from oaml.gallery import disk
 from oaml.gallery.digests import damaged, digest, needed
-from oaml.support.files import is_empty, make_folder, sync
+from oaml.support.files import is_empty, make_folder, need_utf8, sync
 from oaml.support.names import printable
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Store:
             raise missing_package("lancedb") from error
         # lance keeps two cores free, and of two it uses one: then a first search, which reads an index, takes a half longer
         os.environ.setdefault("LANCE_CPU_THREADS", str(max(4, os.cpu_count() or 1)))
+        need_utf8(place)
         self.place = str(place)
         self._table: Table | None = None
         self._local = None if "://" in self.place else Path(self.place)

@@ -17,7 +17,7 @@ from oaml.support.images import name_of as name_of
 from oaml.support.images import read_image as read_image
 from oaml.support.images import read_mask as read_mask
 from oaml.support.images import read_photograph as read_photograph
-from oaml.support.names import is_system, shortened
+from oaml.support.names import is_system, readable, shortened
 
 
 def sync(path: str | Path) -> None:
@@ -117,6 +117,12 @@ def check_model_folder(folder: Path) -> None:
         not folder.is_dir() or (not is_empty(folder) and not (folder / "config.json").is_file())
     ):
         raise OamlError(f"{folder}: exists and is no model folder; choose another name")
+
+
+def need_utf8(path: str | Path) -> None:
+    """Raise OamlError for a path that some libraries can't open, for it holds bytes that are no UTF-8."""
+    if readable(str(path)) != str(path):
+        raise OamlError(f"{path}: the path holds bytes that are no UTF-8; rename it or choose another place")
 
 
 def is_empty(folder: Path) -> bool:

@@ -21,7 +21,7 @@ from oaml.errors import OamlError
 from oaml.inference import as_input, load_model
 from oaml.kernels import Precision
 from oaml.kernels.threads import one_thread_each
-from oaml.support.files import FACE_SIZE, read_image
+from oaml.support.files import FACE_SIZE, need_utf8, read_image
 from oaml.support.folders import need_images, read_folder, say_left_out
 from oaml.support.names import printable, readable
 from oaml.support.progress import progress
@@ -70,6 +70,7 @@ def embed(
     out, images = Path(out), Path(images)
     if out.is_dir():
         raise OamlError(f"{out}: is a folder; name a file to write")
+    need_utf8(out)
     found = need_images(images, read_folder(images))
     say_left_out(found.left_out)
     files = found.images

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from oaml.errors import OamlError
-from oaml.support.files import make_folder, sync, write_file
+from oaml.support.files import make_folder, need_utf8, sync, write_file
 from oaml.support.names import person_name
 from oaml.templates.quantised import QuantisedTemplates
 
@@ -136,6 +136,7 @@ def load(path: str | Path) -> TemplateFile:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
+    need_utf8(path)
     if not path.is_file():
         begun = _partial(path).is_file()
         raise OamlError(
