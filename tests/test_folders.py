@@ -52,7 +52,9 @@ def test_what_the_system_puts_there_is_passed_over_silently(tmp_path: Path) -> N
     assert PeopleFolder(tmp_path).people == ["Ann"]
 
 
-@pytest.mark.parametrize("name", ["1.png~", "1.png.part", "1.tmp", "1.png.crdownload", "~$1.png", "half.download/1.png"])
+@pytest.mark.parametrize(
+    "name", ["1.png~", "1.png.part", "1.tmp", "1.png.crdownload", "~$1.png", "half.download/1.png"]
+)
 def test_what_is_not_complete_is_named_and_not_taken(tmp_path: Path, name: str) -> None:
     image = saved(tmp_path / "Ann" / "1.png")
     (tmp_path / "Ann" / name).parent.mkdir(exist_ok=True)
@@ -73,7 +75,9 @@ def test_every_file_that_is_not_taken_is_named(tmp_path: Path) -> None:
         opened.bind("s.png")
         os.chdir(here)
     reasons = left_out(tmp_path)
-    assert reasons.keys() == {f"Ann/{n}" for n in ("a.heif", "b.tga", "notes.TXT", "scan.pdf", "none", "pipe.png")} | {
+    assert reasons.keys() == {
+        f"Ann/{n}" for n in ("a.heif", "b.tga", "notes.TXT", "scan.pdf", "none", "pipe.png")
+    } | {
         "Bob",
         "s.png",
     }
@@ -218,7 +222,11 @@ LONG = ("x" * 300, "y/" * 3000)
      "adapt --backbone PATH --people PATH --out PATH", "train --data.people PATH --out PATH"],
 )  # fmt: skip
 def test_a_path_that_is_too_long_is_one_line(
-    path: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    path: str,
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([path if word == "PATH" else word for word in command.split()]) == 1
@@ -251,7 +259,7 @@ def test_a_terminal_of_few_characters_ends_no_command(tmp_path: Path, encoding: 
         "import oaml.templates.embed as module\n"
         "from oaml.support.names import printable\n"
         "module.embed.__globals__['need_utf8'] = lambda out: print(out)\n"
-        f"sys.exit(main(['embed', 'm', '--images', {str(tmp_path / '張' )!r} + chr(10), '--out', 'Jürgen張…']))"
+        f"sys.exit(main(['embed', 'm', '--images', {str(tmp_path / '張')!r} + chr(10), '--out', 'Jürgen張…']))"
     )
     env = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env)
