@@ -65,7 +65,7 @@ def test_what_is_not_complete_is_named_and_not_taken(tmp_path: Path, name: str) 
 
 def test_every_file_that_is_not_taken_is_named(tmp_path: Path) -> None:
     saved(tmp_path / "Ann" / "1.png")
-    for name in ("a.heif", "b.tga", "notes.TXT", "scan.pdf", "none"):
+    for name in ("a.cr2", "b.psd", "notes.TXT", "scan.pdf", "none"):
         (tmp_path / "Ann" / name).write_bytes(b"x")
     (tmp_path / "Bob").mkdir()
     os.mkfifo(tmp_path / "Ann" / "pipe.png")
@@ -76,12 +76,12 @@ def test_every_file_that_is_not_taken_is_named(tmp_path: Path) -> None:
         os.chdir(here)
     reasons = left_out(tmp_path)
     assert reasons.keys() == {
-        f"Ann/{n}" for n in ("a.heif", "b.tga", "notes.TXT", "scan.pdf", "none", "pipe.png")
+        f"Ann/{n}" for n in ("a.cr2", "b.psd", "notes.TXT", "scan.pdf", "none", "pipe.png")
     } | {
         "Bob",
         "s.png",
     }
-    assert "convert it" in reasons["Ann/b.tga"]
+    assert "convert it" in reasons["Ann/b.psd"]
     assert "by its name (.txt)" in reasons["Ann/notes.TXT"]
     assert "without a suffix" in reasons["Ann/none"]
     assert "a pipe" in reasons["Ann/pipe.png"]

@@ -100,6 +100,7 @@ def test_moved_renamed_and_removed_at_once(enrolling: Enrolling) -> None:
     (enrolling.other / "Cy" / "0.png").rename(enrolling.other / "Cy" / "it's new.png")
     changed = enrolling.again(enrolling.other)
     assert (changed.added, changed.removed, changed.moved) == (0, 2, 6)
+    assert enrolling.gallery.check(label=None) == []
     assert enrolling.names() == {"Cy": 2, "Dora": 2, "Robert": 2}
     assert {row["source"] for row in enrolling.rows()} == {
         str(path) for path in enrolling.other.rglob("*.png")
@@ -123,6 +124,10 @@ def test_what_a_small_part_of_a_lost_folder_holds_removes_nobody(enrolling: Enro
     assert (changed.removed, changed.moved) == (0, 2)
     assert enrolling.names() == ALL
     assert "6 images of Bob, Cy, Dora were enrolled from" in changed.notes[0]
+    assert [row["folder"] for row in enrolling.rows() if row["person"] == "Ann"] == [str(enrolling.other)] * 2
+    put(enrolling.other / "Zoe" / "0.png", 9, 0)
+    shutil.rmtree(enrolling.other / "Ann")
+    assert enrolling.again(enrolling.other).removed == 2
 
 
 def test_what_cannot_be_seen_now_stays(enrolling: Enrolling) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from io import BytesIO
@@ -186,21 +186,27 @@ class Gallery:
             inside = f"concat({quoted(folder)}, substr(source, {len(earlier) + 1}))"
             where = f"folder = {quoted(earlier)} and starts_with(source, {quoted(earlier)})"
             self._store.change(where, {"source": inside, "folder": quoted(folder)})
-        several: defaultdict[str | None, list[tuple[Entry, Entry]]] = defaultdict(list)
-        for old, entry in todo.moved:
-            if (old.moved(folder) if old.folder in todo.earlier else old) != entry:
-                several[entry.person if entry.person != old.person else None].append((old, entry))
-        for person, moved in several.items():
-            for part in _parts(moved):
-                # statements have no CASE: looked up in a text of keys and paths, and no real path holds two slashes;
-                # by the old and the new key, since nothing says whether a statement sees a column that it changes
-                known = "//".join(
-                    word for pair in part for key in pair for word in (_key(key), pair[1].source)
-                )
-                found = f"split_part({quoted(f'//{known}//')}, concat('//', image, person, '//'), 2)"
-                values = {"source": f"split_part({found}, '//', 1)", "folder": quoted(folder)}
-                named = {} if person is None else self._named(person)
-                self._store.change(_among([old for old, _ in part]), {**values, **named})
+        moved = [
+            (old, entry)
+            for old, entry in todo.moved
+            if (old.moved(folder) if old.folder in todo.earlier else old) != entry
+        ]
+        for part in _parts(moved):
+            # Statements have no CASE, so all is looked up in one text; no real path and no folder's name holds two slashes.
+            # By the old and the new key, since nothing says whether a statement sees a column that it changes.
+            words = [
+                word
+                for old, entry in part
+                for key in (old, entry)
+                for word in (_key(key), entry.source, entry.person, name_digest(entry.person).hex())
+            ]
+            known = f"//{'//'.join(words)}//"
+            found = f"split_part({quoted(known)}, concat('//', image, person, '//'), 2)"
+            source, person, digested = (f"split_part({found}, '//', {place})" for place in (1, 2, 3))
+            values = {"source": source, "folder": quoted(folder), "person": person}
+            if DIGESTED["person"] in self._store.columns:
+                values[DIGESTED["person"]] = f"decode({digested}, 'hex')"
+            self._store.change(_among([old for old, _ in part]), values)
 
     def _crop(self, image: Image, aligned: bool | None) -> np.ndarray:
         """The aligned face of the one person on an image."""
