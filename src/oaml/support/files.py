@@ -150,5 +150,3 @@ def png_names(folder: Path, paths: list[Path]) -> dict[Path, Path]:
             )
         names[name] = path
     return names
-
-

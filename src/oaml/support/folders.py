@@ -17,7 +17,21 @@ from oaml.support.names import is_system, is_unfinished, person_name, printable
 
 PICTURE_SUFFIXES = frozenset(
     (
-        *(".jxl", ".psd", ".svg", ".exr", ".hdr", ".eps", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"),
+        *(
+            ".jxl",
+            ".psd",
+            ".svg",
+            ".exr",
+            ".hdr",
+            ".eps",
+            ".raw",
+            ".dng",
+            ".cr2",
+            ".cr3",
+            ".nef",
+            ".arw",
+            ".orf",
+        ),
         *(".rw2", ".raf", ".pef", ".srw"),
     )
 )
