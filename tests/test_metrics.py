@@ -184,6 +184,19 @@ def test_resampling_equals_building_the_resampled_list() -> None:
     np.testing.assert_allclose(np.array(intervals, float), expected, rtol=1e-12)
 
 
+def test_a_distance_at_the_threshold_is_not_the_same_person() -> None:
+    distances, same = np.array([0.5, 0.6, 0.4, 0.6]), np.array([True, False, True, False])
+    folds = metrics.kfold_accuracy(distances, same, folds=2, thresholds=np.array([0.5]))
+    assert folds.accuracy.tolist() == [0.5, 1.0]
+
+
+def test_bins_of_shares() -> None:
+    shares = np.array([0.0, 0.09, 0.1, 0.15, 0.29, 0.3, 0.5, 0.7, 1.0])
+    assert metrics.share_bins(shares).tolist() == [0, 0, 1, 1, 1, 2, 3, 4, 4]
+    shares = np.array([0.0, 0.1, 0.15, 0.3, 0.5, 0.7, 0.9, 1.0])
+    assert metrics.share_bins(shares, metrics.VISIBLE_SHARES).tolist() == [0, 1, 1, 2, 3, 4, 5, 5]
+
+
 @pytest.mark.parametrize("disagreeing", [0, 9])
 def test_rates_at_a_fixed_threshold_against_loops(disagreeing: int) -> None:
     """Also where the list disagrees with the people: pairs of one that count as impostor pairs, and of two as genuine ones."""
