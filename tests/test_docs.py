@@ -88,7 +88,8 @@ def test_changelog_version_and_package_agree() -> None:
 
 DOCUMENTS = [
     "README.md", "OCCLUSION_LAYER_SPEC.md", "CHANGELOG.md", "docs/IMPLEMENTATION_PLAN.md", "docs/architecture.md", "docs/report.md",
-    "docs/templates.md", "docs/inputs.md", "benchmarks/README.md", "studies/README.md", "src/oaml/starter/README.md",
+    "docs/templates.md", "docs/inputs.md", "docs/weights.md", "benchmarks/README.md", "studies/README.md",
+    "src/oaml/starter/README.md",
     "src/oaml/photographs/refiner/README.md",
 ]  # fmt: skip
 CODE = [

@@ -168,3 +168,28 @@ def test_a_model_folder_is_not_imported(
     (tmp_path / "taken" / "mine.txt").write_text("mine")
     assert main(["import", str(checkpoint), "--out", str(tmp_path / "taken")]) == 1
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["mine.txt"]
+
+
+def test_the_recipe_of_the_specification_is_rehearsed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """IR-50, QAConv and the occlusion head as published, in small batches; the first step is done and nothing written."""
+    recipe = Path(__file__).parents[1] / "configs" / "specification.yaml"
+    small = [
+        "--data.identities",
+        "2",
+        "--data.images",
+        "2",
+        "--data.occlusion_batch",
+        "2",
+        "--accelerator",
+        "cpu",
+        "--dry_run",
+    ]
+    people, out = faces(tmp_path / "people", people=12), tmp_path / "out"
+    asked = ["train", "--config", str(recipe), "--data.people", str(people), "--out", str(out)]
+    assert main([*asked, "--data.use", "all", *small]) == 0
+    printed = capsys.readouterr().out
+    assert "first step of 100,000: ada " in printed
+    assert all(term in printed for term in ("qaconv ", "occlusion ", "joint "))
+    assert not out.exists()

@@ -168,6 +168,8 @@ class TrainConfig:
     until the first that can't be used is met."""
     licence: str = "unstated"
     """Licence of the resulting weights, stored with them."""
+    dry_run: bool = False
+    """Do the first step, print its losses, and write nothing."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "devices", "log_every", "checkpoint_every"):
@@ -542,6 +544,8 @@ def train(config: TrainConfig) -> Path:
         OamlError: bad input, named; settings that don't go with the training to be resumed; another training in the same folder; a
             non-finite loss, with step, term and files; a disk that is full.
     """
+    if config.dry_run:
+        return rehearse(config)
     if config.resume and not (config.out / CHECKPOINT).exists():
         raise OamlError(f"{config.out / CHECKPOINT}: nothing to resume from; train without --resume")
     # of several processes that train together the first one holds the lock
@@ -598,6 +602,35 @@ def _train(config: TrainConfig, first: bool) -> Path:
     if trainer.is_global_zero:
         module.save(config.out / "last")
     return config.out / "last"
+
+
+def rehearse(config: TrainConfig) -> Path:
+    """Do the first training step without writing anything, and print its losses: data, model and memory are found out to do."""
+    torch.manual_seed(config.seed)
+    people = config.data.load_people("train")
+    sampler_class = GraphSampler if config.data.sampler == "graph" else PKSampler
+    sampler = sampler_class(people.labels, config.data.identities, config.data.images, config.seed)
+    gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    module = OcclusionFace(config, build_model(config), len(people.people), sampler).train()
+    module.to("cuda" if gpu else "cpu")
+    streams = Streams(config, people, sampler)
+    batch = {"recognition": next(iter(loader(streams.recognition, sampler, 0)))}
+    if streams.occlusion is not None:
+        shares, count = streams.occlusion.shares, config.data.occlusion_batch
+        mix = MixSampler(streams.occlusion.groups, shares, count, config.seed, 0, 0)
+        batch["occlusion"] = next(iter(loader(streams.occlusion, mix, 0)))
+    for stream in batch.values():
+        stream.update({k: x.to(module.device) for k, x in stream.items() if isinstance(x, Tensor)})
+    terms = module.terms(batch)[1]
+    files = [path for stream in batch.values() for path in stream["path"]]
+    check_finite(terms, 0, lambda: files)
+    combine(terms, asdict(config.weights)).backward()
+    named = ", ".join(f"{name} {float(term):.3g}" for name, term in terms.items())
+    print(
+        f"{len(people.people):,} people with {len(people):,} images; first step of {config.steps:,}: {named}"
+    )
+    print(f"nothing was written; train without --dry_run into {config.out}")
+    return config.out
 
 
 def _stopped(config: TrainConfig, reason: str, remedy: str) -> OamlError:
