@@ -21,7 +21,7 @@ from oaml.datasets.drawn import draw_face
 from oaml.datasets.people import split_name
 from oaml.main import COMMANDS, main, parser_of
 from oaml.model import Model, ModelConfig
-from oaml.net import NetConfig
+from oaml.net import NetConfig, build_backbone
 from oaml.support import download
 
 pytestmark = [
@@ -45,6 +45,7 @@ LEFT = {
     "enroll": "staff/faces.lance",
     "search": "why.png",
     "embed": "faces.safetensors",
+    "import": "runs/imported/config.json",
     "export": "model.onnx",
     "align": "faces/Ann/0.png",
     "occlude": "occluded/masks/Ann/0.png",
@@ -77,6 +78,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(Path(oaml.__file__).parent / "starter", here / name)
     torch.manual_seed(0)
     Model(ModelConfig(net=NetConfig(architecture="ir_mini", embedding_size=16))).save(here / "weights.pth")
+    torch.save(build_backbone(NetConfig("ir_mini", 16)).state_dict(), here / "checkpoint.pt")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         assert main(shlex.split(COMMANDS["enroll"].example)[1:]) == 0

@@ -151,9 +151,10 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         asked = [command, *([] if command == "import" else ["--backbone"]), str(tmp_path / name)]
         asked += ["--people", str(people)] if command == "adapt" else []
         assert main([*asked, "--out", str(tmp_path / "out")]) == 1
-        error = capsys.readouterr().err
-        assert name in error
-        assert error.count("\n") == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-1].startswith(f"oaml {command}: ")
+        assert name in lines[-1]
+        assert not [line for line in lines[:-1] if not line.startswith("checking images")]
         assert not (tmp_path / "out").exists()
 
 

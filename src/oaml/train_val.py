@@ -625,7 +625,7 @@ def rehearse(config: TrainConfig) -> Path:
     files = [path for stream in batch.values() for path in stream["path"]]
     check_finite(terms, 0, lambda: files)
     combine(terms, asdict(config.weights)).backward()
-    named = ", ".join(f"{name} {float(term):.3g}" for name, term in terms.items())
+    named = ", ".join(f"{name} {float(term.detach()):.3g}" for name, term in terms.items())
     print(
         f"{len(people.people):,} people with {len(people):,} images; first step of {config.steps:,}: {named}"
     )
