@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -96,3 +96,6 @@ class TwoFaces:
     def look(self, picture: np.ndarray) -> list[Face]:
         """None: what is 112x112 is an aligned face."""
         return []
+
+    def follow(self, photograph: np.ndarray, faces: Sequence[Face]) -> None:
+        """Nothing is followed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -45,6 +45,9 @@ class Prompted:
     def look(self, picture: np.ndarray) -> list[Face]:
         """None: what is 112x112 is an aligned face."""
         return []
+
+    def follow(self, photograph: np.ndarray, faces: Sequence[Face]) -> None:
+        """Nothing is followed."""
 
 
 @pytest.fixture(scope="module")

@@ -128,14 +128,21 @@ class FaceOutput(NamedTuple):
     """[B,1,h,w] visibility on the cells that the occlusion head reads; the same as `visibility` unless they are finer."""
 
 
+def _kaiming(weight: Tensor, mode: Literal["fan_in", "fan_out"]) -> None:
+    """Kaiming-normal, but for weights that hold no numbers: to draw those, PyTorch would load its compiler, which takes as long as
+    loading all the rest of it."""
+    if not weight.is_meta:
+        nn.init.kaiming_normal_(weight, mode=mode, nonlinearity="relu")
+
+
 def _initialise(network: nn.Module) -> None:
     """Kaiming-normal for everything that multiplies. Norms and PReLUs start as PyTorch starts them."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             # fan out counts all output channels, but a channel of a depthwise convolution reaches only one
             depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
-            mode = "fan_in" if depthwise else "fan_out"
-            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+            mode: Literal["fan_in", "fan_out"] = "fan_in" if depthwise else "fan_out"
+            _kaiming(module.weight, mode)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -508,7 +515,7 @@ class OcclusionHead(nn.Module):
         # Fan in: by fan out the single output channel would start with logits of +-11, where the sigmoid is flat and the
         # head learns nothing for hundreds of steps.
         for convolution in (self.conv1, self.conv2):
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_in", nonlinearity="relu")
+            _kaiming(convolution.weight, "fan_in")
         nn.init.zeros_(cast(Tensor, self.conv2.bias))
 
     @torch.no_grad()

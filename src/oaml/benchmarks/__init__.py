@@ -16,18 +16,26 @@ from typing import Literal
 
 from oaml.errors import OamlError
 
-BenchmarkName = Literal["qaconv", "qaconv-training", "joint", "embed", "search", "startup", "cuda", "profile"]
+BenchmarkName = Literal[
+    "qaconv", "qaconv-training", "joint", "embed", "search", "photograph", "startup", "cuda", "profile"
+]
 BENCHMARKS: dict[BenchmarkName, str] = {
     "qaconv": "oaml.benchmarks.qaconv",
     "qaconv-training": "oaml.benchmarks.qaconv_training",
     "joint": "oaml.benchmarks.joint",
     "embed": "oaml.benchmarks.embed",
     "search": "oaml.benchmarks.search",
+    "photograph": "oaml.benchmarks.photograph",
     "startup": "oaml.benchmarks.startup",
     "cuda": "oaml.benchmarks.cuda",
     "profile": "oaml.benchmarks.profile",
 }
 """Name -> the module that runs it."""
+OPTIONS: dict[str, set[str]] = {
+    "search": {"faces", "model", "templates", "keep"},
+    "photograph": {"data", "detector"},
+}
+"""Name -> the options that it has."""
 
 
 def benchmark(
@@ -37,6 +45,8 @@ def benchmark(
     model: str | None = None,
     templates: Path | None = None,
     keep: Path | None = None,
+    data: Path | None = None,
+    detector: Path | None = None,
     json: bool = False,
 ) -> None:
     """Measure one part against its named baseline, in less than two minutes (but for a large `--faces`) and without a data set.
@@ -52,15 +62,26 @@ def benchmark(
         model: a model folder for `search`; random weights by default.
         templates: faces of that model for `search`, a file of `oaml embed`; random ones by default.
         keep: folder to keep the gallery of `search` in; a gallery that is there is searched as it is.
+        data: folder of photographs for `photograph`, beside those that it makes.
+        detector: a YuNet file for `photograph`; by default the one of `oaml download yunet`.
         json: print one JSON object to stdout and nothing else.
 
     Raises:
         OamlError: an option that the benchmark doesn't have; the machine lacks what the benchmark needs, such as a GPU.
     """
-    all_options = {"faces": faces, "model": model, "templates": templates, "keep": keep}
+    all_options = {
+        "faces": faces,
+        "model": model,
+        "templates": templates,
+        "keep": keep,
+        "data": data,
+        "detector": detector,
+    }
     options = {key: value for key, value in all_options.items() if value is not None}
-    if options and name != "search":
-        raise OamlError(f"--{next(iter(options))}: only oaml benchmark search has it; leave it out")
+    for key in options:
+        if key not in OPTIONS.get(name, ()):
+            who = next(benchmark for benchmark, known in OPTIONS.items() if key in known)
+            raise OamlError(f"--{key}: only oaml benchmark {who} has it; leave it out")
     with redirect_stdout(sys.stderr):  # what libraries print meanwhile is no part of the result
         values: dict[str, object] = importlib.import_module(BENCHMARKS[name]).run(**options)
     if json:

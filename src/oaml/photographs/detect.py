@@ -9,7 +9,8 @@ what it costs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 
@@ -45,12 +46,15 @@ AGAIN = (64, 96, 128, 160)
 """Sizes in which a doubtful face is looked at again."""
 MARGIN = 1.6
 """A face is looked at closely in a square whose side is this many times that of its aligned crop."""
-AROUND = 1.2
+AROUND = 1.5
 """A face is looked at from another side in a square whose side is this many times that of its box."""
 SURE = 0.9
 """Confidence of the closer look from which on a face is what it seems and upright."""
-NEARLY, SURER = 0.8, 0.1
-"""Confidence from which on it is if it is no surer in another direction; and by how much it is surer where it is turned at once."""
+NEARLY, SURER = 0.8, 0.02
+"""Confidence from which on it is, if it is surer than in any other direction by so much. Where it is surer in another direction by
+twice as much, the photograph is turned."""
+WEAKER = 0.1
+"""A face is followed from frame to frame while its confidence falls by no more than this."""
 UPRIGHT = 0.9
 """Mean confidence of looking again from which on a photograph is upright. Otherwise it is tried in all four directions: a face is
 found on its side and upside down too, with its landmarks in wrong places, and an occluded one is at times surer so than upright."""
@@ -163,11 +167,11 @@ class Detector:
             sides = {} if not first else self._sides(photograph, first[scores.index(best)])
             quarters = max(sides, key=lambda q: sides[q].score, default=0)
             other = sides[quarters].score if quarters else 0.0
-            if not turned and other >= NEARLY and (other >= SURE or other >= best + SURER):
+            if not turned and other >= max(NEARLY, best + 2 * SURER):
                 height, width = photograph.shape[:2]
                 faces = self._quickly(np.ascontiguousarray(np.rot90(photograph, quarters)), turned=True)
                 return [face.turned_back(width, height, quarters) for face in faces]
-            if best < NEARLY or best <= other:
+            if best < max(NEARLY, other + SURER):
                 return self._second(shown, first)
         seen = [look or face for face, look in zip(first, closer, strict=True)]
         sure = [face for face, score in zip(seen, scores, strict=True) if score >= NEARLY]
@@ -178,6 +182,22 @@ class Detector:
     def look(self, picture: np.ndarray) -> list[Face]:
         """What is seen in a picture, uint8 RGB [H,W,3], as large as it is: a single look, which finds occluded faces at times."""
         return [face for face in self._network(picture) if face.score >= LEAST]
+
+    def follow(self, photograph: np.ndarray, faces: Sequence[Face]) -> list[Face] | None:
+        """Faces of a frame before, where they lie in this one; None where one of them isn't seen there any more: `find` is needed.
+
+        Args:
+            photograph: uint8 RGB [H,W,3], of the same size as the frame before.
+        """
+        moved = []
+        for face in faces:
+            look = self._near(photograph, face, CLOSER, similarity(face.landmarks))
+            if look is None or look.score < max(THRESHOLD, face.score - WEAKER):
+                return None
+            size = face.box[2:] * look.eyes / max(face.eyes, 1e-9)
+            middle = face.box[:2] + face.box[2:] / 2 + (look.landmarks - face.landmarks).mean(0)
+            moved.append(replace(look, box=np.concatenate([middle - size / 2, size])))
+        return moved
 
     def thorough(self, photograph: np.ndarray) -> list[Face]:
         """As `find`, by every look there is."""
@@ -201,10 +221,9 @@ class Detector:
         if seen.surest < THRESHOLD:
             return []
         if seen.trust < UPRIGHT:
-            face, limit = mean_face(seen.groups[0]), max(TURNED, seen.trust + FURTHER)
-            for side in self._sides(shown.photograph, face).values():
-                if side.score >= TURNED and self._judged(shown.photograph, [side]).trust >= limit:
-                    return []
+            turned = [look for q in (1, 2, 3) for look in shown.look(self._network, FIRST, quarters=q)]
+            if any(look.score > seen.surest for look in turned):
+                return []
         return self._together(shown.photograph, seen)
 
     def _seen(self, shown: _Shown, quarters: int) -> _Seen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from oaml.errors import OamlError
 from oaml.photographs.align import STANDARD_LANDMARKS, similarity, warp
-from oaml.photographs.detect import CERTAIN, LEAST_EYES, THRESHOLD, Detector, find_detector, ranked
+from oaml.photographs.detect import CERTAIN, LEAST_EYES, SURE, THRESHOLD, Detector, find_detector, ranked
 from oaml.photographs.looks import Face
 from oaml.support.files import FACE_SIZE, Image, name_of, read_photograph
 
@@ -36,7 +36,7 @@ def align(photograph: np.ndarray, face: Face) -> np.ndarray:
     return warp(photograph, refined(photograph, similarity(face.landmarks)))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Subject:
     """Who a photograph is of."""
 
@@ -54,8 +54,12 @@ class Subject:
 
     @property
     def certain(self) -> bool:
-        """Whether it is a face beyond doubt; others neither come first nor stand in the way of one."""
-        return self.face is None or self.face.score >= CERTAIN
+        """Whether it is a face without much doubt: others neither come first nor stand in its way."""
+        from oaml.photographs.usable import LEAST_USABLE
+
+        if self.face is None or self.face.score >= SURE:
+            return True
+        return self.face.score >= CERTAIN and self.usable >= LEAST_USABLE
 
     @cached_property
     def usable(self) -> float:
@@ -67,8 +71,6 @@ class Subject:
 
 def find_subjects(image: Image, detector: Detector | None, aligned: bool | None = None) -> list[Subject]:
     """The faces of one photograph that are large enough to be compared, the largest and surest first; one at least.
-
-    A box of little confidence whose crop shows no usable face is none, unless there is nothing else.
 
     Args:
         image: a photograph, or an aligned face of 112x112.
@@ -137,14 +139,20 @@ def is_aligned(photograph: np.ndarray, detector: Detector | None) -> bool:
 
 
 def large_enough(photograph: np.ndarray, faces: Sequence[Face]) -> list[Subject]:
-    """Those of all faces found in a photograph that can be compared, in their order."""
+    """Those of all faces found in a photograph that can be compared, those without much doubt first and else in their order.
+
+    Below `CERTAIN` a box whose crop shows no usable face is dropped, unless there is nothing else.
+    """
     from oaml.photographs.usable import LEAST_USABLE
 
     large = [Subject(photograph, face) for face in faces if face.eyes >= LEAST_EYES]
-    real = [subject for subject in large if subject.certain or subject.usable >= LEAST_USABLE]
-    kept = real or large[:1]
-    gone = len(large) - len(kept)
-    return [replace(subject, faces=len(faces) - gone) for subject in kept]
+    kept = large
+    if len(large) > 1:
+        real = [s for s in large if s.face and (s.face.score >= CERTAIN or s.usable >= LEAST_USABLE)]
+        kept = sorted(real or large[:1], key=lambda subject: not subject.certain)
+    for subject in kept:
+        subject.faces = len(faces) - len(large) + len(kept)
+    return kept
 
 
 def load_detector(file: Path | None = None) -> Detector | None:

@@ -7,7 +7,7 @@ by hand. Scores: higher is more similar. Threads may share a recogniser.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from numbers import Real
 from pathlib import Path
@@ -25,6 +25,7 @@ from oaml.support.images import path_of, several
 
 if TYPE_CHECKING:
     from oaml.model import Model
+    from oaml.photographs.video import Frame
     from oaml.recognition.tracks import FacesOfFrame, Track
     from oaml.template import Templates
 
@@ -88,13 +89,20 @@ class Recogniser:
         """
         return find_subjects(image, self.detector, aligned)
 
-    def faces_of_frame(self, frame: np.ndarray) -> FacesOfFrame | None:
-        """As `subjects`, of one frame of a video, uint8 RGB [H,W,3]; None where there is no usable face."""
+    def faces_of_frame(self, frame: np.ndarray, before: Sequence[Face] = ()) -> FacesOfFrame | None:
+        """As `subjects`, of one frame of a video, uint8 RGB [H,W,3]; None where there is no usable face.
+
+        Args:
+            before: faces of the frame before; where all of them are seen again no others are looked for.
+        """
         from oaml.photographs.usable import LEAST_USABLE
         from oaml.recognition.tracks import FacesOfFrame
 
-        alone = is_aligned(frame, self.detector)
-        subjects = [Subject(frame, None)] if alone else large_enough(frame, self.detect(frame))
+        if is_aligned(frame, self.detector):
+            subjects = [Subject(frame, None)]
+        else:
+            followed = self.detector.follow(frame, before) if self.detector and before else None
+            subjects = large_enough(frame, followed or self.detect(frame))
         subjects = [subject for subject in subjects if subject.usable >= LEAST_USABLE]
         if not subjects:
             return None
@@ -119,8 +127,17 @@ class Recogniser:
             raise OamlError(
                 f"{self.name}: has no thresholds, without which faces can't be followed; fit them with `oaml adapt`"
             )
-        frames = ((number, self.faces_of_frame(frame)) for number, frame in read_frames(video, every))
-        return find_tracks(self.model, threshold.value, frames)
+        return find_tracks(self.model, threshold.value, self._faces(read_frames(video, every)))
+
+    def _faces(self, frames: Iterable[Frame]) -> Iterator[tuple[int, FacesOfFrame | None]]:
+        """The faces of every frame: those of the frame before followed, and all looked for in every n-th frame."""
+        from oaml.recognition.tracks import LOOKED_FOR_EVERY
+
+        before: list[Face] = []
+        for count, (number, frame) in enumerate(frames):
+            faces = self.faces_of_frame(frame, before if count % LOOKED_FOR_EVERY else ())
+            before = [place for place in faces.places if place is not None] if faces else []
+            yield number, faces
 
     def align(self, image: Image, aligned: bool | None = None) -> list[np.ndarray]:
         """The faces that `subjects` finds as aligned crops, uint8 RGB [112,112,3]."""

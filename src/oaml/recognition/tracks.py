@@ -27,6 +27,8 @@ SAME_TRACK_OVERLAP = 0.2
 """Least intersection over union of a face with the last place of its track."""
 FRAMES_AWAY = 10
 """Frames that a face may be gone before its track ends."""
+LOOKED_FOR_EVERY = 5
+"""Frames after which all faces are looked for again; in between those that are known are followed."""
 FACES_POOLED = 24
 """Faces of a track that are pooled, those that show most: enough for every turn of a head, and a bound on memory."""
 SAME_TRACK_FAR = 1e-3
