@@ -1,17 +1,19 @@
-"""Are covered faces found, do they lie where the bare face of the same photograph lies, and what is that worth?
+"""Are occluded faces found, do they lie where the unoccluded face of the same photograph lies, and what is that worth?
 
 `python studies/alignment.py --data ../shared/data --model runs/adapted`
 
-Photographs with a known face: an aligned face of LFW (people that train nothing), covered in style b, scaled to 40 to 150 % and
-turned by up to 20 degrees, laid on a blurred background of 320 x 240 pixels. A face counts as found where its box shares 30 % with
-the true one. The error of an alignment is the mean distance, in pixels of the 112x112 face, of its four corners from where they
-lie for the bare photograph, and from where they lie in the crop that was laid there.
+Photographs with a known face: an aligned face of LFW (people that train nothing), occluded in style b, scaled to 40 to 150 % and
+turned by up to 20 degrees, laid on a blurred background of 320 x 240 pixels. Three ways to find it: `Detector.find`, every look
+there is, and one plain look. A face counts as found where its box shares 30 % with the true one. The error of an alignment is the
+mean distance, in pixels of the 112x112 face, of its four corners from where they lie for the unoccluded photograph, and from where
+they lie in the crop that was laid there.
 """
 
 from __future__ import annotations
 
 import argparse
-from itertools import product
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -22,20 +24,17 @@ from oaml.inference import extract
 from oaml.model import Model
 from oaml.occluders import KINDS, Occluder, load_mask_pictures
 from oaml.photographs.align import similarity, warp
-from oaml.photographs.detect import Detector, Face, group_looks, mean_face, shared_area, turned_back
+from oaml.photographs.detect import Detector
+from oaml.photographs.looks import Face, shared_area
 from oaml.photographs.refine import refined
-from oaml.photographs.subjects import trust
+from oaml.photographs.subjects import is_aligned, large_enough
 from oaml.support.files import FACE_SIZE, read_image
 from oaml.support.folders import list_images
 
 WIDTH, HEIGHT = 320, 240
 CORNERS = np.array([(0, 0), (111, 0), (0, 111), (111, 111)], np.float64)
-SIZES = (320, 480, 640)
-SETS = ((320,), (640,), (320, 640), (320, 480, 640))
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.9)
 ORDER = ("bare", "niqab", *(kind for kind in KINDS if kind != "niqab"))
 JUDGED = ("niqab", "mask", "sunglasses")  # whose recognition is measured
-FLOORS = (0.1, 0.3)
 MISPLACED = 35  # pixels of 112 by which the corners of a crop are off at most that shows the face more or less upright
 
 
@@ -93,7 +92,7 @@ def main() -> None:
     parser.add_argument("--detector", type=Path, help="a YuNet file")
     parser.add_argument("--count", type=int, default=80, help="photographs a kind")
     given = parser.parse_args()
-    file = given.detector or given.data / "weights" / "yunet_n_320_320.onnx"
+    detector = Detector(given.detector or given.data / "weights" / "yunet_n_320_320.onnx")
     model = Model.load(given.model).eval()
     occluder = Occluder(1, "b", load_mask_pictures(given.data / "mask_templates"))
     people = [p for p in sorted((given.data / "lfw").iterdir()) if reported(p.name)]
@@ -102,109 +101,87 @@ def main() -> None:
     crops = [read_image(of_one[0]) for of_one in images]
     rng = np.random.default_rng(0)
     places = [placed(rng) for _ in crops]
-
-    scenes: dict[str, list[np.ndarray]] = {}
     covered: dict[str, list[np.ndarray]] = {"bare": crops}
-    for kind in ORDER:
-        if kind != "bare":
-            names = [of_one[0].name for of_one in images]
-            covered[kind] = [occluder(c, kind, n).image for c, n in zip(crops, names, strict=True)]
-        scenes[kind] = [photograph(c, crops[i - 1], places[i]) for i, c in enumerate(covered[kind])]
-    detectors = {size: Detector(file, min(THRESHOLDS), (size,)) for size in SIZES}
-    looks = {
-        (kind, size): [detector.looks(scene, 0) for scene in scenes[kind]]
-        for kind in ORDER
-        for size, detector in detectors.items()
+    for kind in ORDER[1:]:
+        names = [of_one[0].name for of_one in images]
+        covered[kind] = [occluder(c, kind, n).image for c, n in zip(crops, names, strict=True)]
+    scenes = {
+        kind: [photograph(c, crops[i - 1], places[i]) for i, c in enumerate(covered[kind])] for kind in ORDER
     }
 
-    def seen(kind: str, sizes: tuple[int, ...], i: int) -> list[list[Face]]:
-        """Looks grouped by face."""
-        return group_looks([face for size in sizes for face in looks[kind, size][i]])
+    rows = []
+    for kind in ORDER:
+        taken = sum(not is_aligned(crop, detector) for crop in covered[kind])
+        rows.append([kind, str(len(crops)), str(taken)])
+    table(["aligned faces", "images", "taken for photographs"], rows)
 
-    def is_right(group: list[Face], i: int) -> bool:
-        return shared_area(mean_face(group).box, true_box(places[i])) > 0.3
+    ways: dict[str, Callable[[np.ndarray], list[Face]]] = {
+        "find": detector.find,
+        "every look": detector.thorough,
+        "one plain look": lambda scene: sorted(detector.look(scene), key=lambda face: -face.score),
+    }
+    rows = []
+    base: dict[tuple[str, int], np.ndarray] = {}
+    aligned: dict[tuple[str, str, int], np.ndarray] = {}
+    for kind in ORDER:
+        for way, find in ways.items():
+            found, leads, wrong, begun = 0, 0, 0, 0.0
+            errors, off = [], []
+            for i, scene in enumerate(scenes[kind]):
+                start = time.process_time()
+                faces = find(scene)
+                begun += time.process_time() - start
+                faces = [subject.face for subject in large_enough(scene, faces) if subject.face is not None]
+                right = [shared_area(face.box, true_box(places[i])) > 0.3 for face in faces]
+                wrong += right.count(False)
+                leads += right[:1] == [True]
+                if not any(right):
+                    continue
+                found += 1
+                matrix = refined(scene, similarity(faces[right.index(True)].landmarks))
+                if kind == "bare":
+                    base[way, i] = matrix
+                if (way, i) in base:
+                    errors.append(displacement(matrix, base[way, i]))
+                off.append(displacement(matrix, cv2.invertAffineTransform(places[i])))
+                aligned[way, kind, i] = warp(scene, matrix)
+            count = len(crops)
+            error = (
+                f"{np.mean(errors):.1f} ({np.median(errors):.1f}) / {np.mean(off):.1f} ({np.median(off):.1f})"
+            )
+            shares = [f"{value / count:.3f}" for value in (found, leads, wrong)]
+            rows.append([kind, way, *shares, error, f"{1e3 * begun / count:.0f}"])
+    table(["kind", "way", "found", "comes first", "false faces a photograph", "error", "ms"], rows)
+
+    paired = [i for i, of_one in enumerate(images) if len(of_one) > 1]
+    gallery = extract(model, [read_image(images[i][1]) for i in paired], len(paired))
+    rows = []
+    for kind in ("bare", *JUDGED):
+        row = [kind]
+        for way in ("the crop itself", *ways):
+            kept = [i for i in paired if way == "the crop itself" or (way, kind, i) in aligned]
+            faces = [covered[kind][i] if way == "the crop itself" else aligned[way, kind, i] for i in kept]
+            score = model.compare_all(extract(model, faces, len(faces)), gallery)["fused"].numpy()
+            same = np.array([[i == j for j in paired] for i in kept])
+            accepted = (score[same] > np.quantile(score[~same], 0.99)).sum()
+            row.append(f"{accepted / len(paired):.3f}")
+        rows.append(row)
+    table(["kind", "the crop itself", *ways], rows)
 
     rows = []
-    for sizes, threshold in product(SETS, THRESHOLDS):
-        rates, wrong = [], 0
-        for kind in ORDER:
-            found = 0
-            for i in range(len(crops)):
-                right = [is_right(g, i) for g in seen(kind, sizes, i) if g[0].score >= threshold]
-                found += any(right)
-                wrong += right.count(False)
-            rates.append(f"{found / len(crops):.2f}")
-        name = " + ".join(map(str, sizes))
-        rows.append([name, f"{threshold}", *rates, f"{wrong / len(crops) / len(ORDER):.3f}"])
-    table(["sizes", "threshold", *ORDER, "false faces a photograph"], rows)
-
-    whole, rows = Detector(file), []
     for kind in ("bare", *JUDGED):
         right = np.zeros((3, len(crops)))
         for i, crop in enumerate(covered[kind]):
             place = placed(np.random.default_rng(i), 45)
             scene = photograph(crop, crops[i - 1], place)
             for quarters in range(3):
-                found = whole.find(np.ascontiguousarray(np.rot90(scene, quarters)))
-                lies = [
-                    similarity(turned_back(face, WIDTH, HEIGHT, quarters).landmarks) for face in found[:1]
-                ]
+                found = detector.find(np.ascontiguousarray(np.rot90(scene, quarters)))[:1]
+                lies = [similarity(face.turned_back(WIDTH, HEIGHT, quarters).landmarks) for face in found]
                 right[quarters, i] = any(
                     displacement(m, cv2.invertAffineTransform(place)) < MISPLACED for m in lies
                 )
         rows.append([kind, *(f"{share:.2f}" for share in right.mean(1))])
     table(["kind", "upright", "on its side", "upside down"], rows)
-
-    again = detectors[SIZES[0]]
-    names = [
-        "surest look",
-        "mean of looks",
-        "looked at again",
-        *(f"by visibility, floor {f}" for f in FLOORS),
-        "looked at again, refined",
-        "by visibility, refined",
-    ]
-    base: dict[int, list[np.ndarray]] = {}
-    rows, aligned = [], {}
-    for kind in ORDER:
-        errors, off = [], []
-        for i, scene in enumerate(scenes[kind]):
-            group = next((g for g in seen(kind, SIZES, i) if is_right(g, i)), None)
-            if group is None or (kind != "bare" and i not in base):
-                continue
-            whole = mean_face(group + again.look_again(scene, mean_face(group))).landmarks
-            made = [similarity(x) for x in (group[0].landmarks, mean_face(group).landmarks, whole)]
-            weights = trust(warp(scene, made[-1]), made[-1], whole, model)
-            made += [similarity(whole, np.maximum(weights, floor)) for floor in FLOORS]
-            made += [refined(scene, made[2]), refined(scene, made[3])]
-            if kind == "bare":
-                base[i] = made[:3] + made[2:3] * len(FLOORS) + made[-2:]
-            errors.append([displacement(m, b) for m, b in zip(made, base[i], strict=True)])
-            off.append([displacement(m, cv2.invertAffineTransform(places[i])) for m in made])
-            aligned[kind, i] = [warp(scene, m) for m in made]
-        cells = [
-            f"{e:.1f} ({m:.1f}) / {o:.1f}"
-            for e, m, o in zip(np.mean(errors, 0), np.median(errors, 0), np.mean(off, 0), strict=True)
-        ]
-        rows.append([kind, str(len(errors)), *cells])
-    table(["kind", "photographs", *names], rows)
-
-    paired = [i for i, of_one in enumerate(images) if len(of_one) > 1]
-    gallery = extract(model, [read_image(images[i][1]) for i in paired], len(paired))
-    rows = []
-    for kind in ("bare", *JUDGED):
-        kept = [k for k, i in enumerate(paired) if (kind, i) in aligned]
-        row = [kind, str(len(kept))]
-        for column in range(-1, len(names)):
-            faces = [
-                covered[kind][paired[k]] if column < 0 else aligned[kind, paired[k]][column] for k in kept
-            ]
-            score = model.compare_all(extract(model, faces, len(faces)), gallery)["fused"].numpy()
-            same = np.zeros(score.shape, bool)
-            same[np.arange(len(kept)), kept] = True
-            row.append(f"{(score[same] > np.quantile(score[~same], 0.99)).mean():.2f}")
-        rows.append(row)
-    table(["kind", "people", "the crop itself", *names], rows)
 
 
 if __name__ == "__main__":

@@ -67,3 +67,10 @@ def test_a_machine_without_what_it_takes(
     monkeypatch.setitem(sys.modules, BENCHMARKS["cuda"], SimpleNamespace(run=run))  # type: ignore[arg-type]
     assert main(["benchmark", "cuda", "--json"]) == 1
     assert capsys.readouterr().out == ""
+
+
+def test_an_option_of_another_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "joint", "--faces", "5"]) == 1
+    assert "--faces: only oaml benchmark search has it" in capsys.readouterr().err
+    assert main(["benchmark", "search", "--data", "folder"]) == 1
+    assert "--data: only oaml benchmark photograph has it" in capsys.readouterr().err

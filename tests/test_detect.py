@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 
 import drawn_detector
+from conftest import small_model
 from oaml.datasets.drawn import draw_face
 from oaml.errors import OamlError
+from oaml.gallery import Gallery
 from oaml.main import main
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
@@ -27,6 +29,7 @@ from oaml.photographs.align import STANDARD_LANDMARKS, similarity, warp
 from oaml.photographs.detect import LEAST_EYES, Detector, find_detector, ranked
 from oaml.photographs.looks import Face
 from oaml.photographs.subjects import align, find_subjects
+from oaml.recognition.recognise import Recogniser
 from oaml.support.files import read_photograph
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -261,7 +264,7 @@ def test_a_photograph_on_its_side(quarters: int, network: Network, detector: Det
 def test_which_way_up(
     first: list[float], again: list[float], chosen: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def seen(_: Detector, __: object, quarters: int) -> detect._Seen:
+    def seen(_: Detector, __: object, quarters: int, ___: object) -> detect._Seen:
         def look(score: float) -> Face:
             return Face(np.array([quarters, 0, 100, 100.0]), STANDARD_LANDMARKS, score)
 
@@ -435,6 +438,32 @@ def test_a_box_that_shows_no_face_is_none() -> None:
     assert alone.usable < 0.5
     both = find_subjects(scene, cast("Detector", Boxes(face, box(200, 112, 0.9))))
     assert [s.faces for s in both] == [2, 2]  # one that is sure stays, whatever the crop
+
+
+def test_a_doubtful_box_does_not_block_an_enrolment(tmp_path: Path) -> None:
+    """A second person does."""
+    scene = photograph((1, placed(1, 0, 0, 0)), (2, placed(1, 0, 200, 0)))
+    recogniser = Recogniser(small_model(), cast("Detector", Boxes(box(0, 112, 0.95), box(200, 112, 0.65))))
+    gallery = Gallery(str(tmp_path / "gallery"), recogniser)
+    assert gallery.enroll("Ann", scene).added == 1
+    recogniser.detector = cast("Detector", Boxes(box(0, 112, 0.95), box(200, 112, 0.95)))
+    with pytest.raises(OamlError, match="shows 2 faces"):
+        gallery.enroll("Ann", np.ascontiguousarray(scene[:, ::-1]))
+
+
+# --- from frame to frame
+
+
+def test_a_face_is_followed_while_it_is_seen(network: Network, detector: Detector) -> None:
+    before = detector.find(network.photograph((1, placed(1.2, 0, 60, 30))))
+    place = placed(1.25, 3, 68, 24)
+    (moved_face,) = detector.follow(network.photograph((1, place)), before) or []
+    off = np.linalg.norm(moved_face.landmarks - moved(place, STANDARD_LANDMARKS), axis=1).mean()
+    assert off < 1.5 * network.error
+    middle = before[0].box[:2] + before[0].box[2:] / 2 + (11, -3)
+    np.testing.assert_allclose(moved_face.box[:2] + moved_face.box[2:] / 2, middle, atol=6)
+    assert detector.follow(network.photograph((1, placed(1.2, 0, 200, 30))), before) is None
+    assert detector.follow(np.full((240, 360, 3), 127, np.uint8), before) is None
 
 
 # --- a picture of 112x112

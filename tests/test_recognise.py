@@ -176,3 +176,42 @@ def test_threads_share_a_recogniser(made: Recogniser, tmp_path: Path) -> None:
     for (landmarks, score), (expected, single) in zip(together, alone * 3, strict=True):
         assert landmarks == expected
         assert score == pytest.approx(single, abs=1e-4)
+
+
+def test_loading_a_model_leaves_the_compiler_alone() -> None:
+    """PyTorch loads it where weights without numbers are initialised: that takes as long as loading all the rest."""
+    code = "import sys, oaml; oaml.load(device='cpu'); print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["True", "False"]
+
+
+def test_known_faces_of_a_video_are_followed_and_new_ones_found(
+    made: Recogniser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(12):
+        scene = np.full((200, 420, 3), 127, np.uint8)
+        for person, (x, first) in enumerate(((10 + 3 * number, 0), (280, 6))):
+            if number >= first:
+                scene[40:152, x : x + 112] = drawn_detector.mark(draw_face(person, 0))
+        Image.fromarray(scene).save(frames / f"{number:02d}.png")
+    detector = Detector(drawn_detector.write(tmp_path / "drawn.onnx"))
+    asked = []
+    find = detector.find
+    monkeypatch.setattr(detector, "find", lambda frame: asked.append(1) or find(frame))
+    tracks = Recogniser(made.model, detector).tracks(frames)
+    assert len(asked) == 3  # of frames 0, 5 and 10
+    seen = sorted(
+        (number, face.box[0])
+        for track in tracks
+        for number, face in zip(track.frames, track.faces, strict=True)
+        if face
+    )
+    assert [number for number, x in seen if x < 150] == list(range(12))
+    assert [number for number, x in seen if x > 150] == [
+        10,
+        11,
+    ]  # a new one is found when all are looked for again
+    left = [x for _, x in seen if x < 150]
+    np.testing.assert_allclose(np.diff(left), 3, atol=1)

@@ -60,7 +60,7 @@ UPRIGHT = 0.9
 found on its side and upside down too, with its landmarks in wrong places, and an occluded one is at times surer so than upright."""
 TURNED, FURTHER = 0.5, 0.02
 """A photograph is turned if that mean is at least so high in another direction, and so much higher than upright."""
-SMALL = 40
+SMALL = 20
 """Pixels of a box at the first look below which there may be smaller faces, to be seen in a larger size."""
 LEAST_EYES = 12.0
 """Pixels between the eyes below which a face is too small: down to 12 next to nothing is lost, below it more with every pixel."""
@@ -78,10 +78,10 @@ class _Shown:
         height, width = self.photograph.shape[:2]
         return min(side / sqrt(height * width), LONGEST / max(height, width), LARGEST)
 
-    def sides(self) -> list[int]:
-        """Those of `SIDES` that differ: one more than the photograph has, times `LARGEST`, is the same again."""
+    def differing(self, sides: Sequence[int]) -> list[int]:
+        """Those of the sizes that differ: one larger than the photograph times `LARGEST` is the same again."""
         most = LARGEST * sqrt(self.photograph.shape[0] * self.photograph.shape[1])
-        return [side for side in SIDES if side <= most] or [SIDES[0]]
+        return [side for side in sides if side <= most] or [sides[0]]
 
     def look(self, network: Network, side: float, mirrored: bool = False, quarters: int = 0) -> list[Face]:
         """What is seen at one size, mirrored or turned to the left by quarters."""
@@ -148,7 +148,7 @@ class Detector:
         Args:
             photograph: uint8 RGB [H,W,3].
         """
-        return ranked(self._quickly(photograph) or self.thorough(photograph))
+        return ranked(self._quickly(photograph) or self.thorough(photograph, SIDES[:-1]))
 
     def _quickly(self, photograph: np.ndarray, turned: bool = False) -> list[Face]:
         """The faces of a photograph by a few looks; nothing where these leave a doubt.
@@ -199,12 +199,12 @@ class Detector:
             moved.append(replace(look, box=np.concatenate([middle - size / 2, size])))
         return moved
 
-    def thorough(self, photograph: np.ndarray) -> list[Face]:
-        """As `find`, by every look there is."""
+    def thorough(self, photograph: np.ndarray, turned_sides: Sequence[int] = SIDES) -> list[Face]:
+        """As `find`, by every look there is; those of the photograph turned in these sizes alone."""
         shown = _Shown(photograph)
-        seen = self._seen(shown, 0)
+        seen = self._seen(shown, 0, SIDES)
         if seen.trust < UPRIGHT:
-            others = [self._seen(shown, quarters) for quarters in (1, 2, 3)]
+            others = [self._seen(shown, quarters, turned_sides) for quarters in (1, 2, 3)]
             if not seen.groups:
                 seen = max(others, key=lambda other: other.surest)
             else:
@@ -226,10 +226,10 @@ class Detector:
                 return []
         return self._together(shown.photograph, seen)
 
-    def _seen(self, shown: _Shown, quarters: int) -> _Seen:
-        """What a photograph shows in all sizes when it is turned to the left by quarters."""
+    def _seen(self, shown: _Shown, quarters: int, sides: Sequence[int]) -> _Seen:
+        """What a photograph shows in those sizes when it is turned to the left by quarters."""
         looks: list[Face] = []
-        for side in shown.sides():
+        for side in shown.differing(sides):
             looks += shown.look(self._network, side, False, quarters)
             looks += shown.look(self._network, side, True, quarters)
         return self._judged(shown.photograph, looks)

@@ -135,7 +135,8 @@ def is_aligned(photograph: np.ndarray, detector: Detector | None) -> bool:
         return True
     from oaml.photographs.usable import LEAST_USABLE
 
-    return off <= ELSEWHERE and Subject(photograph, None).usable >= LEAST_USABLE
+    is_usable = Subject(photograph, None).usable >= LEAST_USABLE
+    return is_usable and (off <= ELSEWHERE or faces[0].score < CERTAIN)
 
 
 def large_enough(photograph: np.ndarray, faces: Sequence[Face]) -> list[Subject]:
