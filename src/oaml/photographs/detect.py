@@ -166,7 +166,7 @@ class Detector:
         if best < SURE:
             sides = {} if not first else self._sides(photograph, first[scores.index(best)])
             quarters = max(sides, key=lambda q: sides[q].score, default=0)
-            other = sides[quarters].score if quarters else 0.0
+            other = self._surer(photograph, sides[quarters]) if quarters else 0.0
             if not turned and other >= max(NEARLY, best + 2 * SURER):
                 height, width = photograph.shape[:2]
                 faces = self._quickly(np.ascontiguousarray(np.rot90(photograph, quarters)), turned=True)
@@ -255,6 +255,11 @@ class Detector:
             if look := self._near(photograph, face, CLOSER, as_matrix(a, b)):
                 sides[quarters] = look
         return sides
+
+    def _surer(self, photograph: np.ndarray, side: Face) -> float:
+        """Confidence of a face seen from a side, or of looking again by its landmarks: the head may be tilted besides."""
+        again = self._near(photograph, side, CLOSER, similarity(side.landmarks))
+        return side.score if again is None else max(side.score, again.score)
 
     def look_again(self, photograph: np.ndarray, face: Face) -> list[Face]:
         """What is seen of one face, upright, mirrored and in the sizes of `AGAIN`."""
