@@ -17,12 +17,14 @@ import torch
 
 from oaml.datasets.drawn import draw_face
 from oaml.errors import OamlError
+from oaml.inference import STARTER
 from oaml.occluders import occlude
 from oaml.photographs.detect import Detector
 from oaml.photographs.looks import Face, shared_area
 from oaml.photographs.subjects import large_enough, load_detector
-from oaml.recognition.recognise import STARTER, Recogniser, load
-from oaml.support.files import list_images, read_photograph
+from oaml.recognition.recognise import Recogniser, load
+from oaml.support.files import read_photograph
+from oaml.support.folders import list_images
 
 PHOTOGRAPHS = 6
 """Of each kind."""
