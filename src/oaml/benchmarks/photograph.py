@@ -45,7 +45,7 @@ def run(data: Path | None = None, detector: Path | None = None) -> dict[str, obj
         raise OamlError(
             "the benchmark 'photograph' needs a detector; `oaml download yunet` gets one, --detector names one"
         )
-    recogniser = Recogniser(load(STARTER, device="cpu").model, finder, "starter")
+    recogniser = Recogniser(load(device="cpu").model, finder, "starter")
     ways: dict[str, Find] = {
         "find": finder.find,
         "every look": finder.thorough,
