@@ -67,11 +67,12 @@ LEAST_EYES = 12.0
 
 
 class _Shown:
-    """A photograph, reduced once, to be shown in several sizes: faces come back in its own pixels."""
+    """A photograph, a large one reduced once, to be shown in several sizes: faces come back in its own pixels."""
 
     def __init__(self, photograph: np.ndarray) -> None:
         self.photograph = photograph
-        self.reduced = _resized(photograph, self.scale(SIDES[-1]))
+        most = self.scale(SIDES[-1])
+        self.reduced = _resized(photograph, most) if most < 0.5 else photograph
 
     def scale(self, side: float) -> float:
         """What a photograph is scaled by to have as many pixels as a square of that side."""
