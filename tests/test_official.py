@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -17,6 +20,7 @@ from oaml.evaluation.official import SETS, Listed, in_folds
 from oaml.evaluation.official import read_set as read_any
 from oaml.evaluation.protocols import Pairs
 from oaml.main import main
+from test_ijb import write_set
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PEOPLE = ("Ann_Lee", "Bela", "Cem")
@@ -304,6 +308,70 @@ def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert main(["evaluate", "starter", "--out", str(tmp_path / "out"), *words]) == 1
         assert what in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def paired(data: Path, file: str, folder: str, line: str) -> None:
+    """Ten pairs of each class of flat images, by lines such as `{a} {b} {same}`."""
+    write(data / folder, *(f"{who}_{i:04d}.jpg" for who in PEOPLE for i in (1, 2)))
+    genuine = [(f"{who}_0001.jpg", f"{who}_0002.jpg", 1) for who in PEOPLE]
+    impostor = [(f"{a}_0001.jpg", f"{b}_0002.jpg", 0) for a in PEOPLE for b in PEOPLE if a != b]
+    rows = [*(genuine * 4)[:10], *(impostor * 2)[:10]]
+    (data / file).write_text("".join(line.format(a=a, b=b, same=same) for a, b, same in rows))
+
+
+def numbered(data: Path, file: str) -> None:
+    numbered_images(data)
+    genuine, impostor = [f"{who}\t1\t2\n" for who in PEOPLE], "Ann_Lee\t1\tBela\t2\nCem\t1\tBela\t1\n"
+    (data / file).write_text("".join((genuine * 4)[:10]) + impostor * 5)
+
+
+def by_folder(data: Path, gallery: str, *probes: str) -> None:
+    write(data, *(f"{gallery}/{who}/{i}.jpg" for who in PEOPLE for i in (0, 1)))
+    write(data, *(f"{folder}/{who}/9.jpg" for folder in probes for who in PEOPLE))
+
+
+MINIATURES: dict[str, Callable[[Path], object]] = {
+    "lfw": lambda data: numbered(data, "pairs.txt"),
+    "cfp-fp": cfp,
+    "agedb-30": lambda data: paired(data, "agedb_30_ann.txt", "", "{same} {a} {b}\n"),
+    "calfw": lambda data: paired(data, "pairs_CALFW.txt", "aligned images", "{a} {same}\n{b} {same}\n"),
+    "cplfw": lambda data: paired(data, "pairs_CPLFW.txt", "aligned images", "{a} {same}\n{b} {same}\n"),
+    "xqlfw": lambda data: numbered(data, "xqlfw_pairs.txt"),
+    "mlfw": lambda data: paired(data, "pairs.txt", "aligned", "{a}\t{b}\t{same}\n"),
+    "mfr2": mfr2,
+    "rmfrd": lambda data: by_folder(data, "AFDB_face_dataset", "AFDB_masked_face_dataset"),
+    "rof": lambda data: by_folder(data, "neutral", "masked", "sunglasses"),
+    "ijbb": lambda data: write_set(data, "ijbb"),
+    "ijbc": lambda data: write_set(data, "ijbc"),
+}
+COMMANDS = re.findall(
+    r"`(oaml evaluate runs/adapted --protocol [^`]+)`",
+    (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8"),
+)
+
+
+def test_the_readme_has_a_command_for_every_set() -> None:
+    assert sorted(command.split()[4] for command in COMMANDS) == sorted(SETS) == sorted(MINIATURES)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_readme_measure_miniatures(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = command.split()[1:]
+    name, data, out = (words[words.index(flag) + 1] for flag in ("--protocol", "--data", "--out"))
+    MINIATURES[name](tmp_path / data)
+    small_model(thresholds={"0.01": 1.0}).save(tmp_path / "runs" / "adapted")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "_draw", lambda *_: {})  # other tests look at the pictures
+    assert main([*words, "--bootstrap", "0"]) == 0
+    measured = json.loads((tmp_path / out / "report.json").read_text())
+    if measured["template_set"] is None:
+        scores = measured["verification"]["conditions"]["unoccluded"]
+        assert set(scores) == {"cosine", "qaconv", "qaconv_visibility", "joint", "fused"}
+        assert (scores["fused"]["kfold"] is not None) is SETS[name].folds
+    else:
+        assert {"plain", "cosine", "fused"} <= set(measured["template_set"]["verification"])
 
 
 def test_the_list_names_every_set(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,6 @@ import torch
 
 from oaml.datasets.drawn import draw_face
 from oaml.errors import OamlError
-from oaml.inference import STARTER
 from oaml.occluders import occlude
 from oaml.photographs.detect import Detector
 from oaml.photographs.looks import Face, shared_area
