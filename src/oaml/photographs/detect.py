@@ -58,6 +58,8 @@ WEAKER = 0.1
 UPRIGHT = 0.9
 """Mean confidence of looking again from which on a photograph is upright. Otherwise it is tried in all four directions: a face is
 found on its side and upside down too, with its landmarks in wrong places, and an occluded one is at times surer so than upright."""
+RIVAL = 0.15
+"""A doubtful face is judged by every look where it is less surer than in another direction."""
 TURNED, FURTHER = 0.5, 0.02
 """A photograph is turned if that mean is at least so high in another direction, and so much higher than upright."""
 SMALL = 20
@@ -223,7 +225,7 @@ class Detector:
             return []
         if seen.trust < UPRIGHT:
             turned = [look for q in (1, 2, 3) for look in shown.look(self._network, FIRST, quarters=q)]
-            if any(look.score > seen.surest for look in turned):
+            if any(look.score > seen.surest - RIVAL for look in turned):
                 return []
         return self._together(shown.photograph, seen)
 
