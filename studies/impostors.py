@@ -197,11 +197,11 @@ class Study:
         """Two images each of different people."""
         self.occluder = Occluder(0, "b")
         self.cache = cache
-        self._known: dict[tuple[str, str], Faces] = {}
+        self.known: dict[tuple[str, str], Faces] = {}
 
-    def _faces(self, model: Model, name: str, crops: Callable[[], list[np.ndarray]]) -> Faces:
+    def faces(self, model: Model, name: str, crops: Callable[[], list[np.ndarray]]) -> Faces:
         key = model_id(model), name
-        if key not in self._known:
+        if key not in self.known:
             file = (
                 None
                 if self.cache is None
@@ -209,17 +209,17 @@ class Study:
             )
             if file is not None and file.exists():
                 fields, sure = torch.load(file, weights_only=True)
-                self._known[key] = Templates(**fields), sure.numpy()
-                return self._known[key]
+                self.known[key] = Templates(**fields), sure.numpy()
+                return self.known[key]
             some = crops()
-            self._known[key] = extract(model, some, len(some)), usable(some)
+            self.known[key] = extract(model, some, len(some)), usable(some)
             if file is not None:
-                fields, sure = vars(self._known[key][0]), torch.from_numpy(self._known[key][1])
+                fields, sure = vars(self.known[key][0]), torch.from_numpy(self.known[key][1])
                 write_file(file, lambda path: torch.save((fields, sure), path))
-        return self._known[key]
+        return self.known[key]
 
     def treated(self, model: Model, name: str, way: Way) -> Faces:
-        return self._faces(
+        return self.faces(
             model,
             name,
             lambda: [way(self.people.image(i), np.random.default_rng([1, i])) for i in self.one],
@@ -239,7 +239,7 @@ class Study:
                 ]
             return [self.occluder(face, kind, path).image for face, path in faces]
 
-        return self._faces(model, f"{name} {kind}", crops)
+        return self.faces(model, f"{name} {kind}", crops)
 
     def impostors(self, model: Model) -> dict[str, np.ndarray]:
         """Class -> fused scores of the impostor pairs that are decided."""
