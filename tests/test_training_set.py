@@ -252,3 +252,20 @@ def test_a_training_uses_the_pairs_and_says_how_many_were_left_out(
     assert "--data.unlabelled skip" in said
     assert main([*call, "--data.unlabelled", "skip"]) == 0
     assert f"{niqab}: 1 image without a mask and 1 mask without an image left out\n" in capfd.readouterr().err
+
+
+def test_a_training_names_what_it_leaves_out_of_a_folder_of_people(
+    people: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second, *_ = sorted(path for path in people.iterdir() if path.is_dir())
+    image = sorted(first.iterdir())[0]
+    (second / "copy.png").write_bytes(image.read_bytes())
+    for name in ("._x.png", "notes.txt"):
+        (first / name).write_bytes(b"no image")
+    (people / "nobody").symlink_to("nowhere")
+    assert main(words(people, tmp_path / "run", "--check", "full", "--steps", 1)) == 0
+    said = capfd.readouterr().err
+    assert f"left out: {first / 'notes.txt'}: is no picture" in said
+    assert f"left out: {people / 'nobody'}: is a link to nothing" in said
+    assert "._x.png" not in said
+    assert f"note: {image}: is the same file as {second / 'copy.png'}" in said

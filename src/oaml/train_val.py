@@ -40,7 +40,7 @@ from oaml.data import (
     sample,
 )
 from oaml.datasets.check import Check, check_pictures
-from oaml.datasets.people import People, hashed_names
+from oaml.datasets.people import People, PeopleFolder, hashed_names
 from oaml.errors import OamlError, few
 from oaml.head import HeadConfig, build_head
 from oaml.inference import as_input
@@ -60,6 +60,7 @@ from oaml.occluders import occlude
 from oaml.qaconv import QAConvConfig
 from oaml.resume import Settings, check_fits, compare, read_checkpoint
 from oaml.support.files import FACE_SIZE, read_photograph, sync, write_file
+from oaml.support.folders import say_left_out
 from oaml.support.lock import alone
 from oaml.support.metrics import auc, tar_at_far
 from oaml.support.names import printable
@@ -664,6 +665,11 @@ def _check_data(config: TrainConfig, streams: Streams, validated: People | None)
     for folder in masked:
         if folder.left_out:
             _say(folder.left_out)
+    if isinstance(streams.people, PeopleFolder):
+        say_left_out(streams.people.left_out)
+        notes = streams.people.notes + (streams.people.same_files() if config.check == "full" else [])
+        for line in notes:
+            _say(f"note: {line}")
     people = [streams.people] if validated is None else [streams.people, validated]
     check_pictures(people, clean, masked, config.check, config.data.resize)
 
