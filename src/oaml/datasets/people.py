@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -165,7 +165,7 @@ class PeopleFolder:
             raise OamlError(
                 f"{root}: no people in it that are asked for; expected {root}/NAME/*.jpg, and more people where they are split"
             )
-        self.resize = resize
+        self.resize, self._root = resize, root
         self.people = list(dict.fromkeys(person for person, _ in used))
         self.paths = [path for _, path in used]
         number = {person: label for label, person in enumerate(self.people)}
@@ -187,6 +187,11 @@ class PeopleFolder:
         return same_files(
             digested([(self.people[n], p) for n, p in zip(self.labels, self.paths, strict=True)])
         )
+
+    def part(self, use: Callable[[str], bool]) -> PeopleFolder:
+        """Some of the people, by name."""
+        mine = set(self.people)
+        return PeopleFolder(self._root, lambda name: name in mine and use(name), self.resize)
 
     def image(self, index: int) -> np.ndarray:
         """RGB uint8 [112,112,3]; OamlError names an unreadable file."""
@@ -222,4 +227,31 @@ class DrawnFolder:
         return self._images[index]
 
 
-People = PeopleFolder | DrawnFolder
+class People(Protocol):
+    """People with their images, wherever they come from."""
+
+    @property
+    def people(self) -> list[str]:
+        """Names, sorted."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N]: number of the person in each image."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the images; what chance depends on. `person_of` tells from each who it is."""
+        ...
+
+    @property
+    def files(self) -> Sequence[str]:
+        """What messages call the images."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> np.ndarray:
+        """RGB uint8 [112,112,3]; OamlError names what can't be read."""
+        ...

@@ -34,16 +34,17 @@ _ADDRESS = re.compile(
 _LONGEST_NAME = 300
 
 
-def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
+def read_image(path: str | Path, *, resize: bool = False, data: bytes | None = None) -> np.ndarray:
     """Read one aligned face as RGB uint8 [112,112,3], as `read_photograph` reads.
 
     Args:
         resize: resample an image of another size (area) instead of refusing it.
+        data: the bytes of the image's file, where it lies within another one; the path only names it then.
 
     Raises:
         OamlError: missing, unreadable, transparent or not 112x112.
     """
-    image = read_photograph(Path(path))
+    image = read_photograph(Path(path)) if data is None else _colours(_decode(data, path), path)
     if image.shape[:2] != (FACE_SIZE, FACE_SIZE):
         if not resize:
             raise OamlError(
@@ -70,7 +71,11 @@ def read_photograph(image: Image) -> np.ndarray:
     content = content_of(image)
     if isinstance(content, np.ndarray):
         return np.ascontiguousarray(content)
-    pixels = _decode(content, image)
+    return _colours(_decode(content, image), image)
+
+
+def _colours(pixels: np.ndarray, image: Image) -> np.ndarray:
+    """What `_decode` gives, as RGB uint8 [H,W,3]."""
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     if pixels.shape[2] == 4:
@@ -322,7 +327,7 @@ def _decode(image: Content, given: Image, numbers: bool = False) -> np.ndarray:
         ) from error
 
 
-def stated_size(path: str | Path) -> tuple[int, int] | None:
+def stated_size(path: str | Path | BinaryIO) -> tuple[int, int] | None:
     """Width and height that the beginning of a file states; None where nothing is stated, for reading it gives the reason."""
     from PIL import Image
 
