@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from oaml.datasets.masked import MaskedFolder, Unlabelled
-from oaml.datasets.people import DrawnFolder, People, PeopleFolder, Split, split_name
+from oaml.datasets.people import DrawnFolder, People, Split, split_name
+from oaml.datasets.sources import people_from
 from oaml.errors import OamlError
 from oaml.occluders import KINDS, Occluded, load_mask_pictures, occlude
 from oaml.support.files import FACE_SIZE, read_image
@@ -35,7 +36,7 @@ class DataConfig:
     """The two streams of a training step."""
 
     people: Path | None = None
-    """Folder per person with aligned 112x112 faces."""
+    """Folder per person with aligned 112x112 faces; or a CSV manifest, a .rec file or tar shards (docs/data.md)."""
     drawn_people: int = 0
     """Draw this many people instead of reading a folder (a test pattern)."""
     drawn_shots: int = 20
@@ -45,6 +46,8 @@ class DataConfig:
     trains, one of 10 validates, two of 10 are left for the report."""
     resize: bool = False
     """Scale images that are not 112x112 instead of refusing them."""
+    skip_damaged: bool = False
+    """Read every image of people once beforehand, and leave out and name those that can't be read."""
     identities: int = 16
     """Identities in a recognition batch (P)."""
     images: int = 4
@@ -99,7 +102,7 @@ class DataConfig:
         if split == "train" and self.use == "all":
             keep = None
         if self.people is not None:
-            return PeopleFolder(self.people, keep, self.resize)
+            return people_from(self.people, keep, self.resize, self.skip_damaged)
         return DrawnFolder(self.drawn_people, self.drawn_shots, use=keep)
 
 
@@ -197,7 +200,7 @@ class PKSampler(Sampler[list[Item]]):
     def __init__(
         self, labels: np.ndarray, identities: int, images: int, seed: int = 0, start: int = 0, rank: int = 0
     ) -> None:
-        self.members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
+        self.members = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
         self.several = np.array([i for i, m in enumerate(self.members) if len(m) >= 2], dtype=int)
         self.single = np.array([i for i, m in enumerate(self.members) if len(m) == 1], dtype=int)
         if len(self.several) < 2:

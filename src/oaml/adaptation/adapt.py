@@ -28,7 +28,8 @@ from oaml.adaptation.held_out import OCCLUDER_GROUPS, HeldOut, scores, show, tar
 from oaml.adaptation.thresholds import calibrate
 from oaml.datasets.check import check_pictures
 from oaml.datasets.masked import MaskedFolder, Unlabelled
-from oaml.datasets.people import PeopleFolder, Split, hashed_names, split_name
+from oaml.datasets.people import People, PeopleFolder, Split, hashed_names, split_name
+from oaml.datasets.sources import people_from
 from oaml.errors import OamlError
 from oaml.inference import to_device
 from oaml.losses import balanced_matching_loss, check_finite, distillation_loss, occlusion_loss
@@ -103,6 +104,7 @@ def adapt(
     seed: int = 0,
     cache: Path | None = None,
     resize: bool = False,
+    skip_damaged: bool = False,
     licence: str = "",
     device: str = "auto",
 ) -> Path:
@@ -113,7 +115,7 @@ def adapt(
 
     Args:
         backbone: published weights, as `oaml import` takes them, or a model folder.
-        people: a folder per person with aligned 112x112 faces.
+        people: a folder per person with aligned 112x112 faces; or a CSV manifest, a .rec file or tar shards (`docs/data.md`).
         out: model folder to write.
         masks: folders of photographs of occluded faces with real masks (images/ + masks/, or kept_faces/ + masks/); half of
             what the occlusion head learns from. Without any it learns from drawn occluders alone.
@@ -133,6 +135,7 @@ def adapt(
         cache: folder for the cached features, 50 kB a face for a MobileFaceNet; kept, and used again when weights, images and
             occluders are the same. By default OUT.cache.
         resize: scale images of another size instead of refusing them.
+        skip_damaged: read every image of people once beforehand, and leave out and name those that can't be read.
         licence: of the model that results, written into config.json.
         device: cpu, cuda, or auto for a GPU where there is one.
 
@@ -154,9 +157,10 @@ def adapt(
     for source in sources:
         if source.left_out:
             console.print(printable(source.left_out), markup=False, highlight=False, soft_wrap=True)
-    _check_people(people, use)
-    trained = PeopleFolder(people, lambda name: _trains(name, use), resize)
-    held_out = PeopleFolder(people, lambda name: split_name(name) == "calibrate", resize)
+    everybody = people_from(people, None, resize, skip_damaged)
+    _check_people(people, everybody, use)
+    trained = everybody.part(lambda name: _trains(name, use))
+    held_out = everybody.part(lambda name: split_name(name) == "calibrate")
     check_pictures([trained, held_out], [], sources, "full", resize)  # those held out are read last
     torch.manual_seed(seed)  # before the model is made: occlusion head and matchers start at random
     model = to_device(start(backbone, last_stage, flip), device)
@@ -488,11 +492,11 @@ def _check(occluders: list[str], counts: dict[str, int], seed: int, out: Path) -
     check_model_folder(out)
 
 
-def _check_people(folder: Path, use: Literal["all", "train"]) -> None:
-    everybody = PeopleFolder(folder)
-    say_left_out(everybody.left_out)
-    for line in everybody.notes + everybody.same_files():
-        print(f"note: {printable(line)}", file=sys.stderr)
+def _check_people(source: Path, everybody: People, use: Literal["all", "train"]) -> None:
+    if isinstance(everybody, PeopleFolder):
+        say_left_out(everybody.left_out)
+        for line in everybody.notes + everybody.same_files():
+            print(f"note: {printable(line)}", file=sys.stderr)
     several = [
         person
         for person, count in zip(everybody.people, np.bincount(everybody.labels), strict=True)
@@ -506,5 +510,5 @@ def _check_people(folder: Path, use: Literal["all", "train"]) -> None:
     ):
         if len(people) < 2:
             raise OamlError(
-                f"{folder}: has {len(people)} people with two images to {what}, at least 2 are needed; add people or images"
+                f"{source}: has {len(people)} people with two images to {what}, at least 2 are needed; add people or images"
             )

@@ -88,7 +88,7 @@ class HeldOut:
         faces, masks = [], []
         shared = condition not in self.kinds
         kind = next(kind for kind in self.kinds if condition in (kind, SHARED_OCCLUDER.format(kind)))
-        for i in self.probes.tolist():
+        for i in map(int, self.probes):
             wearer = f"group {self.group[i]}" if shared and self.group is not None else self.people.names[i]
             rng = occluder_rng(self.occluder.seed, f"held out {kind}", wearer)
             occluded = self.occluder.draw(self.people.image(i), kind, rng)

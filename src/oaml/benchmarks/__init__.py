@@ -17,7 +17,16 @@ from typing import Literal
 from oaml.errors import OamlError
 
 BenchmarkName = Literal[
-    "qaconv", "qaconv-training", "joint", "embed", "search", "photograph", "startup", "cuda", "profile"
+    "qaconv",
+    "qaconv-training",
+    "joint",
+    "embed",
+    "search",
+    "photograph",
+    "records",
+    "startup",
+    "cuda",
+    "profile",
 ]
 BENCHMARKS: dict[BenchmarkName, str] = {
     "qaconv": "oaml.benchmarks.qaconv",
@@ -26,6 +35,7 @@ BENCHMARKS: dict[BenchmarkName, str] = {
     "embed": "oaml.benchmarks.embed",
     "search": "oaml.benchmarks.search",
     "photograph": "oaml.benchmarks.photograph",
+    "records": "oaml.benchmarks.records",
     "startup": "oaml.benchmarks.startup",
     "cuda": "oaml.benchmarks.cuda",
     "profile": "oaml.benchmarks.profile",

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import DrawnFolder, People
+from oaml.datasets.pictures import ListedPeople
 from oaml.errors import OamlError
 from oaml.support.files import FACE_SIZE, read_image
 from oaml.support.images import stated_size
@@ -53,7 +55,10 @@ def check_pictures(
         read = partial(read_image, resize=resize)
         for source in people:
             for i, file in enumerate(source.files):
-                yield partial(_look, partial(source.image, i), how, [(file, resize)])
+                if isinstance(source, ListedPeople):
+                    yield partial(_look_within, source, i, how, resize)
+                else:
+                    yield partial(_look, partial(source.image, i), how, [(file, resize)])
         for path in clean:
             yield partial(_look, partial(read, path), how, [(path, resize)])
         for folder in masked:
@@ -84,6 +89,12 @@ def _fault(look: Callable[[], object]) -> OamlError | None:
     return None
 
 
+def _look_within(source: ListedPeople, index: int, how: Check, resize: bool) -> None:
+    """As `_look`, of a picture that may lie within another file."""
+    if how == "full" or not _seems_right(source.content(index), resize):
+        source.image(index)
+
+
 def _look(read: Callable[[], object], how: Check, files: Sequence[tuple[str | Path, bool | None]]) -> None:
     """Read a picture, unless its files need only a look and it finds nothing.
 
@@ -96,9 +107,9 @@ def _look(read: Callable[[], object], how: Check, files: Sequence[tuple[str | Pa
         read()
 
 
-def _seems_right(path: str | Path, resize: bool | None) -> bool:
+def _seems_right(path: str | Path | bytes, resize: bool | None) -> bool:
     """Whether a file says of itself that it is an image of the size that is wanted; what can't be told isn't."""
-    size = stated_size(path)
+    size = stated_size(BytesIO(path) if isinstance(path, bytes) else path)
     if size is None:
         return False
     return size[0] == size[1] if resize is None else resize or size == (FACE_SIZE, FACE_SIZE)

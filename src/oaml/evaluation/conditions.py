@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oaml.datasets.people import group_of, person_of
+from oaml.datasets.sources import ByName, is_source
 from oaml.evaluation.protocols import Identification, Pairs, labels
 from oaml.evaluation.results import (
     BOTH_OCCLUDED,
@@ -41,8 +42,6 @@ from oaml.evaluation.results import (
 )
 from oaml.inference import extract, score_all, score_pairs
 from oaml.support import metrics
-from oaml.support.files import read_image
-from oaml.support.folders import find
 from oaml.template import COLUMNS, Templates
 
 if TYPE_CHECKING:
@@ -176,13 +175,15 @@ class MeasuredFaces:
     def __init__(
         self,
         model: Model,
-        images: Path,
+        images: Path | ByName,
         resize: bool,
         batch_size: int,
         occlude: Occlude,
         baselines: bool = False,
     ) -> None:
-        self.model, self.images, self.resize, self.batch_size = model, images, resize, batch_size
+        self.model, self.resize, self.batch_size = model, resize, batch_size
+        self.images = ByName(images) if isinstance(images, Path) and is_source(images) else images
+        """Pictures; or a file of templates, as its path."""
         self.occlude = occlude
         self.baselines = baselines
         self.unoccluded: _Features | None = None
@@ -199,7 +200,8 @@ class MeasuredFaces:
         Args:
             shared: name of the occluder, where it isn't the image's own.
         """
-        image = read_image(find(self.images, path), resize=self.resize)
+        assert isinstance(self.images, ByName)
+        image = self.images.image(path, self.resize)
         return image, None if condition == UNOCCLUDED else self.occlude(image, condition, shared or path)
 
     def measure(self, condition: str, paths: set[str], shared: Callable[[str], str] | None = None) -> None:
@@ -226,7 +228,7 @@ class MeasuredFaces:
                 yield image if occluded is None else occluded.image
 
         label = f"faces, {condition}" + (" (shared occluders)" if shared else "")
-        if self.images.is_file():  # templates of unoccluded images
+        if isinstance(self.images, Path):  # templates of unoccluded images
             from oaml.templates.file import load
 
             templates = load(self.images).faces(self.model, names)

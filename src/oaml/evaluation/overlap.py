@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from oaml.datasets.people import PeopleFolder, hashed_names, person_of
+from oaml.datasets.people import People, hashed_names, person_of
+from oaml.datasets.sources import people_from
 from oaml.errors import OamlError
 from oaml.evaluation.results import Alike, Overlap
 from oaml.inference import extract, score_pairs
@@ -71,7 +72,7 @@ def took_part(trained: set[str], pairs: Pairs | None, known: Identification | No
     )
 
 
-def training_people(folder: Path, trained: set[str], resize: bool) -> PeopleFolder:
+def training_people(folder: Path, trained: set[str], resize: bool) -> People:
     """The people of a folder; of a model that keeps hashed names, those of them alone.
 
     Args:
@@ -82,21 +83,21 @@ def training_people(folder: Path, trained: set[str], resize: bool) -> PeopleFold
     Raises:
         OamlError: no people in the folder, or none of those that the model was trained on.
     """
-    people = PeopleFolder(folder, resize=resize)
+    people = people_from(folder, resize=resize)
     took_part = [name for name in people.people if hashed_names([name])[0] in trained]
     if trained and not took_part:
         raise OamlError(
             f"{folder}: none of its people took part in the model's training, by the names of their folders; name the folder "
             "that it was trained on, or leave --trained_on out"
         )
-    return PeopleFolder(folder, {*took_part}.__contains__, resize) if trained else people
+    return people.part({*took_part}.__contains__) if trained else people
 
 
 def of_measured(
     faces: MeasuredFaces,
     pairs: Pairs | None,
     known: Identification | None,
-    training: PeopleFolder | None,
+    training: People | None,
     seed: int,
 ) -> Overlap:
     """Look among the images that were measured, without drawn occluders; see `find_overlap`."""
@@ -138,7 +139,7 @@ def find_overlap(
     model: Model,
     faces: Faces,
     one_person: Iterable[Names] = (),
-    trained_on: PeopleFolder | None = None,
+    trained_on: People | None = None,
     *,
     batch_size: int = BLOCK,
     seed: int = 0,
@@ -186,7 +187,7 @@ def find_overlap(
             trained = Faces(
                 extract(model, images, len(block), batch_size=batch_size),
                 [trained_on.people[trained_on.labels[i]] for i in block],
-                [trained_on.names[i] for i in block],
+                [trained_on.names[int(i)] for i in block],
             )
             _add(pairs, (_turned(pair) for pair in _alike(model, trained, faces, threshold)))
             advance(len(block))

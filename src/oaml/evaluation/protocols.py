@@ -7,17 +7,19 @@ that a file of `oaml embed` holds. Further columns and empty lines are ignored.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Container
+from dataclasses import dataclass, field, fields, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
 from oaml.datasets.people import person_of
+from oaml.datasets.sources import ByName, is_source
 from oaml.errors import OamlError, few
 from oaml.support.folders import find
 from oaml.support.names import person_name, shortened
+from oaml.support.rows import rows
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,16 @@ class Identification:
     probe_person: list[str]
     strangers: list[str] = field(default_factory=list)
 
+    def __len__(self) -> int:
+        return len(self.gallery) + len(self.probes) + len(self.strangers)
 
-def read_pairs(file: str | Path, images: str | Path, *, need_same: bool = True) -> Pairs:
+
+def read_pairs(file: str | Path, images: str | Path | ByName, *, need_same: bool = True) -> Pairs:
     """Read a pairs file and make sure that all images exist, so that nothing fails after minutes of work.
 
     Args:
         file: CSV with the columns path_a, path_b and same (1 or 0), and optionally occluded_a and occluded_b (1 or 0).
-        images: folder that the paths are relative to, or a file of `oaml embed`.
+        images: folder that the paths are relative to, another source of pictures, or a file of `oaml embed`.
         need_same: without it the column `same`, or single values of it, may be left out.
 
     Raises:
@@ -71,7 +76,7 @@ def read_pairs(file: str | Path, images: str | Path, *, need_same: bool = True) 
     pairs = Pairs([], [], [])
     used: dict[str, int] = {}
     columns, shown = ("path_a", "path_b", "same"), ("occluded_a", "occluded_b")
-    for line, row in _rows(file, columns if need_same else columns[:2], columns, shown):
+    for line, row in rows(file, columns if need_same else columns[:2], columns, shown):
         a, b, same = row["path_a"], row["path_b"], row.get("same", "")
         for column, path in (("path_a", a), ("path_b", b)):
             _filled(file, line, column, path)
@@ -96,12 +101,12 @@ def read_pairs(file: str | Path, images: str | Path, *, need_same: bool = True) 
     return pairs
 
 
-def read_identification(file: str | Path, images: str | Path) -> Identification:
+def read_identification(file: str | Path, images: str | Path | ByName) -> Identification:
     """Read a gallery and the probes to look up in it, and make sure that every image exists.
 
     Args:
         file: CSV with the columns path, person and role (`gallery`, `probe`, or `stranger` for a probe who isn't in the gallery).
-        images: folder that the paths are relative to, or a file of `oaml embed`.
+        images: folder that the paths are relative to, another source of pictures, or a file of `oaml embed`.
 
     Raises:
         OamlError: as `read_pairs`; also another role, an image listed twice (it would find itself), no
@@ -113,7 +118,7 @@ def read_identification(file: str | Path, images: str | Path) -> Identification:
     used: dict[str, int] = {}
     probe_lines: list[int] = []
     stranger_lines: list[tuple[int, str]] = []
-    for line, row in _rows(file, columns, columns):
+    for line, row in rows(file, columns, columns):
         path, person, role = row["path"], person_name(row["person"]), row["role"]
         _filled(file, line, "path", path)
         _filled(file, line, "person", person)
@@ -150,50 +155,33 @@ def read_identification(file: str | Path, images: str | Path) -> Identification:
     return listed
 
 
+def without(pairs: Pairs, names: Container[str]) -> Pairs:
+    """The pairs that show none of these images."""
+    kept = [a not in names and b not in names for a, b in zip(pairs.path_a, pairs.path_b, strict=True)]
+    columns = {field.name: getattr(pairs, field.name) for field in fields(pairs)}
+    lists = {name: values for name, values in columns.items() if isinstance(values, list)}
+    return replace(pairs, **{name: list(compress(values, kept)) for name, values in lists.items()})
+
+
+def identified_without(known: Identification, names: Container[str]) -> Identification:
+    """The images that are none of these; a probe stays while its person has a gallery image."""
+    gallery = [i for i, path in enumerate(known.gallery) if path not in names]
+    people = {known.gallery_person[i] for i in gallery}
+    probes = [
+        i for i, path in enumerate(known.probes) if path not in names and known.probe_person[i] in people
+    ]
+    return Identification(
+        gallery=[known.gallery[i] for i in gallery],
+        gallery_person=[known.gallery_person[i] for i in gallery],
+        probes=[known.probes[i] for i in probes],
+        probe_person=[known.probe_person[i] for i in probes],
+        strangers=[path for path in known.strangers if path not in names],
+    )
+
+
 def labels(pairs: Pairs) -> np.ndarray:
     """`same` of all pairs as bool [N]; for pairs read with `need_same`."""
     return np.array(pairs.same, dtype=bool)
-
-
-def _rows(
-    file: Path, needed: Iterable[str], wanted: Iterable[str], optional: Iterable[str] = ()
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and the values of the wanted and optional columns, stripped, of every line that is not empty."""
-    line = 1
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.reader(opened, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            if not header:
-                raise OamlError(f"{file}: is empty; its first line names the columns {','.join(wanted)}")
-            for name in (*wanted, *optional):
-                if header.count(name) > 1:
-                    raise OamlError(f"{file}, line 1: names the column {name} twice; rename one of them")
-            missing = [name for name in needed if name not in header]
-            if missing:
-                raise OamlError(
-                    f"{file}, line 1: lacks the column {', '.join(missing)} (found {','.join(header)}); "
-                    f"the first line names the columns {','.join(wanted)}"
-                )
-            places = {name: header.index(name) for name in (*wanted, *optional) if name in header}
-            for values in reader:
-                line = reader.line_num
-                if not any(value.strip() for value in values):
-                    continue
-                if len(values) != len(header):
-                    raise OamlError(
-                        f"{file}, line {line}: has {len(values)} values for {len(header)} columns; "
-                        "put quotes around a value that holds a comma"
-                    )
-                yield line, {name: values[place].strip() for name, place in places.items()}
-    except FileNotFoundError:
-        raise OamlError(f"{file}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise OamlError(f"{file}: is not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    except csv.Error as error:
-        raise OamlError(f"{file}, after line {line}: is not valid CSV ({error}); check the quotes") from None
-    except OSError as error:
-        raise OamlError(f"{file}: can't be read ({error.strerror or error})") from None
 
 
 def _filled(file: Path, line: int, column: str, value: str) -> None:
@@ -201,23 +189,25 @@ def _filled(file: Path, line: int, column: str, value: str) -> None:
         raise OamlError(f"{file}, line {line}: {column} is empty; fill it in or remove the line")
 
 
-def _need_images(file: Path, images: str | Path, used: dict[str, int]) -> None:
-    images = Path(images)
+def _need_images(file: Path, images: str | Path | ByName, used: dict[str, int]) -> None:
     missing: list[tuple[str, int]] = []
-    if images.is_file():
+    if not isinstance(images, ByName) and not is_source(images):
         from oaml.templates.file import load, places
 
         held = places(load(images).paths)
         absent = (path for path in used if path not in held and person_name(path) not in held)
         missing = [(f"{path}: not in {images}", used[path]) for path in absent]
         remedy = "embed it too, remove the line, or write the paths that the file holds"
-    elif images.is_dir():
-        for path, line in used.items():
-            if reason := _absent(images, path):
-                missing.append((f"{shortened(str(images / path))}: {reason}", line))
-        remedy = "add it, remove the line, or check the folder of images"
     else:
-        raise OamlError(f"{images}: no such folder")
+        source = images if isinstance(images, ByName) else ByName(images)
+        remedy = "add it, remove the line, or check the folder of images"
+        for path, line in used.items():
+            if source.pictures is None:
+                if reason := _absent(source.source, path):
+                    missing.append((f"{shortened(str(source.source / path))}: {reason}", line))
+            elif path not in source:
+                remedy = "remove the line, or write the names that it holds"
+                missing.append((f"{path}: not in {source.source}", line))
     if missing:
         what, line = missing[0]
         rest = [path.partition(": ")[0] for path, _ in missing[1:]]

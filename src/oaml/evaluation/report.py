@@ -10,10 +10,19 @@ from typing import Literal
 import numpy as np
 
 from oaml import __version__
-from oaml.errors import OamlError
+from oaml.datasets.sources import ByName, is_source
+from oaml.errors import OamlError, few
 from oaml.evaluation import conditions, official, overlap, page
 from oaml.evaluation.conditions import IMPOSTOR_LIMIT, Measured, MeasuredFaces
-from oaml.evaluation.protocols import Pairs, labels, read_identification, read_pairs
+from oaml.evaluation.protocols import (
+    Identification,
+    Pairs,
+    identified_without,
+    labels,
+    read_identification,
+    read_pairs,
+    without,
+)
 from oaml.evaluation.results import PAIR_CLASSES, UNOCCLUDED, DrawnOccluders, Report, Side
 from oaml.evaluation.summary import CURVE_FAR, PairStatistics, identification_result, with_all
 from oaml.evaluation.tables import SHORT, all_tables, condition_name, markdown, show
@@ -57,6 +66,7 @@ def evaluate(
     refine: bool = False,
     baselines: bool = False,
     resize: bool = False,
+    skip_damaged: bool = False,
     trained_on: Path | None = None,
     batch_size: int = BATCH_SIZE,
     bootstrap: int = 200,
@@ -78,9 +88,11 @@ def evaluate(
 
     Args:
         model: a model folder (config.json + model.safetensors).
-        images: folder that the paths in the lists are relative to; or a file of `oaml embed` by the model that holds these paths,
-            so that a large set is embedded once. Its rounding to int8 moves a fused score by .005 on average, by .04 at most.
-            Only unoccluded faces can be measured then, and maps.png and pairs.png, which show images, are left out.
+        images: folder that the paths in the lists are relative to; or a CSV manifest, a .rec file or tar shards that hold pictures
+            of these names (`docs/data.md`); or a .bin verification set, which brings its own pairs; or a file of `oaml embed` by
+            the model that holds these paths, so that a large set is embedded once. Its rounding to int8 moves a fused score by .005
+            on average, by .04 at most. Only unoccluded faces can be measured then, and maps.png and pairs.png, which show images,
+            are left out.
         out: folder for the results; files of these names are replaced, a picture that lacks data is removed.
         pairs: CSV with the columns path_a, path_b and same (1 or 0). With occluded_a and occluded_b (1 where the photograph shows
             an occluded face, 0 where it doesn't) what the model's own thresholds accept is stated by these too.
@@ -100,6 +112,7 @@ def evaluate(
         baselines: measure two published ways beside, with the same network: the cosine of the upper half of the face, and in
             identification the first 100 re-ranked by earth mover's distance (DeepFace-EMD).
         resize: scale images of another size instead of refusing them.
+        skip_damaged: read every listed image once beforehand, and leave out and name pairs of those that can't be read.
         trained_on: folder of the people that the model was trained on. Those who are probably in the measured set as well, by their
             faces or their names, are listed. Of a model that keeps the hashes of their names only the people of these count.
         batch_size: faces read at a time; on a GPU also faces a pass.
@@ -151,33 +164,40 @@ def evaluate(
         _write(report, out, None, None)
         return report
     images = published.images if published else Path(images or "")
-    if kinds and images.is_file():
+    if kinds and not is_source(images):
         raise OamlError(
             f"{images}: holds templates, and occluders are drawn on images; leave --occlude out, or give the folder of images"
         )
-    if baselines and images.is_file():
+    if baselines and not is_source(images):
         raise OamlError(f"{images}: holds templates, and --baselines reads images; give the folder of images")
-    listed = None if pairs is None else read_pairs(pairs, images)
-    known = None if identification is None else read_identification(identification, images)
+    source = ByName(images) if is_source(images) else images
+    listed = None if pairs is None else read_pairs(pairs, source)
+    known = None if identification is None else read_identification(identification, source)
     if published is not None:
         listed, known = published.pairs, published.identification
+    left_out: list[str] = []
+    if isinstance(source, ByName):
+        if listed is None and known is None:
+            a, b, same = source.pairs() or ([], [], [])
+            listed = Pairs(a, b, list(same))
+        listed, known, left_out = _readable(source, listed, known, skip_damaged)
     folds = official.SETS[protocol].folds if protocol != "pairs" else False
     if listed is not None:
-        _check_pairs(Path(pairs or data or ""), listed, folds)
+        _check_pairs(Path(pairs or data or images), listed, folds)
     pictures = [] if mask_pictures is None else load_mask_pictures(mask_pictures)
     loaded = load_model(model, device, batch_size)
     trained = set(
         loaded.config.training.pop("people_hashed", [])
     )  # thousands of digits, of no use in a report
     training = None if trained_on is None else overlap.training_people(Path(trained_on), trained, resize)
-    faces = MeasuredFaces(loaded, images, resize, batch_size, Occluder(seed, style, pictures), baselines)
+    faces = MeasuredFaces(loaded, source, resize, batch_size, Occluder(seed, style, pictures), baselines)
     measured = conditions.measure(faces, listed, known, kinds, side, seed, precision)
     found = overlap.of_measured(faces, listed, known, training, seed)
     report = Report(
         oaml=__version__,
         model=readable(str(model)),
         config=loaded.config,
-        notes=overlap.took_part(trained, listed, known) + overlap.notes(found),
+        notes=overlap.took_part(trained, listed, known) + overlap.notes(found) + left_out,
         arguments=arguments,
         occluders=DrawnOccluders(kinds, side, style, seed),
         maps=faces.maps,
@@ -235,6 +255,7 @@ def _check(
     seed: int,
     bootstrap: int,
 ) -> None:
+    own_pairs = images is not None and images.suffix == ".bin" and identification is None
     if data is not None:
         if images or pairs or identification:
             raise OamlError(
@@ -246,13 +267,13 @@ def _check(
             )
     elif protocol not in ("pairs", "lfw"):
         raise OamlError(f"protocol {protocol} reads a published set; name its folder with --data")
-    elif pairs is None and identification is None:
+    elif pairs is None and identification is None and not own_pairs:
         raise OamlError(
             "nothing to measure: give --pairs or --identification, or both; or --protocol and --data"
         )
     elif images is None:
         raise OamlError("the lists' paths are relative to a folder; name it with --images")
-    elif protocol == "lfw" and pairs is None:
+    elif protocol == "lfw" and pairs is None and not own_pairs:
         raise OamlError("protocol lfw is about pairs; give --pairs, or --data for the published set")
     if mask_pictures is not None and "mask" not in kinds:
         raise OamlError(
@@ -262,6 +283,44 @@ def _check(
         raise OamlError(f"seed and bootstrap start at 0, these are {seed} and {bootstrap}")
     if out.exists() and not out.is_dir():
         raise OamlError(f"{out}: is a file; name a folder for the results")
+
+
+def _readable(
+    source: ByName, listed: Pairs | None, known: Identification | None, skip_damaged: bool
+) -> tuple[Pairs | None, Identification | None, list[str]]:
+    """The lists with names that tell the person, without images that can't be read where that is asked for, and a note of these."""
+    damaged = dict[str, str]()
+    if skip_damaged:
+        used = [] if listed is None else [*listed.path_a, *listed.path_b]
+        used += [] if known is None else [*known.gallery, *known.probes, *known.strangers]
+        damaged = source.damaged(used)
+    before = [0 if part is None else len(part) for part in (listed, known)]
+    if listed is not None:
+        listed = without(listed, damaged)
+        a, b = ([source.below_person(path) for path in side] for side in (listed.path_a, listed.path_b))
+        listed = replace(listed, path_a=a, path_b=b)
+    if known is not None:
+        known = identified_without(known, damaged)
+        paths = (
+            [source.below_person(path) for path in side]
+            for side in (known.gallery, known.probes, known.strangers)
+        )
+        known = replace(known, **dict(zip(("gallery", "probes", "strangers"), paths, strict=True)))
+    if not damaged:
+        return listed, known, []
+    gone = [
+        f"{count - (0 if part is None else len(part)):,} of {count:,} {what}"
+        for count, part, what in zip(
+            before, (listed, known), ("pairs", "gallery images and probes"), strict=True
+        )
+        if count
+    ]
+    reasons = few(list(damaged.values()), 10)
+    return (
+        listed,
+        known,
+        [f"{' and '.join(gone)} are left out, since {len(damaged):,} images are damaged: {reasons}"],
+    )
 
 
 def _check_pairs(file: Path, pairs: Pairs, folds: bool) -> None:
@@ -324,7 +383,7 @@ def _draw(report: Report, out: Path, measured: Measured, pairs: Pairs | None) ->
     from oaml.evaluation import plots
 
     names = ("roc.png", "scores.png", "robustness.png", "pairs.png", "maps.png")
-    readable = measured.faces.images.is_dir()  # and no file of templates
+    readable = isinstance(measured.faces.images, ByName)  # and no file of templates
     drawn = {"maps.png": _draw_maps(out / "maps.png", measured.faces)} if readable else {}
     if pairs is not None:
         same = labels(pairs)

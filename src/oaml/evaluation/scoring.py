@@ -7,19 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
+from oaml.datasets.sources import ByName, is_source
 from oaml.errors import OamlError
-from oaml.evaluation.protocols import read_pairs
+from oaml.evaluation.protocols import Pairs, read_pairs
 from oaml.inference import BATCH_SIZE, extract, load_model, score_pairs
-from oaml.support.files import read_image, write_file
-from oaml.support.folders import find
+from oaml.support.files import write_file
 
 
 def score(
     model: str,
     *,
     images: Path,
-    pairs: Path,
     out: Path,
+    pairs: Path | None = None,
     resize: bool = False,
     batch_size: int = BATCH_SIZE,
     device: str = "auto",
@@ -37,11 +37,12 @@ def score(
 
     Args:
         model: a model folder (config.json + model.safetensors).
-        images: folder that the paths in the pairs file are relative to; or a file of `oaml embed` by the model that holds these
-            paths, so that a large set is embedded once. Its rounding to int8 moves a fused score by .005 on average and by
-            .04 at most.
-        pairs: CSV with the columns path_a, path_b and by choice same (1 or 0).
+        images: folder that the paths in the pairs file are relative to; or a CSV manifest, a .rec file or tar shards that hold
+            pictures of these names (`docs/data.md`); or a .bin verification set, which brings its own pairs; or a file of
+            `oaml embed` by the model that holds these paths, so that a large set is embedded once. Its rounding to int8 moves
+            a fused score by .005 on average and by .04 at most.
         out: CSV to write.
+        pairs: CSV with the columns path_a, path_b and by choice same (1 or 0).
         resize: scale images of another size instead of refusing them.
         batch_size: faces read at a time; on a GPU also faces a pass, and another size may change the last
             digits.
@@ -53,18 +54,27 @@ def score(
     images, out = Path(images), Path(out)
     if out.is_dir():
         raise OamlError(f"{out}: is a folder; name a file to write")
-    listed = read_pairs(pairs, images, need_same=False)
+    source = ByName(images) if is_source(images) else images
+    own_pairs = source.pairs() if isinstance(source, ByName) else None
+    if pairs is not None:
+        listed = read_pairs(pairs, source, need_same=False)
+    elif own_pairs is not None:
+        listed = Pairs(*own_pairs[:2], list(own_pairs[2]))
+    else:
+        raise OamlError(
+            f"{images}: brings no pairs, as a .bin verification set does; name a list of them with --pairs"
+        )
     loaded = load_model(model, device, batch_size)
     names = sorted({*listed.path_a, *listed.path_b})
     place = {path: i for i, path in enumerate(names)}
-    if images.is_file():
+    if isinstance(source, Path):
         from oaml.templates.file import load
 
         faces = load(images).faces(loaded, names)
     else:
         faces = extract(
             loaded,
-            (read_image(find(images, path), resize=resize) for path in names),
+            (source.image(path, resize) for path in names),
             len(names),
             batch_size=batch_size,
             label="reading faces",

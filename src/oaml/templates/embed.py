@@ -10,25 +10,28 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from oaml.datasets.sources import left_out_of, pictures_from
 from oaml.errors import OamlError
 from oaml.inference import as_input, load_model
 from oaml.kernels import Precision
 from oaml.kernels.threads import one_thread_each
 from oaml.support.files import FACE_SIZE, need_utf8, read_image
-from oaml.support.folders import need_images, read_folder, say_left_out
 from oaml.support.names import printable, readable
 from oaml.support.progress import progress
 
 if TYPE_CHECKING:
     from oaml.model import Model
     from oaml.templates.quantised import QuantisedTemplates
+
+Image: TypeAlias = Any
+"""What a caller's `read` takes: a path, or a place in a source."""
 
 FACES_A_PASS = 16
 READERS = 2  # threads that decode images
@@ -42,9 +45,10 @@ def embed(
     out: Path,
     precision: Precision = "float32",
     resize: bool = False,
+    skip_damaged: bool = False,
     device: str = "auto",
 ) -> None:
-    """Write the templates of all images below a folder into one safetensors file, 13 KB a face, with the images' paths.
+    """Write the templates of all images of a folder, or another source, into one safetensors file, 13 KB a face, with their paths.
 
     Until it is complete the file is called OUT.partial. The same command goes on with it after a kill; it refuses where the model,
     an option, or the name, size or date of any image has changed. Templates differ from those of `Model.extract` by the rounding
@@ -58,10 +62,12 @@ def embed(
 
     Args:
         model: a model folder, as `oaml adapt`, `oaml train` and `oaml import` write it, or published weights.
-        images: folder of aligned faces; all images below it, sorted.
+        images: folder of aligned faces; all images below it, sorted. Or a CSV manifest, a .rec file, tar shards or a .bin set
+            (`docs/data.md`); paths are then the pictures' names there.
         out: file to write; an old one is replaced when the new one is complete.
         precision: of the network: float32 or bfloat16.
         resize: scale images of another size instead of refusing them.
+        skip_damaged: read every image once beforehand, and leave out and name those that can't be read.
         device: cpu, cuda, or auto for a GPU where there is one.
 
     Raises:
@@ -71,10 +77,13 @@ def embed(
     if out.is_dir():
         raise OamlError(f"{out}: is a folder; name a file to write")
     need_utf8(out)
-    found = need_images(images, read_folder(images))
-    say_left_out(found.left_out)
-    files = found.images
-    stamp = _stamp(images, files)
+    pictures = pictures_from(images, skip_damaged)
+    left_out = set(left_out_of(pictures)) if skip_damaged else set[int]()
+    places = [i for i in range(len(pictures.names)) if i not in left_out]
+    if not places:
+        raise OamlError(f"{images}: every picture in it is damaged; give another source")
+    paths = [readable(pictures.names[i]) for i in places]
+    stamp = hashlib.sha256(os.fsencode(f"{pictures.stamp()}{sorted(left_out) or ''}")).hexdigest()[:16]
 
     from oaml.templates.file import Layout, PartialFile, model_id
 
@@ -88,18 +97,17 @@ def embed(
     }
     extractor = FastExtractor(loaded, precision == "bfloat16")
     like = extractor(np.zeros((1, FACE_SIZE, FACE_SIZE, 3), np.uint8))
-    paths = [readable(path.relative_to(images).as_posix()) for path in files]
     file = PartialFile(out, Layout(like, paths, facts))
     try:
-        rest = files[file.done :]
-        with progress("embedding faces", len(files), file.done) as advance:
-            for faces in extractor.all(rest, lambda path: read_image(path, resize=resize)):
+        rest = places[file.done :]
+        with progress("embedding faces", len(places), file.done) as advance:
+            for faces in extractor.all(rest, lambda place: pictures.image(place, resize)):
                 file.write(faces)
                 advance(len(faces))
         file.finish()
     finally:
         file.close()
-    print(f"{len(files):,} faces of {like.bytes_per_face:,} bytes in {printable(str(out))}")
+    print(f"{len(places):,} faces of {like.bytes_per_face:,} bytes in {printable(str(out))}")
 
 
 class FastExtractor:
@@ -131,9 +139,13 @@ class FastExtractor:
             return QuantisedTemplates.of(faces.to("cpu"))
 
     def all(
-        self, paths: list[Path], read: Callable[[Path], np.ndarray] = read_image
+        self, images: Sequence[Image], read: Callable[[Image], np.ndarray] = read_image
     ) -> Iterator[QuantisedTemplates]:
         """Templates of many images in their order, some hundreds at a time.
+
+        Args:
+            images: whatever `read` takes.
+            read: image -> uint8 RGB [112,112,3].
 
         Raises:
             OamlError: an image can't be read. Up to some hundreds of templates before it are lost.
@@ -143,9 +155,11 @@ class FastExtractor:
         from oaml.templates.quantised import QuantisedTemplates
 
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
-        groups = (paths[i : i + self.batch] for i in range(0, len(paths), self.batch))
+        groups = (images[i : i + self.batch] for i in range(0, len(images), self.batch))
         passes: list[QuantisedTemplates] = []
-        for faces in _pipeline(groups, lambda group: np.stack([read(p) for p in group]), self, workers):
+        for faces in _pipeline(
+            groups, lambda group: np.stack([read(image) for image in group]), self, workers
+        ):
             passes.append(faces)
             if len(passes) == PASSES_A_WRITE:
                 yield QuantisedTemplates.join(passes)
@@ -155,8 +169,8 @@ class FastExtractor:
 
 
 def _pipeline(
-    groups: Iterable[list[Path]],
-    read: Callable[[list[Path]], np.ndarray],
+    groups: Iterable[Sequence[Image]],
+    read: Callable[[Sequence[Image]], np.ndarray],
     work: Callable[[np.ndarray], QuantisedTemplates],
     workers: int,
 ) -> Iterator[QuantisedTemplates]:
@@ -170,12 +184,3 @@ def _pipeline(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _stamp(folder: Path, files: list[Path]) -> str:
-    """Changes when any image is added, removed, renamed or written to."""
-    digest = hashlib.sha256()
-    for path in files:
-        facts = os.stat(path)
-        digest.update(os.fsencode(f"{path.relative_to(folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\n"))
-    return digest.hexdigest()[:16]
