@@ -63,7 +63,7 @@ def test_every_command_that_is_named_exists() -> None:
 
 def test_extras_are_those_of_the_package() -> None:
     declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    for extra in ("train", "gallery", "onnx"):
+    for extra in ("train", "gallery", "onnx", "webdataset"):
         packages = re.search(rf"^{extra} = \[(.*)\]", declared, re.MULTILINE)
         assert packages is not None
         for package in re.findall(r'"(\w+)', packages.group(1)):
@@ -88,7 +88,7 @@ def test_changelog_version_and_package_agree() -> None:
 
 DOCUMENTS = [
     "README.md", "OCCLUSION_LAYER_SPEC.md", "CHANGELOG.md", "docs/IMPLEMENTATION_PLAN.md", "docs/architecture.md", "docs/report.md",
-    "docs/templates.md", "docs/inputs.md", "docs/weights.md", "benchmarks/README.md", "studies/README.md",
+    "docs/templates.md", "docs/data.md", "docs/inputs.md", "docs/weights.md", "benchmarks/README.md", "studies/README.md",
     "src/oaml/starter/README.md",
     "src/oaml/photographs/refiner/README.md",
 ]  # fmt: skip

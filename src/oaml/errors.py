@@ -11,6 +11,8 @@ EXTRAS = {
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
     "pillow_heif": "heif",
+    "webdataset": "webdataset",
+    "braceexpand": "webdataset",
 }
 """Package -> the extra that brings it; all others come without one."""
 

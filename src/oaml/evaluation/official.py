@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from oaml.datasets.bin_pairs import BinPairs
 from oaml.errors import OamlError, few
 from oaml.evaluation.protocols import Identification, Pairs
 
@@ -65,6 +66,13 @@ def read_set(name: str, data: str | Path) -> Listed | None:
             ten named). Where the folder looks like another set, it says which.
     """
     data = Path(data)
+    if data.suffix == ".bin" and data.is_file():
+        if not SETS[name].folds:
+            raise OamlError(
+                f"{data}: {name} is no set of pairs, as a .bin file is; expected {SETS[name].layout}"
+            )
+        a, b, same = BinPairs(data).pairs()
+        return Listed(data, Pairs(a, b, list(same)))
     if not data.is_dir():
         raise OamlError(f"{data}: no such folder; {name} is expected as {SETS[name].layout}")
     absent = _absent(name, data)

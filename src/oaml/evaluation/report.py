@@ -106,7 +106,7 @@ def evaluate(
         mask_pictures: folder of mask pictures with alpha, for the kind mask.
         protocol: a published set, read from --data by its own lists (`oaml evaluate --list` says what is expected there); most add
             the accuracy over 10 folds. With --pairs, lfw adds that to a list of one's own.
-        data: folder of the published set, with faces aligned to 112x112; in the place of --images and --pairs.
+        data: folder of the published set, with faces aligned to 112x112, or its .bin file; in the place of --images and --pairs.
         refine: of IJB-B and IJB-C, whose crops are cut by the landmarks of the set: move them to where the face lies beneath its
             occluder. Of other sets `oaml align --refine` makes such crops.
         baselines: measure two published ways beside, with the same network: the cosine of the upper half of the face, and in
