@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +20,9 @@ from oaml.net import NetConfig
 from oaml.photographs.align import STANDARD_LANDMARKS
 from oaml.photographs.looks import Face
 from oaml.qaconv import QAConvConfig
+
+# read by OpenCV once, when the first video is opened, which tests do before the product
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 @pytest.fixture(scope="module")

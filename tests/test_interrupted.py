@@ -39,7 +39,7 @@ def test_embed_says_what_is_kept(tmp_path: Path, number: signal.Signals, code: i
         (tmp_path / "faces").mkdir(exist_ok=True)
         Image.fromarray(draw_face(0, shot)).save(tmp_path / "faces" / f"{shot}.png")
     slow = (
-        "import oaml.templates.embed as e\n"
+        "import oaml.datasets.sources as e\n"
         "read = e.read_image\n"
         f"e.read_image = lambda path, **o: (open({str(tmp_path / 'begun')!r}, 'w').close(), time.sleep(2), read(path, **o))[2]"
     )

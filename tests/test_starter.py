@@ -55,7 +55,9 @@ def test_matrices_are_stored_in_half_precision_and_used_in_single() -> None:
         if values.is_floating_point():
             assert values.dtype == torch.float32
             assert values.isfinite().all()
-            assert stored[name].dtype == (torch.float16 if values.dim() > 1 else torch.float32)
+            if name in stored:  # older files lack corrections that are 0
+                assert stored[name].dtype == (torch.float16 if values.dim() > 1 else torch.float32)
+    assert len(stored) > 100
 
 
 def test_it_answers_without_detector_or_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

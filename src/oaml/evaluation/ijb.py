@@ -223,10 +223,9 @@ def _embedded(model: Model, lists: Lists, file: Path, refine: bool) -> TemplateF
             return held
         raise OamlError(f"{file}: holds faces of other lists; delete it, or name another --out")
 
-    def read(path: Path) -> np.ndarray:
-        number, _, name = str(path).partition(" ")
-        photograph = read_photograph(lists.images / name)
-        matrix = similarity(lists.landmarks[int(number)])
+    def read(face: int) -> np.ndarray:
+        photograph = read_photograph(lists.images / lists.names[face])
+        matrix = similarity(lists.landmarks[face])
         if refine:
             from oaml.photographs.refine import refined
 
@@ -239,7 +238,7 @@ def _embedded(model: Model, lists: Lists, file: Path, refine: bool) -> TemplateF
     partial = PartialFile(file, Layout(like, names, facts))
     try:
         with progress("embedding faces", len(names), partial.done) as advance:
-            for part in extractor.all([Path(name) for name in names[partial.done :]], read):
+            for part in extractor.all(range(partial.done, len(names)), read):
                 partial.write(part)
                 advance(len(part))
         partial.finish()
