@@ -108,11 +108,13 @@ class Model(nn.Module, ModelHubMixin):
 
     def read(self, images: Tensor) -> Templates:
         """`extract` in any mode of gradients, as `oaml export` traces it."""
-        faces = self._templates(self.net.backbone.forward_stage3(self.preprocess(images)))
         if not self.config.flip:
-            return faces
-        mirrored = self._templates(self.net.backbone.forward_stage3(self.preprocess(images.flip(3))))
-        return faces.with_mirrored(mirrored)
+            return self._templates(self.net.backbone.forward_stage3(self.preprocess(images)))
+        # one pass for both sides: the weights are fetched once
+        sides = self.preprocess(torch.cat([images, images.flip(3)]))
+        faces = self._templates(self.net.backbone.forward_stage3(sides))
+        count = images.shape[0]  # len() would fix it in an export
+        return faces[:count].with_mirrored(faces[count:])
 
     @torch.inference_mode()
     def templates(self, stage3: Tensor) -> Templates:
