@@ -22,7 +22,7 @@ from oaml.kernels.best_matches import spread
 from oaml.visibility import JOINT_GRIDS, cell_visibility, overlap_of, unseen_and_overlap
 
 KNOTS = 21  # of the offset, evenly over shares from 0 to 1
-TRACES = 16
+TRACES = 8
 """Directions of the plain embedding in which `Fusion` looks for what was done to both pictures."""
 BLOCK_FACES = 96  # on either side, that a thread compares at a time in compiled loops
 CHUNK_BYTES = 2 << 20
