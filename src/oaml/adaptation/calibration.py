@@ -35,9 +35,9 @@ UNSEEN_MARGIN = 0.3
 """What a pair loses beyond the fit, as a score says less the less of the face both show: at an unseen share of 1 this much of the
 distance between the thresholds of FAR 1e-2 and 1e-3, at a smaller share in proportion."""
 RIDGE = 0.5
-"""Added to the second moments of well seen faces, as a factor on their mean. With less (.1), directions are found that the people held
-out happen not to use and others do, and genuine pairs of others lose by them: seen on two halves of the calibration people, fitted
-on one, judged on the other."""
+"""Added to the second moments of well seen faces, as a factor on their mean. With less (.1), directions are found that the people
+held out happen not to use and others do, and genuine pairs of others lose by them: seen on two halves of the calibration people,
+fitted on one, judged on the other."""
 STRENGTHS = np.arange(0, 161, 4.0)
 """What the traces of two pictures may count for, in scores a unit of their product."""
 NEARLY_ALL = 0.9

@@ -128,9 +128,10 @@ def calibrate(model: Model, faces: HeldOut) -> None:
             float(np.quantile(corrections.score(both_unoccluded), 1 - ANCHOR_FAR)),
         )
         thresholds = raise_thresholds(thresholds, [corrections.score(pairs) for pairs in classes])
+        more = sum(len(pairs.fused) for pairs in classes)
         stated += (
-            f"; held to on {sum(len(pairs.fused) for pairs in classes):,} ({len(classes)} classes, twice the rate at most in each) in "
-            "which both are occluded, or dark, blurred, coarse, noisy or nearly all hidden"
+            f"; held to, within twice the rate in each of {len(classes)} classes, on {more:,} in which both are occluded, "
+            "or dark, blurred, coarse, noisy or nearly all hidden"
         )
     else:
         thresholds = fit_thresholds(corrections.score(both_unoccluded))
