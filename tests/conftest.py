@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from oaml.datasets.drawn import DrawnPeople, draw_face
+from oaml.errors import OamlError
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.photographs.align import STANDARD_LANDMARKS
@@ -32,6 +33,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def says(call: Callable[[], object], *parts: str | Path) -> str:
+    """The one line that bad input is answered with; all of `parts` are in it."""
+    with pytest.raises(OamlError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message
+    return message
 
 
 def small_model(bias: float = 0.0, seed: int = 0, **config: Any) -> Model:

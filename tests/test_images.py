@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
-from conftest import small_model
+from conftest import says, small_model
 from oaml.datasets.drawn import draw_face
 from oaml.datasets.masked import MaskedFolder
 from oaml.datasets.people import PeopleFolder
@@ -139,16 +138,6 @@ def tiff(path: Path, values: np.ndarray, **tags: int | float) -> Path:
     )
     path.write_bytes(b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + bytes(4) + more + content)
     return path
-
-
-def says(call: Callable[[], object], *parts: str | Path) -> str:
-    with pytest.raises(OamlError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
-    return message
 
 
 # --- which side is up

@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import wave
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oaml.errors import OamlError
+from conftest import says
 from oaml.main import main
 from oaml.photographs.containers import mp4_duration, stated_end
 from oaml.photographs.video import is_video, read_frames
@@ -27,16 +26,6 @@ CODES = {
     ".avi": "MJPG", ".wmv": "WMV2", ".asf": "WMV2", ".flv": "FLV1", ".3gp": "H263", ".3g2": "H263", ".webm": "VP80",
     ".mpg": "PIM1", ".mpeg": "PIM1", ".vob": "MPG2",
 }  # fmt: skip
-
-
-def says(call: Callable[[], object], *parts: str | Path) -> str:
-    with pytest.raises(OamlError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
-    return message
 
 
 def read(path: str | Path, every: int = 1) -> list[np.ndarray]:

@@ -210,9 +210,9 @@ def _places(listed: np.ndarray, ids: np.ndarray, file: Path) -> np.ndarray:
 def _embedded(model: Model, lists: Lists, file: Path, refine: bool) -> TemplateFile:
     """Templates of all faces, in the order of the list, in a file; what is there already is not computed again."""
     from oaml.photographs.align import similarity, warp
-    from oaml.support.files import FACE_SIZE, read_photograph
+    from oaml.support.files import read_photograph
     from oaml.templates.embed import FastExtractor
-    from oaml.templates.file import Layout, PartialFile, load, model_id
+    from oaml.templates.file import load, model_id
 
     names = [f"{i} {name}" for i, name in enumerate(lists.names)]  # an image may belong to several templates
     stamp = hashlib.sha256("\n".join(names).encode() + lists.landmarks.tobytes()).hexdigest()[:16]
@@ -232,18 +232,8 @@ def _embedded(model: Model, lists: Lists, file: Path, refine: bool) -> TemplateF
             matrix = refined(photograph, matrix)
         return warp(photograph, matrix)
 
-    extractor = FastExtractor(model, bfloat16=False)
-    like = extractor(np.zeros((1, FACE_SIZE, FACE_SIZE, 3), np.uint8))
     facts = {"model": model_id(model), "model_name": file.stem, "images": stamp}
-    partial = PartialFile(file, Layout(like, names, facts))
-    try:
-        with progress("embedding faces", len(names), partial.done) as advance:
-            for part in extractor.all(range(partial.done, len(names)), read):
-                partial.write(part)
-                advance(len(part))
-        partial.finish()
-    finally:
-        partial.close()
+    FastExtractor(model, bfloat16=False).write(file, names, facts, read)
     return load(file)
 
 
@@ -335,9 +325,10 @@ def _scored(model: Model, lists: Lists, plain: np.ndarray, ours: Templates, file
 
 def _verified(scores: np.ndarray, same: np.ndarray) -> dict[float, float | None]:
     impostors = int((~same).sum())
+    points = metrics.tars_at_fars(scores, same, FARS)
     return {
-        far: metrics.tar_at_far(scores, same, far).tar if metrics.enough_negatives(impostors, far) else None
-        for far in FARS
+        far: point.tar if metrics.enough_negatives(impostors, far) else None
+        for far, point in zip(FARS, points, strict=True)
     }
 
 

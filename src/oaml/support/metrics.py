@@ -20,6 +20,7 @@ Sources:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -136,11 +137,16 @@ def tar_at_far(scores: np.ndarray, same: np.ndarray, far: float) -> TarAtFar:
         same: bool [N].
         far: 0 to 1.
     """
-    if not 0 <= far <= 1:
-        raise ValueError(f"far: {far} is not in [0, 1]")
+    return tars_at_fars(scores, same, [far])[0]
+
+
+def tars_at_fars(scores: np.ndarray, same: np.ndarray, fars: Sequence[float]) -> list[TarAtFar]:
+    """`tar_at_far` at several rates; millions of scores are sorted once."""
+    if wrong := [far for far in fars if not 0 <= far <= 1]:
+        raise ValueError(f"far: {wrong[0]} is not in [0, 1]")
     curve = roc(scores, same)
-    index = _last_at_most(curve.far, far)
-    return TarAtFar(float(curve.tar[index]), float(curve.threshold[index]))
+    places = [_last_at_most(curve.far, far) for far in fars]
+    return [TarAtFar(float(curve.tar[place]), float(curve.threshold[place])) for place in places]
 
 
 def enough_negatives(negatives: int, far: float) -> bool:

@@ -85,7 +85,7 @@ def embed(
     paths = [readable(pictures.names[i]) for i in places]
     stamp = hashlib.sha256(os.fsencode(f"{pictures.stamp()}{sorted(left_out) or ''}")).hexdigest()[:16]
 
-    from oaml.templates.file import Layout, PartialFile, model_id
+    from oaml.templates.file import model_id
 
     loaded = load_model(model, device)
     facts = {
@@ -96,18 +96,8 @@ def embed(
         "images": stamp,
     }
     extractor = FastExtractor(loaded, precision == "bfloat16")
-    like = extractor(np.zeros((1, FACE_SIZE, FACE_SIZE, 3), np.uint8))
-    file = PartialFile(out, Layout(like, paths, facts))
-    try:
-        rest = places[file.done :]
-        with progress("embedding faces", len(places), file.done) as advance:
-            for faces in extractor.all(rest, lambda place: pictures.image(place, resize)):
-                file.write(faces)
-                advance(len(faces))
-        file.finish()
-    finally:
-        file.close()
-    print(f"{len(places):,} faces of {like.bytes_per_face:,} bytes in {printable(str(out))}")
+    size = extractor.write(out, paths, facts, lambda row: pictures.image(places[row], resize))
+    print(f"{len(places):,} faces of {size:,} bytes in {printable(str(out))}")
 
 
 class FastExtractor:
@@ -166,6 +156,37 @@ class FastExtractor:
                 passes = []
         if passes:
             yield QuantisedTemplates.join(passes)
+
+    def write(
+        self, out: Path, names: list[str], facts: dict[str, str], read: Callable[[int], np.ndarray]
+    ) -> int:
+        """Write the templates of all faces into a file; one that was begun for the same is gone on with.
+
+        Args:
+            out: the file to be.
+            names: of the faces.
+            facts: what must be the same to go on, see `oaml.templates.file.Layout`.
+            read: number of a face -> uint8 RGB [112,112,3].
+
+        Returns:
+            bytes a face.
+
+        Raises:
+            OamlError: from `read`; the file was begun for something else, or no room for it.
+        """
+        from oaml.templates.file import Layout, PartialFile
+
+        like = self(np.zeros((1, FACE_SIZE, FACE_SIZE, 3), np.uint8))
+        file = PartialFile(out, Layout(like, names, facts))
+        try:
+            with progress("embedding faces", len(names), file.done) as advance:
+                for faces in self.all(range(file.done, len(names)), read):
+                    file.write(faces)
+                    advance(len(faces))
+            file.finish()
+        finally:
+            file.close()
+        return like.bytes_per_face
 
 
 def _pipeline(
