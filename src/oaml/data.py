@@ -24,7 +24,15 @@ from oaml.datasets.masked import MaskedFolder, Unlabelled
 from oaml.datasets.people import DrawnFolder, People, Split, split_name
 from oaml.datasets.sources import people_from
 from oaml.errors import OamlError
-from oaml.occluders import KINDS, Occluded, load_mask_pictures, occlude
+from oaml.occluders import (
+    HARVESTED,
+    KINDS,
+    Harvested,
+    Occluded,
+    load_harvested,
+    load_mask_pictures,
+    occlude,
+)
 from oaml.support.files import FACE_SIZE, read_image
 from oaml.support.folders import list_images
 
@@ -63,6 +71,8 @@ class DataConfig:
     """Drawn occluders in use."""
     mask_pictures: Path | None = None
     """Folder of RGBA pictures of masks, used for the kind `mask` beside the drawn ones."""
+    occluders_from: Path | None = None
+    """Folder of occluders cut out of photographs (`oaml occlude --harvest`): one more kind beside the drawn ones."""
     masks: list[Path] = field(default_factory=list)
     """Folders of occluded faces with masks (images/ + masks/, or kept_faces/ + masks/)."""
     unlabelled: Unlabelled = "fail"
@@ -90,11 +100,24 @@ class DataConfig:
         if unknown := set(self.kinds) - set(KINDS):
             raise ValueError(f"data.kinds: unknown {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
         drawn = self.drawn_share if self.masks else 1 - self.clean_share
-        if not self.kinds and (self.cover_probability or (self.occlusion_batch and drawn)):
+        if not self.all_kinds and (self.cover_probability or (self.occlusion_batch and drawn)):
             raise ValueError(
                 "data.kinds: empty; to draw nothing, set cover_probability and drawn_share to 0 "
                 "and give masks (or set occlusion_batch to 0)"
             )
+
+    @property
+    def all_kinds(self) -> list[str]:
+        """Kinds of occluder in use: the drawn ones and, where there is a folder of them, harvested ones."""
+        return [*self.kinds, *([] if self.occluders_from is None else [HARVESTED])]
+
+    def load_harvested(self) -> Harvested | None:
+        """The harvested occluders, where there are any. Raises OamlError where none of them may be trained on."""
+        if self.occluders_from is None:
+            return None
+        harvested = load_harvested(self.occluders_from)
+        harvested.of("a")
+        return harvested
 
     def load_people(self, split: Split) -> People:
         """The people of a split; with `use: all` the training split is everybody."""
@@ -111,8 +134,9 @@ class RecognitionStream(Dataset[dict[str, Any]]):
 
     def __init__(self, people: People, config: DataConfig) -> None:
         self.people = people
-        self.cover_probability, self.kinds = config.cover_probability, config.kinds
+        self.cover_probability, self.kinds = config.cover_probability, config.all_kinds
         self.mask_pictures = load_mask_pictures(config.mask_pictures) if config.mask_pictures else []
+        self.harvested = config.load_harvested()
 
     def __len__(self) -> int:
         return len(self.people)
@@ -122,7 +146,7 @@ class RecognitionStream(Dataset[dict[str, Any]]):
         rng = np.random.default_rng(seed)
         image, mask = self.people.image(index), np.ones((FACE_SIZE, FACE_SIZE), np.float32)
         if rng.random() < self.cover_probability:
-            image, mask = _occlude(image, self.kinds, rng, self.mask_pictures)
+            image, mask = _occlude(image, self.kinds, rng, self.mask_pictures, self.harvested)
         return sample(image, mask, self.people.files[index], label=int(self.people.labels[index]))
 
 
@@ -131,8 +155,9 @@ class OcclusionStream(Dataset[dict[str, Any]]):
     one after the other, which MixSampler draws from by their shares."""
 
     def __init__(self, people: People, config: DataConfig) -> None:
-        self.people, self.kinds = people, config.kinds
+        self.people, self.kinds = people, config.all_kinds
         self.mask_pictures = load_mask_pictures(config.mask_pictures) if config.mask_pictures else []
+        self.harvested = config.load_harvested()
         self.masked = [MaskedFolder(folder, config.resize, config.unlabelled) for folder in config.masks]
         self.clean = [path for folder in config.clean for path in list_images(folder)]
         self.resize = config.resize
@@ -155,7 +180,8 @@ class OcclusionStream(Dataset[dict[str, Any]]):
         if index < self.groups[1].stop:
             person = index - self.groups[1].start
             rng = np.random.default_rng(seed)
-            occluded = _occlude(self.people.image(person), self.kinds, rng, self.mask_pictures)
+            image = self.people.image(person)
+            occluded = _occlude(image, self.kinds, rng, self.mask_pictures, self.harvested)
             return sample(*occluded, self.people.files[person])
         index -= self.groups[2].start
         ones = np.ones((FACE_SIZE, FACE_SIZE), np.float32)
@@ -165,11 +191,16 @@ class OcclusionStream(Dataset[dict[str, Any]]):
 
 
 def _occlude(
-    image: np.ndarray, kinds: Sequence[str], rng: np.random.Generator, mask_pictures: Sequence[np.ndarray]
+    image: np.ndarray,
+    kinds: Sequence[str],
+    rng: np.random.Generator,
+    mask_pictures: Sequence[np.ndarray],
+    harvested: Harvested | None,
 ) -> Occluded:
     kind = kinds[int(rng.integers(len(kinds)))]
     # a user's pictures of masks stand beside the drawn masks, half and half
-    return occlude(image, kind, rng, mask_pictures if kind == "mask" and rng.random() < 0.5 else ())
+    pictures = mask_pictures if kind == "mask" and rng.random() < 0.5 else ()
+    return occlude(image, kind, rng, pictures, harvested=harvested)
 
 
 def sample(image: np.ndarray, mask: np.ndarray, path: str, **more: int) -> dict[str, Any]:

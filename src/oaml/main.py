@@ -107,8 +107,8 @@ COMMANDS = {
         "oaml download yunet",
     ),
     "occlude": Command(
-        "oaml.occluders.command:occlude_folder",
-        "draw a niqab, mask, sunglasses, scarf, hand or patch on faces, with exact masks of what it hides",
+        "oaml.photographs.occlude:occlude",
+        "lay a niqab, mask, sunglasses, scarf, hand or patch on faces, with exact masks; or cut occluders out of photographs",
         "oaml occlude faces/ --kind niqab --out occluded --seed 1",
     ),
     "benchmark": Command(

@@ -56,7 +56,9 @@ FREE = frozenset(
     }
 )
 """Settings that may be others when a training goes on, and then apply from there on."""
-PLACES = frozenset({"backbone", "data.people", "data.masks", "data.clean", "data.mask_pictures"})
+PLACES = frozenset(
+    {"backbone", "data.people", "data.masks", "data.clean", "data.mask_pictures", "data.occluders_from"}
+)
 """Settings that say where something lies. It may have moved; there must be as many, the same people and the same first weights."""
 REMEDY = "train into another --out"
 

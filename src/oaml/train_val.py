@@ -201,6 +201,7 @@ class OcclusionFace(L.LightningModule):
         self.latest: tuple[Tensor, Tensor, Tensor] | None = None  # for the map pictures
         self.validation: Validation | None = None
         self.people_hashed: list[str] = []
+        self.harvested = ""
 
     def training_step(self, batch: Mapping[str, Mapping[str, Any]], batch_idx: int) -> Tensor:
         """One batch -> total loss. Seeds the process first, so that augmentation and dropout belong to the step."""
@@ -315,7 +316,8 @@ class OcclusionFace(L.LightningModule):
             "people_used": config.data.use,
             "people_hashed": self.people_hashed,
             "masks": [str(folder) for folder in config.data.masks] or "drawn",
-            "kinds": config.data.kinds,
+            "kinds": config.data.all_kinds,
+            **({"harvested": self.harvested} if self.harvested else {}),
             **({"validation": {k: round(v, 4) for k, v in results.items()}} if results else {}),
         }
         self.model.config.licence = config.licence
@@ -363,11 +365,13 @@ class Validation:
             raise OamlError(
                 f"{len(several)} validation people have two images; add people, or set validate_every to 0"
             )
-        kinds = config.data.kinds or ["mask"]
+        kinds = config.data.all_kinds or ["mask"]
+        harvested = config.data.load_harvested()
         self.items: list[dict[str, Any]] = []
         for i, images in enumerate(several):
             unoccluded, probe = people.image(int(images[0])), people.image(int(images[1]))
-            occluded = occlude(probe, kinds[i % len(kinds)], np.random.default_rng([config.seed, i]))
+            rng = np.random.default_rng([config.seed, i])
+            occluded = occlude(probe, kinds[i % len(kinds)], rng, harvested=harvested)
             ones = np.ones((FACE_SIZE, FACE_SIZE), np.float32)
             for image, mask in ((unoccluded, ones), occluded):
                 self.items.append(sample(image, mask, people.files[int(images[0])]))
@@ -570,6 +574,8 @@ def _train(config: TrainConfig, first: bool) -> Path:
     module = OcclusionFace(config, build_model(config), len(people.people), sampler)
     module.people_hashed = hashed_names(people.people)
     streams = Streams(config, people, sampler)
+    if streams.recognition.harvested is not None:
+        module.harvested = streams.recognition.harvested.described()
     validated = (
         config.data.load_people("calibrate") if config.validate_every and config.data.use == "train" else None
     )

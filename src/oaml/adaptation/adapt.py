@@ -35,7 +35,7 @@ from oaml.inference import to_device
 from oaml.losses import balanced_matching_loss, check_finite, distillation_loss, occlusion_loss
 from oaml.model import Model
 from oaml.net import NetConfig
-from oaml.occluders import KINDS
+from oaml.occluders import HARVESTED, KINDS, STYLES, Harvested, load_harvested
 from oaml.support.files import check_model_folder
 from oaml.support.folders import say_left_out
 from oaml.support.lock import alone
@@ -95,6 +95,7 @@ def adapt(
     masks: list[Path] = [],  # noqa: B006  (read as the default of a flag; never changed)
     unlabelled: Unlabelled = "fail",
     occluders: list[str] = list(KINDS),  # noqa: B006
+    occluders_from: Path | None = None,
     last_stage: bool = True,
     flip: bool = True,
     use: Literal["all", "train"] = "all",
@@ -121,7 +122,9 @@ def adapt(
             what the occlusion head learns from. Without any it learns from drawn occluders alone.
         unlabelled: in these folders, refuse images without a mask and masks without an image (fail), or use the others and say how
             many were left out (skip).
-        occluders: kinds of occluder to draw: niqab, mask, sunglasses, scarf, hand, patch.
+        occluders: kinds of occluder to draw: niqab, mask, sunglasses, scarf, hand, patch; or none, with --occluders_from.
+        occluders_from: folder of occluders that `oaml occlude --harvest` cut out of photographs: one more kind, worn beside the
+            drawn ones. Those of one part of the photographs are trained on, the table at the end is measured on those of the other.
         last_stage: train a copy of the last stage for matching. Without it only a copy of the output layer is trained: faster,
             and the feature maps stay those of the checkpoint.
         flip: average every face with its mirror image from here on, the plain embedding as well.
@@ -151,7 +154,10 @@ def adapt(
     out = Path(out)
     kept = Path(cache or out.with_name(out.name + ".cache"))
     counts = {"occluders_per_view": occluders_per_view, "occlusion_steps": occlusion_steps, "steps": steps}
-    _check(occluders, counts, seed, out)
+    drawn = [] if occluders == ["none"] else list(occluders)
+    harvested = None if occluders_from is None else load_harvested(occluders_from)
+    kinds = drawn + ([] if harvested is None else [HARVESTED])
+    _check(drawn, counts, seed, out, harvested)
     console = Console(stderr=True)
     sources = [MaskedFolder(folder, resize, unlabelled) for folder in masks]
     for source in sources:
@@ -165,8 +171,8 @@ def adapt(
     torch.manual_seed(seed)  # before the model is made: occlusion head and matchers start at random
     model = to_device(start(backbone, last_stage, flip), device)
     with _alone(out), _alone(kept):
-        plan = CachePlan.make(trained, list(occluders), occluders_per_view, seed)
-        cached = FeatureCache(kept, model, trained, plan, sources)
+        plan = CachePlan.make(trained, kinds, occluders_per_view, seed)
+        cached = FeatureCache(kept, model, trained, plan, sources, harvested)
         console.print(
             f"{len(trained.people):,} people with {len(trained):,} images train, {len(held_out.people):,} people are held out; "
             f"{cached.count:,} faces to cache in {cached.folder}",
@@ -177,15 +183,16 @@ def adapt(
         train_occlusion_head(model, cached, Schedule(occlusion_steps, 128, 2e-3), seed)
         train_matchers(model, cached, predict_visibility(model, cached), Schedule(steps, 96, 1e-3), seed)
         console.print("fitting thresholds on the people held out", highlight=False)
-        calibrate(
-            model, HeldOut(model, held_out, occluders, seed, "a", everybody=True, groups=OCCLUDER_GROUPS)
+        fitted = HeldOut(
+            model, held_out, kinds, seed, "a", everybody=True, groups=OCCLUDER_GROUPS, harvested=harvested
         )
+        calibrate(model, fitted)
         # names and not paths: equal commands give equal files, wherever they are run
         real = f"; real masks of {', '.join(map(_name, masks))}" if masks else ""
         model.config.training.update(
             backbone=_name(backbone),
             people=f"{len(trained.people)} people with {len(trained)} images of {_name(people)}",
-            covers=f"drawn ({', '.join(occluders)}), style a in any material{real}",
+            covers=_worn(drawn, harvested) + real,
             use=use,
             people_hashed=hashed_names([*trained.people, *held_out.people]),
             adapted=f"occlusion head, {'last stage, ' if last_stage else ''}matchers, "
@@ -193,7 +200,9 @@ def adapt(
         )
         if licence:
             model.config.licence = licence
-        scored, same, map_errors = scores(model, HeldOut(model, held_out, occluders, seed, "b"))
+        scored, same, map_errors = scores(
+            model, HeldOut(model, held_out, kinds, seed, "b", harvested=harvested)
+        )
         printed = Console()
         show(
             printed if printed.is_terminal else Console(width=120),
@@ -467,6 +476,12 @@ def _name(path: Path) -> str:
     return readable(Path(path).resolve().name)
 
 
+def _worn(drawn: list[str], harvested: Harvested | None) -> str:
+    """For the config: which occluders were trained on."""
+    parts = [f"drawn ({', '.join(drawn)}), style a in any material"] if drawn else []
+    return "; ".join(parts + ([f"harvested ({harvested.described()})"] if harvested else []))
+
+
 def _trains(person: str, use: Literal["all", "train"]) -> bool:
     split: Split = split_name(person)
     return split == "train" or (use == "all" and split == "report")
@@ -478,9 +493,16 @@ def _alone(folder: Path) -> AbstractContextManager[None]:
     return alone(folder.with_name(f".{folder.name}.lock"), busy)
 
 
-def _check(occluders: list[str], counts: dict[str, int], seed: int, out: Path) -> None:
-    if not occluders:
-        raise OamlError(f"--occluders: names no kind; choose among {', '.join(KINDS)}")
+def _check(
+    occluders: list[str], counts: dict[str, int], seed: int, out: Path, harvested: Harvested | None
+) -> None:
+    if not occluders and harvested is None:
+        raise OamlError(
+            f"--occluders: names no kind; choose among {', '.join(KINDS)}, or give a folder with --occluders_from"
+        )
+    if harvested is not None:
+        for style in STYLES:
+            harvested.of(style)  # raises where a part is empty
     for kind in occluders:
         if kind not in KINDS:
             raise OamlError(f"--occluders: no occluder is called {kind!r}; choose among {', '.join(KINDS)}")

@@ -28,7 +28,7 @@ from oaml.datasets.people import People
 from oaml.errors import OamlError
 from oaml.inference import as_input
 from oaml.model import Model
-from oaml.occluders import Occluder, occluder_rng
+from oaml.occluders import Harvested, Occluder, occluder_rng
 from oaml.support.files import FACE_SIZE, write_file
 from oaml.support.progress import progress
 from oaml.visibility import mask_to_cells
@@ -85,10 +85,17 @@ class FeatureCache:
         people: images by index.
         plan: the rows.
         masked: photographs with real masks, appended after the plan's rows (two views each).
+        harvested: for the plan's kind of this name.
     """
 
     def __init__(
-        self, folder: Path, model: Model, people: People, plan: CachePlan, masked: list[MaskedFolder]
+        self,
+        folder: Path,
+        model: Model,
+        people: People,
+        plan: CachePlan,
+        masked: list[MaskedFolder],
+        harvested: Harvested | None = None,
     ) -> None:
         self.folder, self.model, self.people, self.plan = folder, model, people, plan
         self.bfloat16 = computes_in_bfloat16(model.device)
@@ -97,7 +104,7 @@ class FeatureCache:
         step = max(1, len(people) // 150)
         self._latest: tuple[tuple[int, int], np.ndarray] | None = None
         photographs = [people.image(i) for i in range(0, len(people), step)]
-        self.occluder = Occluder(plan.seed, retexture_share=0.5, photographs=photographs)
+        self.occluder = Occluder(plan.seed, retexture_share=0.5, photographs=photographs, harvested=harvested)
 
     def key(self) -> str:
         """What the rows depend on: weights, images, masks, plan, precision, and the version of this file."""
@@ -113,6 +120,8 @@ class FeatureCache:
         for source, i, _ in self.extra[::2]:
             image, mask = source.pair(i)
             digest.update(image.tobytes() + mask.tobytes())
+        if self.occluder.harvested is not None:
+            digest.update(self.occluder.harvested.digest.encode())
         return digest.hexdigest()
 
     def build(self, show: bool = True) -> None:

@@ -18,7 +18,7 @@ from oaml.adaptation.cache import as_maps, stage3
 from oaml.datasets.people import People, group_of
 from oaml.inference import score_all
 from oaml.model import Model
-from oaml.occluders import Occluder, Style, occluder_rng
+from oaml.occluders import Harvested, Occluder, Style, occluder_rng
 from oaml.support.files import FACE_SIZE
 from oaml.support.metrics import enough_negatives, tar_at_far
 from oaml.template import COLUMNS, TITLES, Templates
@@ -50,6 +50,7 @@ class HeldOut:
         mask_pictures: pictures for the kind mask (`occluders.load_mask_pictures`).
         everybody: occlude all images; otherwise all but the first one of each person, which is the gallery.
         groups: also draw every kind with one occluder for each of so many groups of people: `SHARED_OCCLUDER.format(kind)`.
+        harvested: for the kind of this name, its part that belongs to the style.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class HeldOut:
         mask_pictures: Sequence[np.ndarray] = (),
         everybody: bool = False,
         groups: int = 0,
+        harvested: Harvested | None = None,
     ) -> None:
         self.people, self.kinds = people, list(kinds)
         self.group = np.array([group_of(name, groups) for name in people.names]) if groups else None
-        self.occluder = Occluder(seed, style, mask_pictures, retexture_share=0.5 if style == "a" else 0.0)
+        share = 0.5 if style == "a" else 0.0
+        self.occluder = Occluder(seed, style, mask_pictures, retexture_share=share, harvested=harvested)
         self.person = torch.from_numpy(people.labels)
         first = np.unique(people.labels, return_index=True)[1]
         self.gallery = torch.from_numpy(first)

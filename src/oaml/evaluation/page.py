@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from oaml.evaluation.results import PAIR_CLASSES, UNOCCLUDED, Report
 from oaml.evaluation.tables import Table, all_tables, short_far, short_number
+from oaml.occluders import HARVESTED
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1b1b;--soft:#595959;--paper:#fff;--line:#d5d5d5;--zebra:#f4f6f8;--link:#0060a0}
@@ -179,7 +180,8 @@ def _measured(report: Report) -> list[str]:
     if drawn.kinds:
         lines.append(
             f"Each unoccluded, and with drawn occluders: {', '.join(drawn.kinds)} (style {drawn.style}, seed {drawn.seed}), on the "
-            f"{SIDES[drawn.side]} of a pair unless a table says otherwise. Drawn occluders are no photographs of occluded people."
+            f"{SIDES[drawn.side]} of a pair unless a table says otherwise. Drawn occluders are no photographs of occluded people"
+            + ("; harvested ones are cut out of such photographs." if HARVESTED in drawn.kinds else ".")
         )
     if classes is not None:
         lines.append(

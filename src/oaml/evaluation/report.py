@@ -61,6 +61,7 @@ def evaluate(
     seed: int = 0,
     style: Literal["a", "b"] = "b",
     mask_pictures: Path | None = None,
+    occluders_from: Path | None = None,
     protocol: Protocol = "pairs",
     data: Path | None = None,
     refine: bool = False,
@@ -98,12 +99,14 @@ def evaluate(
             an occluded face, 0 where it doesn't) what the model's own thresholds accept is stated by these too.
         identification: CSV with the columns path, person and role (gallery, probe, or stranger for a probe who isn't in the
             gallery), for rank-1 and, with strangers, TPIR at FPIR.
-        occlude: kinds of occluder, separated by commas, or all.
+        occlude: kinds of occluder, separated by commas, or all; harvested is one with --occluders_from.
         side: which image of a pair is occluded. In identification a is the gallery and b the probe.
         seed: of occluders and intervals.
         style: family of occluders. b shares no texture and no outline with a, which is for
             training.
         mask_pictures: folder of mask pictures with alpha, for the kind mask.
+        occluders_from: folder of occluders that `oaml occlude --harvest` cut out of photographs, for the kind harvested. Style b
+            wears those of the photographs that no training may use.
         protocol: a published set, read from --data by its own lists (`oaml evaluate --list` says what is expected there); most add
             the accuracy over 10 folds. With --pairs, lfw adds that to a list of one's own.
         data: folder of the published set, with faces aligned to 112x112, or its .bin file; in the place of --images and --pairs.
@@ -132,10 +135,10 @@ def evaluate(
         name: readable(str(value)) if isinstance(value, Path | str) else value
         for name, value in locals().items()
     }
-    from oaml.occluders import Occluder, load_mask_pictures
+    from oaml.occluders import Occluder, load_harvested, load_mask_pictures
 
     out = Path(out)
-    kinds = _kinds(occlude)
+    kinds = _kinds(occlude, occluders_from)
     _check(out, images, pairs, identification, data, protocol, mask_pictures, kinds, seed, bootstrap)
     published = None if data is None else official.read_set(protocol, data)
     if refine and protocol not in ("ijbb", "ijbc"):
@@ -185,12 +188,16 @@ def evaluate(
     if listed is not None:
         _check_pairs(Path(pairs or data or images), listed, folds)
     pictures = [] if mask_pictures is None else load_mask_pictures(mask_pictures)
+    harvested = None if occluders_from is None else load_harvested(occluders_from)
+    if harvested is not None:
+        harvested.of(style)  # raises where this style has none
     loaded = load_model(model, device, batch_size)
     trained = set(
         loaded.config.training.pop("people_hashed", [])
     )  # thousands of digits, of no use in a report
     training = None if trained_on is None else overlap.training_people(Path(trained_on), trained, resize)
-    faces = MeasuredFaces(loaded, source, resize, batch_size, Occluder(seed, style, pictures), baselines)
+    occluder = Occluder(seed, style, pictures, harvested=harvested)
+    faces = MeasuredFaces(loaded, source, resize, batch_size, occluder, baselines)
     measured = conditions.measure(faces, listed, known, kinds, side, seed, precision)
     found = overlap.of_measured(faces, listed, known, training, seed)
     report = Report(
@@ -231,15 +238,23 @@ def evaluate(
 # --- options ---
 
 
-def _kinds(occlude: str | None) -> list[str]:
-    from oaml.occluders import KINDS
+def _kinds(occlude: str | None, occluders_from: Path | None) -> list[str]:
+    from oaml.occluders import HARVESTED, KINDS
 
-    if occlude is None:
-        return []
-    kinds = list(KINDS) if occlude == "all" else list(dict.fromkeys(k.strip() for k in occlude.split(",")))
+    known = [*KINDS, *([] if occluders_from is None else [HARVESTED])]
+    kinds = [] if occlude is None else list(dict.fromkeys(k.strip() for k in occlude.split(",")))
+    kinds = known if kinds == ["all"] else kinds
     for kind in kinds:
-        if kind not in KINDS:
-            raise OamlError(f"no occluder is called {kind!r}; choose among {', '.join(KINDS)}, or all")
+        if kind == HARVESTED and occluders_from is None:
+            raise OamlError(
+                f"kind {HARVESTED} comes from a folder of occluders; name it with --occluders_from"
+            )
+        if kind not in known:
+            raise OamlError(f"no occluder is called {kind!r}; choose among {', '.join(known)}, or all")
+    if occluders_from is not None and HARVESTED not in kinds:
+        raise OamlError(
+            f"{occluders_from}: is for the kind {HARVESTED}; add {HARVESTED} to --occlude or leave --occluders_from out"
+        )
     return kinds
 
 

@@ -1,7 +1,7 @@
 """Occluders drawn on aligned faces, each with the exact mask of what it leaves visible.
 
 Two styles keep tuning and judging apart: what is trained on style "a" is judged on style "b". They share no
-family of texture and no outline:
+family of texture and no outline. Occluders that were cut out of photographs (`harvested`) are divided by their photographs instead:
 
 | kind | style "a" | style "b" |
 | --- | --- | --- |
@@ -20,5 +20,8 @@ from oaml.occluders.api import occluder_rng as occluder_rng
 from oaml.occluders.canvas import STYLES as STYLES
 from oaml.occluders.canvas import Occluded as Occluded
 from oaml.occluders.canvas import Style as Style
+from oaml.occluders.harvested import HARVESTED as HARVESTED
+from oaml.occluders.harvested import Harvested as Harvested
+from oaml.occluders.harvested import load_harvested as load_harvested
 from oaml.occluders.material import retexture as retexture
 from oaml.occluders.pictures import load_mask_pictures as load_mask_pictures
