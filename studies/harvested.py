@@ -33,8 +33,8 @@ from oaml.support.folders import LeftOut, list_images, say_left_out
 SKIN = 1
 DARK = 0.4
 """Glasses count as dark when they have at most so much of the brightness of the skin."""
-LEAST_PART = 150
-"""Pixels of the smallest part of an occluder."""
+LEAST_PART = 300
+"""Pixels of the smallest part of an occluder: fewer are a lock of hair that hangs from nothing."""
 
 
 def occluders_of(image: np.ndarray, parsing: np.ndarray) -> np.ndarray:

@@ -51,18 +51,19 @@ def cloth(softness: float = 2.0) -> np.ndarray:
     return np.rint(cv2.GaussianBlur(seen, (0, 0), softness) * 255).astype(np.float32) / 255
 
 
-def dressed(seen: np.ndarray, face: tuple = RED, worn: tuple = BLUE) -> np.ndarray:
+def dressed(seen: np.ndarray, face: tuple | np.ndarray = RED, worn: tuple = BLUE) -> np.ndarray:
     """A face of one colour under cloth of another, mixed where the mask is."""
     mixed = np.array(face) * seen[..., None] + np.array(worn) * (1 - seen[..., None])
     return np.rint(mixed).astype(np.uint8)
 
 
 def write_masked(folder: Path, names: list[str], seen: np.ndarray | None = None) -> Path:
-    """A folder of images and masks; each cloth has a blue of its own, 60 + its number."""
+    """A folder of images and masks; each face has spots of its own and each cloth a blue, 60 + its number."""
     seen = cloth() if seen is None else seen
     for number, name in enumerate(names):
+        spots = np.kron(np.random.default_rng(number).uniform(0, 255, (28, 28, 3)), np.ones((4, 4, 1)))
         for kind, pixels in (
-            ("images", dressed(seen, worn=(0, 20, 60 + number))),
+            ("images", dressed(seen, spots, (0, 20, 60 + number))),
             ("masks", np.rint(seen * 255).astype(np.uint8)),
         ):
             path = folder / kind / f"{name}.png"
@@ -256,6 +257,22 @@ def test_the_part_depends_on_the_name_alone(tmp_path: Path) -> None:
     parts = [{one.source: part_of(one.photograph) for one in found} for found in (few, many)]
     assert parts[0].items() <= parts[1].items()
     assert {part_of(f"n{i}") for i in range(20)} == {"train", "judge"}
+
+
+def test_copies_of_a_photograph_count_once(tmp_path: Path) -> None:
+    """Another light, another compression, mirrored, a little moved: under names of either part they would be judged on as well."""
+    masked = write_masked(tmp_path / "masked", ["a0", "a1", "a2"])
+    image, mask = (np.asarray(Image.open(masked / kind / "a1.png")) for kind in ("images", "masks"))
+    moved = np.roll(image, 1, 1)
+    copies = {"b": image // 2 + 30, "c": image[:, ::-1], "d": moved}
+    for name, copy in copies.items():
+        Image.fromarray(copy).save(masked / "images" / f"{name}.jpg", quality=70)
+        Image.fromarray(mask).save(masked / "masks" / f"{name}.png")
+    found, left_out = harvest.from_masks(masked)
+    assert [one.source for one in found] == ["a0.png", "a1.png", "a2.png"]
+    assert [(line.path.name, line.reason) for line in left_out] == [
+        (f"{name}.jpg", harvest.COPY) for name in copies
+    ]
 
 
 def test_a_part_without_occluders_is_an_error_where_it_is_worn(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from oaml.occluders.canvas import blurred
+from oaml.occluders.canvas import MID, X, blurred
 from oaml.occluders.cutout import FACE
 from oaml.support.files import FACE_SIZE
 
@@ -23,6 +23,8 @@ MOST_SKIN = 0.25
 strap. Where more has it, the cloth itself has."""
 SKIN_RANGE = (60, 10, 10)
 """What counts as the same colour: distance from the median of the face in L, a, b of 8 bits."""
+CHEEK = 24
+"""Pixels from the middle of the face from which on skin may show in a loop; nearer, it is a valve or a print."""
 LEAST_PART = 60
 """Pixels that a part of an occluder has on the face at least; smaller ones are specks."""
 
@@ -68,13 +70,13 @@ def outline(image: np.ndarray, visibility: np.ndarray) -> tuple[np.ndarray, floa
 
 
 def _skin(image: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """1 where a pixel has about the colour of the visible face, uint8 [112,112]."""
+    """1 where a pixel beside the mouth has about the colour of the visible face, uint8 [112,112]."""
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32)
     face = lab[(seen > 0.9) & (FACE > 0.5)]
     if not len(face):
         return np.zeros(seen.shape, np.uint8)
-    away = np.abs(lab - np.median(face, axis=0)) < SKIN_RANGE
-    return cv2.morphologyEx(away.all(2).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    alike = (np.abs(lab - np.median(face, axis=0)) < SKIN_RANGE).all(2) & (np.abs(X - MID) > CHEEK)
+    return cv2.morphologyEx(alike.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
 
 
 def _parts_on_the_face(cut: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import cv2
 import numpy as np
 
 from oaml.datasets.masked import MaskedFolder, Unlabelled
@@ -28,6 +29,12 @@ LEAST_HIDDEN, MOST_HIDDEN = 0.03, 0.9
 """Share of the crop that an occluder hides. A strand of hair is too little to learn from; a niqab leaves the eyes, a tenth."""
 LEAST_AGREEMENT = 0.65
 """Of `outline` with the predicted map: below it the two tell of different things, or of nothing clear."""
+
+DETAILS = 28
+SAME_PHOTOGRAPH = 0.8
+"""Correlation of the details of two crops from which on they are one photograph. Of 378 faces from the web 119 pairs are above,
+copies and retouched copies, down to .858; the next pair, of two people, has .728."""
+COPY = "is a copy of a photograph that counts already"
 
 Harvest = tuple[list[Found], list[LeftOut]]
 
@@ -110,10 +117,14 @@ def _cut_out(
     pairs: Iterator[tuple[np.ndarray, np.ndarray | str]],
     visibility: Literal["mask", "predicted"],
 ) -> Harvest:
-    """Cut the occluders out of images, each given with its mask or with the reason why it has none."""
+    """Cut the occluders out of images, each given with its mask or with the reason why it has none.
+
+    Of a photograph that is there several times the first counts: under other names its copies could be both trained and judged on.
+    """
     found: list[Found] = []
     left_out: list[LeftOut] = []
     photograph = _photographs(folder, paths)
+    known = np.zeros((len(paths), DETAILS**2), np.float32)
     with progress("cutting out", len(paths)) as advance:
         for path, (image, mask) in zip(paths, pairs, strict=True):
             advance(1)
@@ -125,10 +136,24 @@ def _cut_out(
                 much = "little" if cutout.hidden < LEAST_HIDDEN else "much"
                 left_out.append(LeftOut(path, f"too {much} of it is hidden"))
                 continue
+            own, mirrored = _details(image), _details(image[:, ::-1])
+            alike = np.maximum(known[: len(found)] @ own, known[: len(found)] @ mirrored)
+            if alike.max(initial=0) > SAME_PHOTOGRAPH:
+                left_out.append(LeftOut(path, COPY))
+                continue
+            known[len(found)] = own
             inside = path.relative_to(folder)
             kind = readable(inside.parts[0]) if len(inside.parts) > 1 else ""
             found.append(Found(cutout, readable(inside.as_posix()), photograph(path), kind, visibility))
     return found, left_out
+
+
+def _details(image: np.ndarray) -> np.ndarray:
+    """What tells a photograph from others, whatever its light: its details at 28x28, float32 [784] of length 1."""
+    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    small = cv2.resize(grey, (DETAILS, DETAILS), interpolation=cv2.INTER_AREA)
+    fine = (small - cv2.GaussianBlur(small, (0, 0), 2)).ravel()
+    return fine / max(float(np.linalg.norm(fine)), 1e-6)
 
 
 def _photographs(folder: Path, paths: Sequence[Path]) -> Callable[[Path], str]:
