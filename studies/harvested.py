@@ -18,7 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from celebamask import EYEGLASSES, visibility
+from celebamask import EYEGLASSES, HAIR, HAT, visibility
 from people import reported
 from PIL import Image
 
@@ -31,6 +31,7 @@ from oaml.support.files import read_image
 from oaml.support.folders import LeftOut, list_images, say_left_out
 
 SKIN = 1
+KINDS = {HAIR: "hair", EYEGLASSES: "glasses", HAT: "hat"}
 DARK = 0.4
 """Glasses count as dark when they have at most so much of the brightness of the skin."""
 LEAST_PART = 300
@@ -48,20 +49,27 @@ def occluders_of(image: np.ndarray, parsing: np.ndarray) -> np.ndarray:
     _, parts, facts, _ = cv2.connectedComponentsWithStats(hidden)
     large = facts[:, cv2.CC_STAT_AREA] >= LEAST_PART
     large[0] = False
-    return np.where(large[parts], 0, 255).astype(np.uint8)
+    return np.where(large[np.asarray(parts, int)], 0, 255).astype(np.uint8)
+
+
+def _kind(hidden: np.ndarray) -> str:
+    """What hides most of a face, by the classes of the pixels that are hidden."""
+    return max(KINDS.items(), key=lambda kind: (hidden == kind[0]).sum())[1]
 
 
 def from_celebamask(source: Path) -> tuple[list[Found], list[LeftOut]]:
     """Occluders of CelebAMask-HQ: `images/` and `parsing/`."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("images", "masks"):
-            (Path(folder) / name / "celebamask").mkdir(parents=True)
+        for kind in KINDS.values():
+            for name in ("images", "masks"):
+                (Path(folder) / name / kind).mkdir(parents=True)
         for path in list_images(source / "images"):
             image = read_image(path)
             parsing = np.asarray(Image.open(source / "parsing" / f"{path.stem}.png"))
-            file = f"celebamask/{path.stem}.png"
+            mask = occluders_of(image, parsing)
+            file = f"{_kind(parsing[mask == 0])}/{path.stem}.png"
             Image.fromarray(image).save(Path(folder) / "images" / file)
-            Image.fromarray(occluders_of(image, parsing)).save(Path(folder) / "masks" / file)
+            Image.fromarray(mask).save(Path(folder) / "masks" / file)
         return from_masks(Path(folder))
 
 
@@ -81,15 +89,15 @@ def main() -> None:
     found: list[Found] = []
     for harvest in harvests:
         need_occluders(arguments.data, harvest)
-        found += harvest[0]
+        found += [one if one.visibility == "mask" else one._replace(kind="mask") for one in harvest[0]]
         say_left_out(harvest[1])
     save_harvested(found, arguments.out)
     people = [person for person in sorted((arguments.data / "lfw").iterdir()) if reported(person.name)]
     faces = [read_image(list_images(person)[0]) for person in people[:MOST]]
     draw_sheet(arguments.out.with_suffix(".png"), load_harvested(arguments.out).cutouts(), faces)
-    table = Counter((one.visibility, part_of(one.photograph)) for one in found)
+    table = Counter((one.kind, part_of(one.photograph)) for one in found)
     for (kind, part), count in sorted(table.items()):
-        hidden = [f.cutout.hidden for f in found if (f.visibility, part_of(f.photograph)) == (kind, part)]
+        hidden = [f.cutout.hidden for f in found if (f.kind, part_of(f.photograph)) == (kind, part)]
         quartiles = " / ".join(f"{share:.2f}" for share in np.quantile(hidden, (0.25, 0.5, 0.75)))
         print(f"{kind}, to {part} on: {count} occluders, hidden share {quartiles} (quartiles)")
 

@@ -71,7 +71,8 @@ def _continued(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     # frame of glasses, keeps its own.
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     inside = cv2.erode(solid, cross, borderType=cv2.BORDER_REPLICATE)
-    own = inside | (solid & ~cv2.dilate(inside, np.ones((5, 5), np.uint8)))
+    beside = cv2.dilate(inside, np.ones((5, 5), np.uint8))
+    own = inside | (solid & (1 - beside))
     if not own.any():
         own = (hidden == hidden.max()).astype(np.uint8)
     _, labels = cv2.distanceTransformWithLabels(1 - own, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)

@@ -86,9 +86,9 @@ def _parts_on_the_face(cut: np.ndarray) -> np.ndarray:
     sizes = np.bincount(parts.ravel(), weights=(FACE > 0.5).ravel())
     kept = sizes >= LEAST_PART
     kept[0] = False
-    cut = kept[parts].astype(np.uint8)
+    cut = kept[np.asarray(parts, int)].astype(np.uint8)
     _, gaps, facts, _ = cv2.connectedComponentsWithStats(1 - cut, connectivity=4)
     small = facts[:, cv2.CC_STAT_AREA] < LEAST_PART
     small[0] = False
-    cut[small[gaps]] = 1
+    cut[small[np.asarray(gaps, int)]] = 1
     return cut
