@@ -66,22 +66,24 @@ def cut_out(image: np.ndarray, visibility: np.ndarray) -> Cutout:
 
 def _continued(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """The image with the occluder's own colours where the face shows or shines through, uint8 RGB."""
-    solid = (hidden >= OWN).astype(np.uint8)
+    solid = hidden >= OWN
     # The outermost pixel of an occluder is mixed with what is beside it. What is too narrow to have an inside, such as the
     # frame of glasses, keeps its own.
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    inside = cv2.erode(solid, cross, borderType=cv2.BORDER_REPLICATE)
+    inside = cv2.erode(solid.astype(np.uint8), cross, borderType=cv2.BORDER_REPLICATE)
     beside = cv2.dilate(inside, np.ones((5, 5), np.uint8))
-    own = inside | (solid & (1 - beside))
+    own = (inside == 1) | (solid & (beside == 0))
     if not own.any():
-        own = (hidden == hidden.max()).astype(np.uint8)
-    _, labels = cv2.distanceTransformWithLabels(1 - own, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+        own = hidden == hidden.max()
+    other = (~own).astype(np.uint8)
+    _, nearest = cv2.distanceTransformWithLabels(other, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    labels = np.asarray(nearest, int)
     colour_of = np.zeros((labels.max() + 1, 3), np.float32)
-    colour_of[labels[own == 1]] = image[own == 1]
+    colour_of[labels[own]] = image[own]
     filled = colour_of[labels]
     # the nearest colour alone makes streaks
     smooth = cv2.GaussianBlur(filled, (0, 0), 1.5, borderType=cv2.BORDER_REPLICATE)
-    return np.rint(np.where(own[..., None] == 1, filled, smooth)).astype(np.uint8)
+    return np.rint(np.where(own[..., None], filled, smooth)).astype(np.uint8)
 
 
 def light_of(image: np.ndarray, visibility: np.ndarray) -> Light | None:
