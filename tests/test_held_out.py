@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from oaml.adaptation import extremes, held_out, thresholds
-from oaml.adaptation.calibration import Class, fit_traces
+from oaml.adaptation.calibration import Class, Treated
 from oaml.adaptation.held_out import SHARED_OCCLUDER, UNOCCLUDED, HeldOut
 from oaml.datasets.people import DrawnFolder, group_of
 from oaml.inference import as_input
-from oaml.joint import KNOTS
+from oaml.joint import KNOTS, TRACES
 from oaml.model import Model, ModelConfig
 from oaml.net import NetConfig
 from oaml.occluders import Style, occlude, occluder_rng
@@ -109,20 +109,22 @@ def test_pairs_treated_alike_are_fitted_on_too_and_scored_as_the_model_will(
         "all hidden": lambda face, _: np.zeros_like(face)
     }  # no usable face: nothing is decided about it
 
-    def strength(classes: list[tuple[np.ndarray, np.ndarray]], unoccluded: tuple[np.ndarray, ...]) -> float:
-        fitted["strength"], fitted["unoccluded"] = classes, unoccluded
-        return 7.0
-
-    def traces(treated: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        fitted["traces"] = fit_traces(treated, seen)
-        assert treated.shape == (3, 16)
+    def traces(
+        classes: list[Treated], unoccluded: Treated, seen: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        assert len(classes) == 3
+        assert all(1 < len(pairs.embeddings) <= 6 for pairs in classes)
+        assert len(classes[0].scores) == 15  # blurred so, all six show enough
+        assert len(unoccluded.scores) == 60
         assert len(seen) == 12 * 3  # unoccluded and under two kinds
+        # along the first two ways, so that nearly every face here has something of both
+        found = np.zeros((TRACES, 16), np.float32)
+        found[:2] = 3 * np.stack([pairs.embeddings.mean(0) for pairs in classes[:2]])
+        fitted["traces"] = found, np.linspace(0.1, 0.2, TRACES, dtype=np.float32)
         return fitted["traces"]
 
     def raised(classes: list[Class], threshold: float) -> np.ndarray:
-        plain, alike = fitted["unoccluded"]
         assert np.isfinite(threshold)
-        assert len(plain) == len(alike)
         fitted["classes"] = classes
         return np.linspace(0, 1, KNOTS, dtype=np.float32)
 
@@ -134,19 +136,16 @@ def test_pairs_treated_alike_are_fitted_on_too_and_scored_as_the_model_will(
     monkeypatch.setattr("oaml.adaptation.calibration.PAIRS_NEEDED", 20)
     monkeypatch.setattr(extremes, "LEAST_FACES", 2)
     monkeypatch.setattr(extremes, "WAYS", {**ways, **hidden})
-    monkeypatch.setattr(thresholds, "fit_strength", strength)
     monkeypatch.setattr(thresholds, "fit_traces", traces)
     monkeypatch.setattr(thresholds, "fit_thresholds", lambda _: {"0.01": 1.5})
     monkeypatch.setattr(thresholds, "raise_offset", raised)
     monkeypatch.setattr(thresholds, "raise_thresholds", raised_thresholds)
     thresholds.calibrate(model, faces)
     assert model.config.thresholds == {"0.01": 2.5}
-    assert len(fitted["strength"]) == 3
-    assert len(fitted["unoccluded"][0]) == 60
     # two kinds, one kind, one occluder, by two kinds each; and the ways
     assert len(fitted["classes"]) == len(fitted["scores"]) == 9
-    torch.testing.assert_close(model.fusion.traces, torch.from_numpy(7**0.5 * fitted["traces"]))
-    assert model.fusion.traces.any()
+    torch.testing.assert_close(model.fusion.traces, torch.from_numpy(fitted["traces"][0]))
+    torch.testing.assert_close(model.fusion.trace_floor, torch.from_numpy(fitted["traces"][1]))
     shown = [faces.people.image(int(i)) for i in faces.gallery]
     spoiled = list(extremes.spoiled(shown, 0))
     assert len(spoiled[0][0]) == 6  # nobody becomes unusable by this blur

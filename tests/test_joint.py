@@ -448,7 +448,8 @@ def test_fusion_by_hand() -> None:
         expected += float(fusion.cosine_weight * (1 - unseen[i, j]) * cosine[i, j])
         if cosine[i, j] > 0:
             expected -= float(fusion.overlap * overlap[i, j] * cosine[i, j])
-        expected -= max(0.0, sum(float(t @ a[i]) * float(t @ b[j]) for t in fusion.traces))
+        for trace, floor in zip(fusion.traces, fusion.trace_floor, strict=True):
+            expected -= max(0.0, float(trace @ a[i] - floor)) * max(0.0, float(trace @ b[j] - floor))
         assert fused[i, j].item() == pytest.approx(expected, abs=1e-5)
 
 

@@ -147,7 +147,7 @@ def test_every_score_comes_back(model: Model, folder: Path) -> None:
     state = model.state_dict()
     assert {name for name in state if name.startswith(("joint.", "fusion."))} == {
         "joint.log_scale", "joint.confidence", "fusion.qaconv_weight", "fusion.cosine_weight", "fusion.offset",
-        "fusion.overlap", "fusion.traces", "fusion.lift",
+        "fusion.overlap", "fusion.traces", "fusion.trace_floor", "fusion.lift",
     }  # fmt: skip
     loaded = Model.load(folder)
     a, b = images().split(1)
@@ -253,9 +253,10 @@ def test_one_changed_bit_of_the_weights_is_noticed(folder: Path) -> None:
 def test_a_model_of_format_3_has_no_traces_and_scores_as_it_did(folder: Path) -> None:
     new = Model.load(folder)
     new.fusion.traces.zero_()
+    new.fusion.trace_floor.zero_()
     path = folder / "model.safetensors"
     state = safetensors.torch.load(path.read_bytes())
-    del state["fusion.traces"]
+    del state["fusion.traces"], state["fusion.trace_floor"]
     safetensors.torch.save_file(state, path)
     edit_config(folder, format=3)
     old = Model.load(folder)
@@ -269,13 +270,15 @@ def test_a_model_of_format_3_has_no_traces_and_scores_as_it_did(folder: Path) ->
 def test_traces_change_no_template_and_count_against_a_pair_only(folder: Path) -> None:
     plain, traced = Model.load(folder), Model.load(folder)
     plain.fusion.traces.zero_()
+    plain.fusion.trace_floor.zero_()
     torch.nn.init.normal_(traced.fusion.traces)
+    traced.fusion.trace_floor.fill_(0.1)
     assert model_id(plain) == model_id(traced)  # galleries stay of use
     with torch.inference_mode():
         a, b = plain.extract(images(4)[:2]), plain.extract(images(4)[2:])
         before, after = plain.compare_all(a, b)["fused"], traced.compare_all(a, b)["fused"]
-        alike = (a.embedding @ traced.fusion.traces.T) @ (b.embedding @ traced.fusion.traces.T).T
-        torch.testing.assert_close(before - after, alike.clamp_min(0), rtol=1e-4, atol=1e-4)
+        one, other = ((x.embedding @ traced.fusion.traces.T - 0.1).clamp_min(0) for x in (a, b))
+        torch.testing.assert_close(before - after, one @ other.T, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(traced.compare(a, b)["fused"], after.diagonal(), rtol=1e-4, atol=1e-4)
 
 

@@ -142,6 +142,7 @@ def matchers(model: Model) -> dict[str, np.ndarray]:
             "fusion.offset": model.fusion.offset,
             "fusion.overlap": model.fusion.overlap,
             "fusion.traces": model.fusion.traces,
+            "fusion.trace_floor": model.fusion.trace_floor,
         }
         qaconv = model.matcher
         if qaconv.method == "normalized":

@@ -22,7 +22,7 @@ from oaml.kernels.best_matches import spread
 from oaml.visibility import JOINT_GRIDS, cell_visibility, overlap_of, unseen_and_overlap
 
 KNOTS = 21  # of the offset, evenly over shares from 0 to 1
-TRACES = 8
+TRACES = 24
 """Directions of the plain embedding in which `Fusion` looks for what was done to both pictures."""
 BLOCK_FACES = 96  # on either side, that a thread compares at a time in compiled loops
 CHUNK_BYTES = 2 << 20
@@ -153,8 +153,9 @@ class Fusion(nn.Module):
     It is the sum of the logits, less what impostor pairs score for other reasons than their faces. That is `offset`, by the share
     that the two don't both show; `overlap` where both hide the same part, in proportion to the cosine of the plain
     embeddings, which is then about the occluders; and `traces`, where both pictures were darkened, blurred, coarsened or hidden
-    alike: the part of the plain embeddings' cosine that lies in the directions into which that moves any face. All are fitted
-    after training (`oaml.adaptation.calibration`), so that a threshold keeps its false-accept rate whatever is occluded.
+    alike: how far both plain embeddings lie in a direction into which that moves any face, beyond `trace_floor`, where faces that
+    are well seen end. All are fitted after training (`oaml.adaptation.calibration`), so that a threshold keeps its false-accept
+    rate whatever is occluded.
 
     Args:
         embedding_size: of the plain embedding.
@@ -164,6 +165,8 @@ class Fusion(nn.Module):
     overlap: Tensor
     traces: Tensor
     """[TRACES,E]; 0 until fitted."""
+    trace_floor: Tensor
+    """[TRACES], at least 0."""
     lift: Tensor
     """The most that QAConv added to a held-out pair that a stored threshold accepts with QAConv and rejects without; infinite until
     fitted. `Model.fused_above` saves work by it."""
@@ -175,6 +178,7 @@ class Fusion(nn.Module):
         self.register_buffer("offset", torch.zeros(KNOTS))
         self.register_buffer("overlap", torch.zeros(()))
         self.register_buffer("traces", torch.zeros(TRACES, embedding_size))
+        self.register_buffer("trace_floor", torch.zeros(TRACES))
         self.register_buffer("lift", torch.tensor(torch.inf))
 
     def forward(
@@ -194,16 +198,16 @@ class Fusion(nn.Module):
             + self.cosine_weight * (1 - compared.unseen) * cosine
             - self.offset_at(compared.unseen)
             - self.overlap * compared.overlap * cosine.clamp_min(0)
-            - alike.clamp_min(0)
+            - alike
         )
 
     def traces_of(self, embedding: Tensor) -> Tensor:
-        """Plain embeddings of unit length [N,E] -> [N,TRACES]: how much of each was put there by what was done to the picture."""
-        return embedding.float() @ self.traces.T
+        """Plain embeddings of unit length [N,E] -> [N,TRACES], at least 0: what was put there by what was done to the picture."""
+        return (embedding.float() @ self.traces.T - self.trace_floor).relu()
 
     def uncorrected(self) -> None:
         """Set all corrections to those of a model that was never calibrated."""
-        for correction in (self.offset, self.overlap, self.traces):
+        for correction in (self.offset, self.overlap, self.traces, self.trace_floor):
             correction.zero_()
         self.lift.fill_(torch.inf)
 

@@ -104,17 +104,17 @@ class Matcher:
                 )
         knots = self._values["fusion.offset"]
         offset = np.interp(np.clip(unseen, 0, 1), np.linspace(0, 1, len(knots)), knots)
-        traces = (
-            _double(faces["embedding"]) @ self._values["fusion.traces"].T for faces in (probes, gallery)
+        traces, floor = self._values["fusion.traces"], self._values["fusion.trace_floor"]
+        alike = np.inner(
+            *(np.maximum(_double(faces["embedding"]) @ traces.T - floor, 0) for faces in (probes, gallery))
         )
-        alike = np.inner(*traces)
         fused = (
             joint
             + self._values["fusion.qaconv_weight"] * qaconv
             + self._values["fusion.cosine_weight"] * (1 - unseen) * cosine
             - offset
             - self._values["fusion.overlap"] * overlap * np.maximum(cosine, 0)
-            - np.maximum(alike, 0)
+            - alike
         )
         return Compared(fused, joint, qaconv, cosine, 1 - unseen)
 

@@ -26,7 +26,7 @@ from oaml.template import Scores, Templates
 from oaml.weights import Preprocessing, load_backbone, need_numbers
 
 BLOCK_PROBES, BLOCK_GALLERY = 64, 512  # faces that a thread compares at a time in fused_above()
-CONFIG_FORMAT = 4  # of config.json; raised when an older reader would misread it
+CONFIG_FORMAT = 5  # of config.json; raised when an older reader would misread it
 READABLE = (3, CONFIG_FORMAT)  # 3 knows no traces of what was done to pictures
 
 
@@ -325,8 +325,8 @@ class Model(nn.Module, ModelHubMixin):
             "meta"
         ):  # names and shapes alone: what config.json says must not take memory before it is compared
             expected = cls(config).state_dict()
-        # models of format 3 have none
-        state.setdefault("fusion.traces", torch.zeros(expected["fusion.traces"].shape))
+        for name in ("fusion.traces", "fusion.trace_floor"):  # models of format 3 have none
+            state.setdefault(name, torch.zeros(expected[name].shape))
         missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
         misshapen = {
             name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape

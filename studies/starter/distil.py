@@ -1,16 +1,23 @@
-"""A small backbone taught by a published one, from nothing: block by block, then whole, on a CPU.
+"""A small network taught by an adapted one, from random numbers: block by block, then whole, on a CPU.
 
-The student has its teacher's shape and none of its numbers. First every block learns alone what the teacher's block makes of the
-teacher's maps (FitNets, Romero et al., 2015, at every block at once: each is a small regression, so it takes minutes). Then the
-blocks work together: all maps, and the embedding, of the teacher are the target, for covered faces those of the same face without
-its cover, on the cells that show. A picture is seldom seen twice: it is moved, relit, mirrored, and mixed with another (Beyer et
-al., 2022: a good teacher is patient and consistent).
+The student has its teacher's shape and none of the numbers of its backbone. First every block learns alone what the teacher's block
+makes of the teacher's maps (FitNets, Romero et al., 2015, at every block at once: each is a small regression, so it takes minutes).
+Then everything works together, and everything is taught: the maps after every block, the plain embedding, visibility, the branch's
+per-cell embeddings and the local maps of QAConv. Occluded faces are taught what the teacher sees of the same face without its
+occluder, on the cells that show. A picture is seldom seen twice: it is moved, relit, mirrored, and mixed with another (Beyer et
+al., 2022: a good teacher is patient and consistent). Nothing here needs names: any face will do.
+
+Shapes: B faces; R = 49 cells; E embedding size.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,20 +25,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oaml.datasets.people import PeopleFolder, split_name
-from oaml.net import MobileFaceNet, build_backbone
+from oaml.losses import distillation_loss
+from oaml.model import Model
+from oaml.net import MobileFaceNet, Net
 from oaml.occluders import KINDS, Occluder
 from oaml.support.files import write_file
 from oaml.support.progress import progress
-from oaml.visibility import mask_to_cells
-from oaml.weights import LoadedBackbone, load_backbone
+from oaml.visibility import mask_to_cells, on_grid
 
-BATCH = 64
+ALONE_BATCH, TOGETHER_BATCH = 24, 32
 ALONE_RATE, TOGETHER_RATE = 2e-2, 4e-3
 MIXED = 0.3
 """Share of pictures that are a mixture of two while the blocks learn alone."""
-COVERED = 0.5
-"""Share of covered pictures while they learn together."""
+OCCLUDED = 0.6
+"""Share of occluded pictures while they learn together."""
+KIND_WEIGHTS = {"niqab": 2.0}
+"""How often a kind is drawn, 1 for all others."""
+EMBEDDING_WEIGHT, CELLS_WEIGHT, LOCAL_WEIGHT, VISIBILITY_WEIGHT = 8.0, 1.0, 1.0, 10.0
+"""Of the terms beside the mean error of the maps."""
+SETTLED = 0.85
+"""Share of the steps together after which normalisation uses running statistics, as it will when the network is used."""
 CHECKPOINT = 100  # steps
 
 
@@ -45,8 +58,7 @@ def blocks(network: MobileFaceNet) -> list[nn.Module]:
     ]
 
 
-@torch.no_grad()
-def maps(chain: list[nn.Module], x: Tensor) -> list[Tensor]:
+def maps(chain: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """x and what every block makes of it, one after the other."""
     found = [x]
     for block in chain:
@@ -55,7 +67,7 @@ def maps(chain: list[nn.Module], x: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
-def set_scale(student: list[nn.Module], targets: list[Tensor]) -> None:
+def set_scale(student: Sequence[nn.Module], targets: list[Tensor]) -> None:
     """Let the last normalisation of every block start with the mean and deviation that its output is to have.
 
     Otherwise the first hundreds of steps go into finding them: after 300 a block was wrong by 3.7 variances instead of 0.4.
@@ -67,7 +79,7 @@ def set_scale(student: list[nn.Module], targets: list[Tensor]) -> None:
         last.bias.copy_(added.mean(1))
 
 
-def alone(student: list[nn.Module], targets: list[Tensor]) -> Tensor:
+def alone(student: Sequence[nn.Module], targets: list[Tensor]) -> Tensor:
     """Mean over blocks of the squared error, in variances of what the teacher's block adds. Blocks get no gradient of others."""
     errors = []
     for block, x, y in zip(student, targets, targets[1:], strict=False):
@@ -76,57 +88,100 @@ def alone(student: list[nn.Module], targets: list[Tensor]) -> Tensor:
     return torch.stack(errors).mean()
 
 
-def together(student: list[nn.Module], x: Tensor, targets: list[Tensor], mask: Tensor) -> Tensor:
-    """Squared errors of the maps where the face shows, and 1 - cosine of the embeddings, eight times.
+class Lesson(NamedTuple):
+    """What the teacher sees in B unoccluded faces."""
+
+    maps: list[Tensor]
+    """The input, the map after every block, the raw embedding [B,E]."""
+    visibility: Tensor
+    """[B,1,14,14]."""
+    cells: Tensor
+    """The branch's per-cell embeddings [B,R,E]."""
+    local: Tensor
+    """[B,C,7,7], unit length in every cell."""
+
+
+@torch.no_grad()
+def lesson(teacher: Model, chain: Sequence[nn.Module], x: Tensor) -> Lesson:
+    """The lesson of input x [B,3,112,112]."""
+    net = teacher.net
+    assert net.branch is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [y.float() for y in maps(chain, x)]
+    stage3 = found[1 + net.backbone.stage3_blocks]  # type: ignore[operator]
+    fine = net.occlusion_head(stage3)
+    stage4 = net.matched(stage3, fine)
+    return Lesson(found, fine, net.branch.cells(stage4), teacher.matcher.prepare(stage4))
+
+
+def together(student: Model, chain: Sequence[nn.Module], x: Tensor, taught: Lesson, mask: Tensor) -> Tensor:
+    """Squared errors of the maps where the face shows, and those of everything that is made of them.
 
     Args:
-        x: input of the student, some faces covered.
-        targets: the teacher's maps of the same faces bare.
+        x: input of the student, some faces occluded.
+        taught: about the same faces unoccluded.
         mask: [B,1,112,112], 1 where the face shows.
     """
-    errors = []
-    for block, y in zip(student, targets[1:], strict=True):
-        x = block(x)
-        if x.dim() == 4:
-            shown = mask_to_cells(mask, (x.shape[2], x.shape[3]))
-            errors.append((shown * (x - y).square()).mean() / (y.var() * shown.mean()))
-    return torch.stack(errors).mean() + 8 * (1 - F.cosine_similarity(x, targets[-1])).mean()
+    net = student.net
+    assert net.branch is not None
+    errors, found = [], [x]
+    for block, y in zip(chain, taught.maps[1:], strict=True):
+        found.append(block(found[-1]))
+        if y.dim() == 4:
+            shown = mask_to_cells(mask, (y.shape[2], y.shape[3]))
+            errors.append((shown * (found[-1] - y).square()).mean() / (y.var() * shown.mean()))
+    terms = [
+        torch.stack(errors).mean(),
+        EMBEDDING_WEIGHT * (1 - F.cosine_similarity(found[-1], taught.maps[-1])).mean(),
+    ]
+    stage3 = found[1 + net.backbone.stage3_blocks]  # type: ignore[operator]
+    fine = net.occlusion_head(stage3)
+    target = taught.visibility * mask_to_cells(mask, (fine.shape[2], fine.shape[3]))
+    terms.append(VISIBILITY_WEIGHT * F.mse_loss(fine, target))
+    stage4 = net.matched(stage3, fine)
+    cells, seen = net.branch.cells(stage4), on_grid(target, net.backbone.grids[4])
+    weight = seen.flatten(1)
+    terms.append(CELLS_WEIGHT * distillation_loss(cells, taught.cells, weight))
+    sums = [(a * weight[..., None]).sum(1) for a in (cells, taught.cells)]
+    terms.append(EMBEDDING_WEIGHT * (1 - F.cosine_similarity(*sums)).mean())
+    alike = (student.matcher.prepare(stage4) * taught.local).sum(1, keepdim=True)
+    terms.append(LOCAL_WEIGHT * (seen * (1 - alike)).sum() / seen.sum())
+    return torch.stack(terms).sum()
 
 
+@dataclass
 class Pictures:
-    """Endless batches of faces of the people that train, each time different.
+    """Endless batches of faces, each time different."""
 
-    Args:
-        folder: a folder per person.
-        seed: of everything random.
-    """
+    images: list[np.ndarray]
+    """uint8 RGB [112,112,3] each."""
+    seed: int
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        people = PeopleFolder(folder, lambda name: split_name(name) == "train")
-        self.images = [people.image(i) for i in range(len(people))]
-        self.seed = seed
-        self.occluder = Occluder(retexture_share=0.5)
+    def __post_init__(self) -> None:
+        self.occluder = Occluder(
+            retexture_share=0.5, photographs=self.images[:: len(self.images) // 150 or 1]
+        )
+        weights = np.array([KIND_WEIGHTS.get(kind, 1.0) for kind in KINDS])
+        self.weights = weights / weights.sum()
 
-    def batch(self, step: int, covered: float, mixed: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Seen [B,3,112,112] in [0,1], the same without covers, masks [B,1,112,112]; the same ones for the same step."""
+    def batch(self, step: int, count: int, occluded: float, mixed: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Seen [B,3,112,112] in [0,1], the same unoccluded, masks [B,1,112,112]; the same ones for the same step."""
         rng = np.random.default_rng((self.seed, step))
-        seen, bare, masks = [], [], []
-        for index in rng.choice(len(self.images), BATCH, replace=False):
+        seen, unoccluded, masks = [], [], []
+        for index in rng.choice(len(self.images), count, replace=False):
             image = _varied(self.images[index], rng)
             if rng.random() < mixed:
-                share, other = (
-                    rng.uniform(0.3, 0.7),
-                    _varied(self.images[rng.integers(len(self.images))], rng),
-                )
+                share = rng.uniform(0.3, 0.7)
+                other = _varied(self.images[rng.integers(len(self.images))], rng)
                 image = (share * image + (1 - share) * other).astype(np.uint8)
             shown, mask = image, np.ones(image.shape[:2], np.float32)
-            if rng.random() < covered:
-                shown, mask = self.occluder.draw(image, KINDS[rng.integers(len(KINDS))], rng)
+            if rng.random() < occluded:
+                shown, mask = self.occluder.draw(image, KINDS[rng.choice(len(KINDS), p=self.weights)], rng)
             seen.append(shown)
-            bare.append(image)
+            unoccluded.append(image)
             masks.append(mask)
-        faces = (torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2).float() / 255 for x in (seen, bare))
-        return next(faces), next(faces), torch.from_numpy(np.stack(masks))[:, None]
+        faces = [torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2).float() / 255 for x in (seen, unoccluded)]
+        return faces[0], faces[1], torch.from_numpy(np.stack(masks))[:, None]
 
 
 def _varied(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -140,74 +195,95 @@ def _varied(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(x * rng.uniform(0.92, 1.08, 3), 0, 255).astype(np.uint8)
 
 
+def beginner(teacher: Model, seed: int) -> Model:
+    """A model of the teacher's shape: a new backbone, and what `oaml adapt` made of random numbers: occlusion head and matchers."""
+    torch.manual_seed(seed)
+    student = Model(deepcopy(teacher.config))
+    for name in ("matcher", "joint", "fusion"):
+        getattr(student, name).load_state_dict(getattr(teacher, name).state_dict())
+    student.net.occlusion_head.load_state_dict(teacher.net.occlusion_head.state_dict())
+    return student
+
+
 def distil(
-    teacher: Path, people: Path, out: Path, alone_steps: int, together_steps: int, seed: int = 0
-) -> LoadedBackbone:
+    teacher: Model, images: list[np.ndarray], out: Path, alone_steps: int, together_steps: int, seed: int = 0
+) -> Model:
     """Train the student; goes on from OUT/checkpoint.pt where a run stopped.
 
+    Args:
+        teacher: adapted, with branch `stage`.
+        images: uint8 RGB [112,112,3] each.
+
     Returns:
-        The student in eval mode, described as its teacher is.
+        The student in eval mode.
     """
-    loaded = load_backbone(teacher)
-    assert isinstance(loaded.backbone, MobileFaceNet)
-    torch.manual_seed(seed)
-    network = build_backbone(loaded.config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    student, pictures = beginner(teacher, seed), Pictures(images, seed)
+    network, guide = student.net.backbone, teacher.eval().net.backbone
     assert isinstance(network, MobileFaceNet)
-    guide = blocks(loaded.backbone.to(memory_format=torch.channels_last).eval())  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0.0)
-    pictures = Pictures(people, seed)
-    mean = torch.tensor(loaded.preprocessing.mean).view(1, 3, 1, 1)
-    std = torch.tensor(loaded.preprocessing.std).view(1, 3, 1, 1)
+    assert isinstance(guide, MobileFaceNet)
+    chain, guiding = blocks(network), blocks(guide)
     total, file = alone_steps + together_steps, out / "checkpoint.pt"
     done = 0
     if file.exists():
         state = torch.load(file, weights_only=True)
         done = state["done"]
-        network.load_state_dict(state["network"])
+        student.load_state_dict(state["student"])
+    else:
+        _, unoccluded, _ = pictures.batch(0, ALONE_BATCH, 0, 0)
+        with torch.no_grad():
+            set_scale(chain, maps(guiding, student.preprocess(unoccluded)))
+    optimiser = _optimiser(student, alone_phase=done < alone_steps)
+    if file.exists():
         optimiser.load_state_dict(state["optimiser"])
-
-    @torch.no_grad()
-    def taught(x: Tensor) -> list[Tensor]:
-        with torch.autocast("cpu", torch.bfloat16):
-            return [y.float() for y in maps(guide, x)]
-
-    chain = blocks(network)
-    if done == 0:
-        _, bare, _ = pictures.batch(0, 0, 0)
-        set_scale(chain, taught((bare - mean) / std))
     with progress("student", total, done) as advance:
         for step in range(done, total):
             first = step < alone_steps
+            if step == alone_steps:
+                _branch_off(student.net)
+                optimiser = _optimiser(student, alone_phase=False)
             place = step / alone_steps if first else (step - alone_steps) / together_steps
             highest = ALONE_RATE if first else TOGETHER_RATE
-            optimiser.param_groups[0]["lr"] = highest * min(1, (step + 1) / 50) * _cosine(place)
-            # the last steps with the statistics that the network will be used with
-            network.train(first or place < 0.85)
-            seen, bare, mask = pictures.batch(step, 0.2 if first else COVERED, MIXED if first else 0.1)
-            seen, bare = (
-                ((x - mean) / std).contiguous(memory_format=torch.channels_last) for x in (seen, bare)
-            )
-            targets = taught(seen if first else bare)
-            loss = alone(chain, targets) if first else together(chain, seen, targets, mask)
+            for group in optimiser.param_groups:
+                group["lr"] = highest * min(1, (step + 1) / 50) * (0.505 + 0.495 * math.cos(math.pi * place))
+            student.net.train(first or place < SETTLED)
+            student.matcher.eval()  # trained already: it keeps its statistics
+            if first:
+                seen, _, _ = pictures.batch(step, ALONE_BATCH, 0.2, MIXED)
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                    targets = [y.float() for y in maps(guiding, student.preprocess(seen))]
+                loss = alone(chain, targets)
+            else:
+                seen, unoccluded, mask = pictures.batch(step, TOGETHER_BATCH, OCCLUDED, 0.1)
+                taught = lesson(teacher, guiding, student.preprocess(unoccluded))
+                loss = together(student, chain, student.preprocess(seen), taught, mask)
             if not loss.isfinite():
                 raise SystemExit(f"step {step}: the loss is {loss}")
             optimiser.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], 1.0)
             optimiser.step()
             advance(1)
-            last = step == total - 1
+            last = step in (alone_steps - 1, total - 1)
             if step % 25 == 0 or last:
                 with (out / "log.txt").open("a") as log:
                     print(f"{step + 1} {'alone' if first else 'together'} loss {loss:.4f}", file=log)
-            if (step + 1) % CHECKPOINT == 0 or last:
+            if ((step + 1) % CHECKPOINT == 0 and step + 1 != alone_steps) or step == total - 1:
                 state = {
-                    "done": step + 1, "network": network.state_dict(),
+                    "done": step + 1,
+                    "student": student.state_dict(),
                     "optimiser": optimiser.state_dict(),
-                }  # fmt: skip
+                }
                 write_file(file, lambda path, state=state: torch.save(state, path))
-    return LoadedBackbone(network.eval(), loaded.config, loaded.preprocessing, f"student of {teacher.name}")
+    return student.eval()
 
 
-def _cosine(place: float) -> float:
-    return 0.505 + 0.495 * math.cos(math.pi * place)
+def _optimiser(student: Model, alone_phase: bool) -> torch.optim.Optimizer:
+    """Of the backbone alone, then of everything but what tells scores apart."""
+    parts = [student.net.backbone] if alone_phase else [student.net, student.matcher.adapter]
+    return torch.optim.AdamW([p for part in parts for p in part.parameters()], lr=1.0, weight_decay=0.0)  # type: ignore[union-attr]
+
+
+def _branch_off(net: Net) -> None:
+    """Let the branch begin as a copy of the last stage, as the teacher's did."""
+    assert net.branch is not None
+    net.branch.load_state_dict(net.backbone.without_front(net.config.branch == "stage").state_dict())

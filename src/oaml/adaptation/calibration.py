@@ -5,10 +5,11 @@ how much of the face both show. That dependence is fitted by quantile regression
 Econometrica 1978) and subtracted.
 
 What is done to a picture (darkness, blur, few pixels, a large occluder) moves the embeddings of all faces into a few directions,
-and two pictures treated alike are similar for it. The part of their cosine in these directions is subtracted too, as channels are
-in speaker recognition (Solomonoff et al., Channel Compensation for SVM Speaker Recognition, Odyssey 2004: nuisance attribute
-projection). The directions are those in which the treated stand out most from faces that are well seen, generalised eigenvectors
-(Fukunaga, Introduction to Statistical Pattern Recognition, 1990, section 2.3 and chapter 10).
+and two pictures treated alike are similar for it. What both have in such a direction is subtracted too, as channels are in speaker
+recognition (Solomonoff et al., Channel Compensation for SVM Speaker Recognition, Odyssey 2004: nuisance attribute projection), but
+only beyond where faces that are well seen end: their own differences, by which people are told apart, are left alone. Each
+direction is that which separates one way of treating pictures from such faces (Fisher, The Use of Multiple Measurements in
+Taxonomic Problems, Annals of Eugenics 1936).
 
 Shapes: N pairs; E embedding size. Scores are logits: higher is more similar. `unseen` is the share of the face that the two don't
 both show, `overlap` how much of that both hide (`oaml.joint.Compared`).
@@ -34,14 +35,14 @@ PAIRS_NEEDED = 20_000
 UNSEEN_MARGIN = 0.3
 """What a pair loses beyond the fit, as a score says less the less of the face both show: at an unseen share of 1 this much of the
 distance between the thresholds of FAR 1e-2 and 1e-3, at a smaller share in proportion."""
-RIDGE = 0.5
-"""Added to the second moments of well seen faces, as a factor on their mean. With less (.1), directions are found that the people
-held out happen not to use and others do, and genuine pairs of others lose by them: seen on two halves of the calibration people,
-fitted on one, judged on the other."""
-STRENGTHS = np.arange(0, 161, 4.0)
-"""What the traces of two pictures may count for, in scores a unit of their product."""
-NEARLY_ALL = 0.9
-"""Share of classes of pairs for which `fit_strength` makes the rate hold; for the others the offset is raised."""
+RIDGE = 0.1
+"""Added to the second moments of well seen faces, as a factor on their mean."""
+WELL_SEEN = 0.95
+"""Share of well seen faces that lie below the floor of a direction, and lose nothing by it."""
+STRENGTHS = np.geomspace(1, 400, 40)
+"""What traces may count for, in scores a unit of the product of two pictures' projections; a way's mean projects to 1."""
+TRACE_FARS = (1e-2, 1e-3)
+"""False-accept rates that pictures treated alike are held to."""
 SLACK = 2.0
 """What a class may let through, as a factor on the stated rate; all classes together keep the rate. Each of dozens kept to it by
 itself costs more genuine pairs, and by chance a class of ten false accepts is a third off."""
@@ -120,49 +121,66 @@ class Class(NamedTuple):
     unseen: np.ndarray
 
 
-def fit_traces(treated: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Directions in which the embeddings of treated pictures stand out from those of faces that are well seen.
+class Treated(NamedTuple):
+    """Impostor pairs of faces that were treated alike: pair n is of faces a[n] and b[n]."""
+
+    scores: np.ndarray
+    """[N]"""
+    embeddings: np.ndarray
+    """Plain, of unit length, [M,E]."""
+    a: np.ndarray
+    b: np.ndarray
+
+
+def fit_traces(
+    classes: Sequence[Treated], unoccluded: Treated, seen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Directions in which embeddings show what was done to a picture, and from where on.
+
+    One direction after the other is added for the class of pairs that exceeds the rates of `TRACE_FARS` most, with the least of
+    `STRENGTHS` that makes it hold; until all do, or there are `TRACES`.
 
     Args:
-        treated: the mean embedding of each way to treat a picture, [W,E] of any length.
+        classes: for each way to treat both pictures.
+        unoccluded: pairs of unoccluded faces, on which the thresholds of the rates are fitted.
         seen: embeddings of faces, unoccluded and occluded, of unit length [N,E].
 
     Returns:
-        float32 [TRACES,E]. Projections of `seen` have a second moment of at most 1/E in each.
+        float32 [TRACES,E] and [TRACES], of strength: `oaml.joint.Fusion.traces` and `trace_floor`.
     """
-    means = treated / np.linalg.norm(treated, axis=1, keepdims=True)
+    size = seen.shape[1]
     moments = seen.T.astype(np.float64) @ seen / len(seen)
-    size = len(moments)
-    inverse = np.linalg.inv(np.linalg.cholesky(moments + RIDGE * np.trace(moments) / size * np.eye(size)))
-    white = inverse @ means.T
-    directions = np.linalg.eigh(white @ white.T)[1][:, ::-1][:, :TRACES].T @ inverse
-    found = np.zeros((TRACES, size), np.float32)  # fewer numbers than directions only in tests
-    found[: len(directions)] = directions / size**0.5
-    return found
+    inverse = np.linalg.inv(moments + RIDGE * np.trace(moments) / size * np.eye(size))
+    sets = [*classes, unoccluded]
+    lost = [np.zeros(len(pairs.scores)) for pairs in sets]
+    traces, floor = np.zeros((TRACES, size), np.float32), np.zeros(TRACES, np.float32)
+    for number in range(TRACES):
+        limits = [np.quantile(unoccluded.scores - lost[-1], 1 - far) for far in TRACE_FARS]
 
+        def exceeds(scores: np.ndarray, limits: Sequence[float] = limits) -> float:
+            rates = ((scores > limit).mean() / far for limit, far in zip(limits, TRACE_FARS, strict=True))
+            return max(rates)
 
-def fit_strength(
-    classes: Sequence[tuple[np.ndarray, np.ndarray]], unoccluded: tuple[np.ndarray, np.ndarray]
-) -> float:
-    """How much the product of two pictures' traces must count so that the rates hold where both are treated alike.
-
-    Args:
-        classes: scores [N] and product of the traces [N] of impostor pairs, for each way to treat both pictures.
-        unoccluded: the same of pairs of unoccluded faces, which the thresholds are fitted on.
-
-    Returns:
-        The least of `STRENGTHS` with which the threshold of `ANCHOR_FAR` accepts no more than that in `NEARLY_ALL` classes, or in
-        as many as any does.
-    """
-    held = []
-    for strength in STRENGTHS:
-        limit = np.quantile(unoccluded[0] - strength * unoccluded[1], 1 - ANCHOR_FAR)
-        held.append(
-            sum((scores - strength * alike > limit).mean() <= ANCHOR_FAR for scores, alike in classes)
-        )
-        if held[-1] >= NEARLY_ALL * len(classes):
+        leaks = [exceeds(pairs.scores - less) for pairs, less in zip(classes, lost, strict=False)]
+        worst = int(np.argmax(leaks))
+        if leaks[worst] <= 1:
             break
-    return float(STRENGTHS[int(np.argmax(held))])
+        mean = classes[worst].embeddings.mean(0)
+        direction = inverse @ mean
+        direction /= direction @ mean
+        beyond = max(0.0, float(np.quantile(seen @ direction, WELL_SEEN)))
+        common = [_common(pairs, direction, beyond) for pairs in sets]
+        scores = classes[worst].scores - lost[worst]
+        strength = next((x for x in STRENGTHS if exceeds(scores - x * common[worst]) <= 1), STRENGTHS[-1])
+        lost = [less + strength * both for less, both in zip(lost, common, strict=True)]
+        traces[number], floor[number] = strength**0.5 * direction, strength**0.5 * beyond
+    return traces, floor
+
+
+def _common(pairs: Treated, direction: np.ndarray, floor: float) -> np.ndarray:
+    """Product of what both faces of a pair have in a direction beyond its floor, [N]."""
+    beyond = np.maximum(pairs.embeddings @ direction - floor, 0)
+    return beyond[pairs.a] * beyond[pairs.b]
 
 
 def raise_offset(classes: Sequence[Class], threshold: float, far: float = ANCHOR_FAR) -> np.ndarray:

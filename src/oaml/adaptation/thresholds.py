@@ -6,7 +6,7 @@ Every set of pairs is scored once, without corrections; what `calibration` fits 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +18,10 @@ from oaml.adaptation.calibration import (
     ANCHOR_FAR,
     PAIRS_NEEDED,
     Class,
+    Treated,
     fit_lift,
     fit_offset,
     fit_overlap,
-    fit_strength,
     fit_thresholds,
     fit_traces,
     raise_offset,
@@ -42,10 +42,11 @@ class Pairs(NamedTuple):
     cosine: np.ndarray
     unseen: np.ndarray
     overlap: np.ndarray
-    alike: np.ndarray
-    """Product of the traces of both pictures, 0 where it is negative."""
     local: np.ndarray
     """What QAConv adds to the fused score."""
+    a: np.ndarray
+    """The two faces, as rows of the plain embeddings in `Corrections`."""
+    b: np.ndarray
 
 
 @dataclass
@@ -54,14 +55,24 @@ class Corrections:
 
     offset: np.ndarray
     overlap: float = 0.0
-    strength: float = 0.0
-    """Of the traces."""
+    embeddings: list[np.ndarray] = field(default_factory=list)
+    """Of all faces in pairs, [M,E] each: `Pairs.a` and `b` count through all of them."""
+    traces: np.ndarray | None = None
+    """What all these embeddings have of what was done to the pictures, [rows,TRACES]."""
+
+    def rows(self, faces: Templates) -> int:
+        """The first row of these faces, which are added."""
+        first = sum(map(len, self.embeddings))
+        self.embeddings.append(faces.embedding.numpy())
+        return first
 
     def of(self, pairs: Pairs) -> np.ndarray:
         """What each pair loses, [N]."""
         offset = np.interp(pairs.unseen, np.linspace(0, 1, len(self.offset)), self.offset)
-        shared = self.overlap * pairs.overlap * np.maximum(pairs.cosine, 0)
-        return (offset + shared + self.strength * pairs.alike).astype(np.float32)
+        less = offset + self.overlap * pairs.overlap * np.maximum(pairs.cosine, 0)
+        if self.traces is not None:
+            less = less + np.einsum("nt,nt->n", self.traces[pairs.a], self.traces[pairs.b])
+        return less.astype(np.float32)
 
     def score(self, pairs: Pairs) -> np.ndarray:
         """Corrected fused scores [N]."""
@@ -92,34 +103,35 @@ def calibrate(model: Model, faces: HeldOut) -> None:
     gallery, owner = unoccluded[first], person[faces.probes]
     occluded = [faces.templates(model, kind) for kind in faces.kinds]
     count = sum(int((x[:, None] != person[first]).sum()) for x in (person, *[owner] * len(occluded)))
-    treated = _treated(model, faces) if count >= PAIRS_NEEDED else []
-    traces = np.zeros(tuple(model.fusion.traces.shape), np.float32)
-    if treated:
-        seen = torch.cat([x.embedding for x in (unoccluded, *occluded)]).numpy()
-        traces = fit_traces(np.stack([x.embedding.mean(0).numpy() for x, _ in treated]), seen)
+    corrections = Corrections(np.zeros(len(model.fusion.offset), np.float32))
 
     def impostors(
         a: Templates, person_a: Tensor, b: Templates, person_b: Tensor, once: bool = False
     ) -> Pairs:
-        return impostor_pairs(model, traces, a, person_a, b, person_b, once)
+        return impostor_pairs(model, corrections, a, person_a, b, person_b, once)
 
     both_unoccluded = impostors(unoccluded, person, unoccluded, person, once=True)
     pairs_unoccluded = impostors(unoccluded, person, gallery, person[first])
     one_side = joined(
         [pairs_unoccluded, *(impostors(probes, owner, gallery, person[first]) for probes in occluded)]
     )
-    corrections = Corrections(np.zeros(len(model.fusion.offset), np.float32))
     stated = f"{len(both_unoccluded.fused):,} impostor pairs of unoccluded faces of {len(faces.people.people)} people held out"
     if count >= PAIRS_NEEDED:
-        both_sides = _both_sides(model, faces, occluded, traces)
-        alike = [_decided(impostors(x, owner, x, owner, once=True)) for x, owner in treated]
+        both_sides = _both_sides(model, corrections, faces, occluded)
+        alike = [_decided(impostors(x, whose, x, whose, once=True)) for x, whose in _treated(model, faces)]
         alike = [pairs for pairs in alike if len(pairs.fused)]
         _fit(corrections, one_side, pairs_unoccluded, both_sides)
         if alike:
-            corrections.strength = fit_strength(
-                [(corrections.score(pairs), pairs.alike) for pairs in alike],
-                (corrections.score(both_unoccluded), both_unoccluded.alike),
+            seen = torch.cat([x.embedding for x in (unoccluded, *occluded)]).numpy()
+            everybody = np.concatenate(corrections.embeddings)
+            traces, floor = fit_traces(
+                [_as_treated(corrections.score(pairs), pairs, everybody) for pairs in alike],
+                _as_treated(corrections.score(both_unoccluded), both_unoccluded, everybody),
+                seen,
             )
+            corrections.traces = np.maximum(everybody @ traces.T - floor, 0)
+            model.fusion.traces.copy_(torch.from_numpy(traces))
+            model.fusion.trace_floor.copy_(torch.from_numpy(floor))
             _fit(corrections, one_side, pairs_unoccluded, both_sides)
         thresholds = fit_thresholds(corrections.score(both_unoccluded))
         classes = [_decided(pairs) for group in both_sides for pairs in group] + alike
@@ -144,13 +156,12 @@ def calibrate(model: Model, faces: HeldOut) -> None:
     model.config.training["thresholds_fitted_on"] = stated
     model.fusion.offset.copy_(torch.from_numpy(corrections.offset))
     model.fusion.overlap.fill_(corrections.overlap)
-    model.fusion.traces.copy_(torch.from_numpy(corrections.strength**0.5 * traces))
     if thresholds:
         model.fusion.lift.fill_(fit_lift(corrections.score(one_side), one_side.local, thresholds.values()))
 
 
 def _fit(corrections: Corrections, one_side: Pairs, unoccluded: Pairs, both_sides: list[list[Pairs]]) -> None:
-    """Offset and overlap, with the strength of the traces that the corrections have already.
+    """Offset and overlap, with the traces that the corrections have already.
 
     Args:
         one_side: one face unoccluded, the other not or in any way.
@@ -171,7 +182,7 @@ def _fit(corrections: Corrections, one_side: Pairs, unoccluded: Pairs, both_side
 
 
 def _both_sides(
-    model: Model, faces: HeldOut, occluded: list[Templates], traces: np.ndarray
+    model: Model, corrections: Corrections, faces: HeldOut, occluded: list[Templates]
 ) -> list[list[Pairs]]:
     """Pairs of two occluded faces: under two kinds of occluder, under one kind, under one occluder; by kinds each."""
     half = torch.arange(0, len(faces.probes), 2)
@@ -179,9 +190,9 @@ def _both_sides(
     halves = [probes[half] for probes in occluded]
     shifted = halves[1:] + halves[:1]
     two_kinds = [
-        impostor_pairs(model, traces, a, owner, b, owner) for a, b in zip(halves, shifted, strict=True)
+        impostor_pairs(model, corrections, a, owner, b, owner) for a, b in zip(halves, shifted, strict=True)
     ]
-    one_kind = [impostor_pairs(model, traces, a, owner, a, owner, once=True) for a in halves]
+    one_kind = [impostor_pairs(model, corrections, a, owner, a, owner, once=True) for a in halves]
     one_occluder = []
     if faces.group is not None:
         group = torch.from_numpy(faces.group)[faces.probes]
@@ -190,7 +201,9 @@ def _both_sides(
             for number in group.unique():
                 rows = (group == number).nonzero()[:, 0]
                 owner = faces.person[faces.probes][rows]
-                parts.append(impostor_pairs(model, traces, same[rows], owner, same[rows], owner, once=True))
+                parts.append(
+                    impostor_pairs(model, corrections, same[rows], owner, same[rows], owner, once=True)
+                )
             one_occluder.append(joined(parts))
     return [two_kinds, one_kind, one_occluder]
 
@@ -214,7 +227,7 @@ def joined(parts: list[Pairs]) -> Pairs:
 
 def impostor_pairs(
     model: Model,
-    traces: np.ndarray,
+    corrections: Corrections,
     a: Templates,
     person_a: Tensor,
     b: Templates,
@@ -225,7 +238,7 @@ def impostor_pairs(
 
     Args:
         model: without corrections.
-        traces: of strength 1, [TRACES,E].
+        corrections: take both into their rows.
         once: a and b are the same faces, and (i, j) makes (j, i) needless.
     """
     different = person_a[:, None] != person_b
@@ -233,9 +246,17 @@ def impostor_pairs(
     by_score = score_all(model, a, np.arange(len(a)), b, np.arange(len(b)), plain=False)
     hidden = model.joint.hidden(a.visibility, b.visibility)
     local = by_score["qaconv_visibility"] * model.fusion.qaconv_weight.item()
-    alike = np.maximum((a.embedding.numpy() @ traces.T) @ (b.embedding.numpy() @ traces.T).T, 0)
-    values = (by_score["fused"], by_score["cosine"], *(x.numpy() for x in hidden), alike, local)
-    return Pairs(*(x[different].astype(np.float32) for x in values))
+    values = (by_score["fused"], by_score["cosine"], *(x.numpy() for x in hidden), local)
+    rows = corrections.rows(a)
+    columns = rows if once else corrections.rows(b)
+    pairs = (first + index for first, index in zip((rows, columns), different.nonzero(), strict=True))
+    return Pairs(*(x[different].astype(np.float32) for x in values), *pairs)
+
+
+def _as_treated(scores: np.ndarray, pairs: Pairs, embeddings: np.ndarray) -> Treated:
+    """Pairs with these scores, and the embeddings of their faces alone."""
+    rows, places = np.unique(np.concatenate([pairs.a, pairs.b]), return_inverse=True)
+    return Treated(scores, embeddings[rows], *np.split(places, 2))
 
 
 def _decided(pairs: Pairs) -> Pairs:
