@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from oaml import demo as program
 from oaml.data import DataConfig
 from oaml.datasets.drawn import DrawnPeople
 from oaml.datasets.people import DrawnFolder
 from oaml.demo import PEOPLE, demo, demo_config
 from oaml.errors import OamlError
+from oaml.evaluation.results import (
+    DrawnOccluders,
+    Estimate,
+    Measures,
+    OperatingPoint,
+    Report,
+    Verification,
+)
+from oaml.evaluation.tables import headline
 from oaml.inference import extract
 from oaml.losses import balanced_matching_loss, same_person
-from oaml.model import Model
-from oaml.net import FaceOutput
+from oaml.main import main
+from oaml.model import Model, ModelConfig
+from oaml.net import FaceOutput, NetConfig
 from oaml.occluders import Occluded, occlude
-from oaml.qaconv import QAConv
+from oaml.qaconv import QAConv, QAConvConfig
 from oaml.support.metrics import tar_at_far
 from oaml.template import COLUMNS
-from oaml.train_val import TrainConfig, train
+from oaml.train_val import train
 from oaml.visibility import mask_to_cells
 
 KINDS = ("niqab", "mask", "sunglasses", "patch")
@@ -58,11 +70,19 @@ def unoccluded_tar(model: Model) -> dict[str, float]:
     return {name: accepted(scores, same) for name, scores in model.compare_all(p, g).items()}
 
 
-def trained(out: Path, change: Callable[[TrainConfig], None] = lambda config: None) -> Model:
-    config = demo_config(out, steps=STEPS)
-    config.data.workers = 0
-    config.picture_every = config.gradient_every = 0
-    change(config)
+def trained(out: Path) -> Model:
+    """A small network from nothing: what it knows it learned by these losses."""
+    config = replace(
+        demo_config(out, steps=STEPS),
+        backbone=None,
+        freeze_front=False,
+        net=NetConfig(architecture="ir_mini", embedding_size=128, dropout=0.0),
+        qaconv=QAConvConfig(method="normalized", adapter=64),
+        picture_every=0,
+        gradient_every=0,
+    )
+    config.data.workers, config.data.cover_probability = 0, 0.4
+    config.optimiser.lr, config.optimiser.warmup = 4e-3, 20
     return Model.load(train(config))
 
 
@@ -148,19 +168,65 @@ def test_training_without_occlusion_weights_costs_tar(right: Model) -> None:
     assert rates[True] - rates[False] >= 0.08, rates
 
 
-def test_the_demo_trains_evaluates_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_trains_evaluates_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 24 people with 3 images are 1,104 impostor pairs, enough for FAR 1e-2; 50 held out are 1,225, enough for a threshold there
+    monkeypatch.setattr(program, "write_unseen", partial(program.write_unseen, people=24, shots=3))
+    monkeypatch.setattr(program, "add_thresholds", partial(program.add_thresholds, people=50))
     demo(out=tmp_path / "demo", steps=2)
-    last_lines = "".join(capsys.readouterr().out.rpartition("Drawn people are a test pattern")[1:])
+    shown = capsys.readouterr().out
+    last_lines = "".join(shown.rpartition("Drawn people are a test pattern")[1:])
     report = json.loads((tmp_path / "demo" / "report" / "report.json").read_text())
     conditions = report["verification"]["conditions"]
     assert set(conditions) >= {"unoccluded", *KINDS}
     assert tuple(conditions["niqab"]) == COLUMNS
     assert all(0 <= conditions["niqab"][score]["auc"]["value"] <= 1 for score in COLUMNS)
+    fused, cosine = (
+        round(100 * conditions["niqab"][score]["tar_at_far"]["0.01"]["tar"]["value"])
+        for score in ("fused", "cosine")
+    )
+    first = shown.split("evaluating it on them")[1].splitlines()[1]
+    assert first.startswith("Of genuine pairs are accepted at FAR 1e-2")
+    assert f"; niqab {fused} % ({cosine} %); mask " in first
     for name in ("report.html", "robustness.png", "roc.png", "scores.png", "pairs.png", "maps.png"):
         assert (tmp_path / "demo" / "report" / name).stat().st_size > 5000
         assert name in last_lines
     assert str(tmp_path / "demo" / "report" / "report.html") in last_lines
-    assert (tmp_path / "demo" / "training" / "last" / "config.json").is_file()
-    assert str(tmp_path / "demo" / "training" / "last") in last_lines
+    model = tmp_path / "demo" / "training" / "last"
+    assert (model / "config.json").is_file()
+    assert str(model) in last_lines
+    pair = [str(tmp_path / "demo" / "people" / "Ann" / f"{shot}.png") for shot in range(2)]
+    assert main(["verify", *pair, "--model", str(model), "--far", "0.01", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert "1,225 impostor pairs of unoccluded faces of 50 drawn people" in json.dumps(answer)
     with pytest.raises(OamlError, match="not empty"):
         demo(out=tmp_path / "demo", steps=2)
+
+
+def test_the_headline_compares_fused_and_cosine() -> None:
+    def measures(tar: float) -> Measures:
+        rate = Estimate(0.5, None)
+        return Measures(100, 10_000, {1e-2: OperatingPoint(Estimate(tar, None), 0.0), 1e-3: None}, rate, rate)
+
+    conditions = {
+        "unoccluded": {"cosine": measures(0.92), "joint": measures(0.1), "fused": measures(0.934)},
+        "niqab": {"cosine": measures(0.5), "joint": measures(0.2), "fused": measures(0.666)},
+        "all": {"cosine": measures(0.0), "joint": measures(0.3), "fused": measures(1.0)},
+    }
+    section = Verification(100, 10_000, 10, 10, conditions)
+    report = Report(
+        oaml="0",
+        model="m",
+        config=ModelConfig(),
+        arguments={},
+        occluders=DrawnOccluders(["niqab"], "b", "b", 0),
+        maps={},
+        verification=section,
+    )
+    assert (headline(report) or "").endswith(
+        "same network: unoccluded 93 % (92 %); niqab 67 % (50 %); all, one threshold 100 % (0 %)."
+    )
+    conditions["niqab"]["cosine"].tar_at_far[1e-2] = None  # too few pairs
+    assert headline(report) is None
+    assert headline(replace(report, verification=None)) is None

@@ -93,6 +93,7 @@ def test_example(name: str, drawn: Path, tmp_path: Path, monkeypatch: pytest.Mon
         for path in {"train": ["runs"], "adapt": ["runs"], "align": ["faces"], "enroll": ["staff"]}[name]:
             shutil.rmtree(path)
     monkeypatch.setattr(demo, "write_unseen", partial(demo.write_unseen, people=4, shots=2))
+    monkeypatch.setattr(demo, "add_thresholds", partial(demo.add_thresholds, people=4))
     assert main(shlex.split(f"{COMMANDS[name].example} {MORE.get(name, '')}")[1:]) == 0
     if name in LEFT:
         assert Path(LEFT[name]).exists()

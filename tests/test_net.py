@@ -319,6 +319,10 @@ def test_a_copy_without_the_front_is_the_same_last_stage(architecture: str) -> N
             back.forward_stage3(x)
     sizes = [sum(p.numel() for p in part.parameters()) for part in (whole, back)]
     assert sizes[1] < sizes[0]
+    front = whole.front_parameters()
+    whole.forward_stage3(x).square().sum().backward()
+    reached = {id(p) for p in whole.parameters() if p.grad is not None}
+    assert reached == {id(p) for p in front}
     # a copy, and not the same weights under another name
     before = stage4.clone()
     with torch.no_grad():

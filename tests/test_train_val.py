@@ -106,6 +106,22 @@ def test_recognition_and_matching_reach_the_first_convolution(
     assert gradient(terms["qaconv"], first_convolution(module)) > 0
 
 
+def test_a_frozen_front_stays_and_what_follows_learns(tmp_path: Path) -> None:
+    module = module_of(tmp_path, freeze_front=True).train()
+    before = {name: x.clone() for name, x in module.model.state_dict().items()}
+    optimiser = torch.optim.AdamW(module.parameters(), 1e-2)
+    torch.stack(list(module.terms(batch_of())[1].values())).sum().backward()
+    optimiser.step()
+    after = module.model.state_dict()
+    # the input layer and the blocks of the first three stages, one each in this network
+    front = tuple(f"net.backbone.{part}." for part in ("input_layer", "body.0", "body.1", "body.2"))
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith(front)} <= kept
+    learned = ("net.backbone.body.3.", "net.backbone.output_layer.", "net.occlusion_head.", "matcher.")
+    for part in learned:
+        assert any(name.startswith(part) for name in before.keys() - kept), part
+
+
 NETS: dict[str, dict[str, Any]] = {
     "stage 3": {"stage": 3},
     "stage 4": {"stage": 4},

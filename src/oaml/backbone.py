@@ -72,6 +72,11 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def front_parameters(self) -> list[nn.Parameter]:
+        """Those that lead to F3. Every backbone defines its layers in the order of their use, so that they come first."""
+        behind = len(list(self.without_front().parameters()))
+        return list(self.parameters())[:-behind]
+
     def forward_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """F4 [B,channels[4],7,7] -> unit embedding [B,E], its norm before [B,1], both float32.
 

@@ -132,6 +132,8 @@ class TrainConfig:
     cross-entropy + hard triplet)."""
     occlusion_gradient: Literal["shared", "head"] = "shared"
     """shared: the occlusion loss trains the backbone too. head: only the occlusion head."""
+    freeze_front: bool = False
+    """Keep the backbone up to stage 3 as it is, its norms too, and train only what follows."""
     recognition_masks: bool = False
     """Let drawn occluders of the recognition stream train the occlusion head as well."""
     augment: bool = True
@@ -194,6 +196,9 @@ class OcclusionFace(L.LightningModule):
         self.config, self.model, self.sampler = config, model, sampler
         # calibrated after a training, not by its terms: DDP stops at a parameter that no term reaches
         model.fusion.requires_grad_(False)
+        if config.freeze_front:
+            for parameter in model.net.backbone.front_parameters():
+                parameter.requires_grad_(False)
         self.head = build_head(config.head, model.config.net.embedding_size, classnum)
         self.augment = Augment() if config.augment else None
         self.batches_done = 0
@@ -233,7 +238,7 @@ class OcclusionFace(L.LightningModule):
         masks = torch.cat([stream["mask"] for stream in streams]).float()
         if self.augment is not None:
             images, masks = self.augment(images, masks)
-        output = self.model(images, detach_occlusion=self.config.occlusion_gradient == "head")
+        output = self.see(images)
         count = len(recognition["label"])
         label, features = recognition["label"], output.features[:count]
         visibility = output.visibility[
@@ -254,6 +259,18 @@ class OcclusionFace(L.LightningModule):
             "joint": self.matching_loss(joint, same_person(label, label)),
         }
         return output, terms
+
+    def see(self, images: Tensor) -> FaceOutput:
+        """Images [B,3,112,112] in [0,1] -> what the network says about them, with the gradients that are configured."""
+        detach = self.config.occlusion_gradient == "head"
+        if not self.config.freeze_front:
+            return self.model(images, detach_occlusion=detach)
+        backbone = self.model.net.backbone
+        training = backbone.training
+        with torch.no_grad():
+            stage3 = backbone.eval().forward_stage3(self.model.preprocess(images))
+        backbone.train(training)
+        return self.model.net.forward_from(stage3, detach)
 
     def matching_loss(self, scores: Tensor, same: Tensor) -> Tensor:
         """Scores [B,B] of a batch against itself, same [B,B] -> scalar."""

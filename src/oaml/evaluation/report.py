@@ -25,7 +25,7 @@ from oaml.evaluation.protocols import (
 )
 from oaml.evaluation.results import PAIR_CLASSES, UNOCCLUDED, DrawnOccluders, Report, Side
 from oaml.evaluation.summary import CURVE_FAR, PairStatistics, identification_result, with_all
-from oaml.evaluation.tables import SHORT, all_tables, condition_name, markdown, show
+from oaml.evaluation.tables import SHORT, all_tables, condition_name, headline, markdown, show
 from oaml.inference import BATCH_SIZE, load_model
 from oaml.support import metrics
 from oaml.support.files import write_file
@@ -376,10 +376,12 @@ def _write(report: Report, out: Path, measured: Measured | None, pairs: Pairs | 
     if not console.is_terminal:
         console = Console(width=120)  # a file has no width, and 80 would cut numbers
     tables = all_tables(report)
+    if first := headline(report):
+        console.print(first, style="bold", markup=False, highlight=False, soft_wrap=True)
     show(console, [table for table in tables if table.key in SHORT])
     for note in report.notes:
         console.print(f"note: {printable(note)}", style="yellow", markup=False)
-    text = [f"# {report.model}\n", *map(markdown, tables)]
+    text = [f"# {report.model}\n", *([f"{first}\n"] if first else []), *map(markdown, tables)]
     text += [f"Note: {note}\n" for note in report.notes]
 
     pictures = {} if measured is None else _draw(report, out, measured, pairs)

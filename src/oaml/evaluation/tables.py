@@ -14,6 +14,7 @@ from oaml.evaluation.results import (
     Edges,
     Estimate,
     Measures,
+    OperatingPoint,
     Report,
 )
 from oaml.template import TITLES
@@ -52,6 +53,28 @@ class Table(NamedTuple):
 def all_tables(report: Report) -> list[Table]:
     """Everything that there is to tabulate in a report."""
     return [table for make in _MAKERS for table in make(report)]
+
+
+def headline(report: Report) -> str | None:
+    """The whole report in a sentence: who is accepted by the fused score, and by the plain cosine of the same network on the same
+    pairs, each at a threshold of its own for every condition. None without pairs enough for FAR 1e-2."""
+    section = report.verification
+    if section is None:
+        return None
+    parts = []
+    for condition, by_score in section.conditions.items():
+        fused, cosine = (by_score[score].tar_at_far.get(1e-2) for score in ("fused", "cosine"))
+        if fused is None or cosine is None:
+            return None
+        parts.append(f"{condition_name(condition)} {_percent_of(fused)} ({_percent_of(cosine)})")
+    return (
+        "Of genuine pairs are accepted at FAR 1e-2 by the fused score, in brackets by the plain cosine of the same network: "
+        f"{'; '.join(parts)}."
+    )
+
+
+def _percent_of(point: OperatingPoint) -> str:
+    return f"{100 * point.tar.value:.0f} %"
 
 
 def show(console: Console, chosen: Iterable[Table]) -> None:
