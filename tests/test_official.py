@@ -16,11 +16,12 @@ from conftest import small_model
 from oaml.datasets.drawn import draw_face
 from oaml.errors import OamlError
 from oaml.evaluation import report
-from oaml.evaluation.official import SETS, Listed, in_folds
+from oaml.evaluation.official import SETS, in_folds
 from oaml.evaluation.official import read_set as read_any
-from oaml.evaluation.protocols import Pairs
+from oaml.evaluation.protocols import Listed, Pairs
 from oaml.main import main
-from test_ijb import write_set
+from test_galleries import write_deepface_emd, write_tinyface
+from test_ijb import write_set, write_surveillance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PEOPLE = ("Ann_Lee", "Bela", "Cem")
@@ -30,6 +31,11 @@ def read_set(name: str, data: Path) -> Listed:
     listed = read_any(name, data)
     assert listed is not None
     return listed
+
+
+def pairs_of(listed: Listed) -> Pairs:
+    assert listed.pairs is not None
+    return listed.pairs
 
 
 def write(data: Path, *names: str) -> None:
@@ -42,7 +48,8 @@ def write(data: Path, *names: str) -> None:
 
 
 def compared(listed: Listed) -> list[tuple[str, str, bool | None]]:
-    return list(zip(listed.pairs.path_a, listed.pairs.path_b, listed.pairs.same, strict=True))
+    pairs = pairs_of(listed)
+    return list(zip(pairs.path_a, pairs.path_b, pairs.same, strict=True))
 
 
 def numbered_images(data: Path, suffix: str = ".jpg") -> None:
@@ -88,7 +95,7 @@ def test_calfw_and_cplfw_by_two_lines_a_pair(tmp_path: Path) -> None:
             ("Ann_Lee_0001.jpg", "Ann_Lee_0002.jpg", True),
             ("Bela_0001.jpg", "Ann_Lee_0001.jpg", False),
         ]
-        assert [listed.pairs.person_of(path) for path in ("Ann_Lee_0002.jpg", "Bela_0001.jpg")] == [
+        assert [pairs_of(listed).person_of(path) for path in ("Ann_Lee_0002.jpg", "Bela_0001.jpg")] == [
             "Ann_Lee",
             "Bela",
         ]
@@ -113,7 +120,7 @@ def test_xqlfw_by_numbers_and_mlfw_by_paths(tmp_path: Path) -> None:
     )
     listed = read_set("mlfw", tmp_path / "m")
     assert [same for *_, same in compared(listed)] == [True, False]
-    assert listed.pairs.person_of("Ann_Lee_0002_0001.jpg") == "Ann_Lee"
+    assert pairs_of(listed).person_of("Ann_Lee_0002_0001.jpg") == "Ann_Lee"
 
 
 def cfp(data: Path) -> None:
@@ -138,8 +145,8 @@ def test_cfp_by_numbers_of_two_lists(tmp_path: Path) -> None:
         ("Data/Images/002/frontal/01.jpg", "Data/Images/002/profile/01.jpg", True),
         ("Data/Images/001/frontal/01.jpg", "Data/Images/003/profile/01.jpg", False),
     ]
-    assert len(listed.pairs) == 20
-    assert listed.pairs.person_of("Data/Images/002/profile/01.jpg") == "002"
+    assert len(pairs_of(listed)) == 20
+    assert pairs_of(listed).person_of("Data/Images/002/profile/01.jpg") == "002"
     (tmp_path / "Protocol" / "Split" / "FP" / "04" / "diff.txt").write_text("1,3\n7,1\n")
     with pytest.raises(
         OamlError, match=r"04/diff\.txt, line 2: '7,1' are no numbers of a frontal and a profile"
@@ -160,12 +167,12 @@ def mfr2(data: Path) -> None:
 def test_mfr2_by_what_the_labels_say(tmp_path: Path) -> None:
     mfr2(tmp_path)
     listed = read_set("mfr2", tmp_path)
-    assert len(listed.pairs) == 24
-    by_pair = dict(zip(compared(listed), listed.pairs.group, strict=True))
+    assert len(pairs_of(listed)) == 24
+    by_pair = dict(zip(compared(listed), pairs_of(listed).group, strict=True))
     assert by_pair["Ann_Lee/Ann_Lee_0001.png", "Bela/Bela_0001.png", False] == "masked-masked"
     assert by_pair["Ann_Lee/Ann_Lee_0002.png", "Bela/Bela_0002.png", False] == "unmasked-unmasked"
     assert by_pair["Cem/Cem_0001.png", "Cem/Cem_0002.png", True] == "masked-unmasked"
-    assert dict(zip(listed.pairs.occluded, listed.pairs.group, strict=True)) == {
+    assert dict(zip(pairs_of(listed).occluded, pairs_of(listed).group, strict=True)) == {
         2: "masked-masked",
         0: "unmasked-unmasked",
         1: "masked-unmasked",
@@ -191,9 +198,17 @@ def test_rmfrd_and_rof_by_folders(tmp_path: Path) -> None:
     assert listed.identification.probes == [f"{masked}/Cem/a.jpg"]
     write(tmp_path / "o", "neutral/Bela/0.jpg", "neutral/Bela/1.jpg", "neutral/Cem/0.jpg")
     write(tmp_path / "o", "masked/Bela/0.jpg", "sunglasses/Cem/0.jpg")
+    for junk in (
+        "neutral/Bela/._0.jpg",
+        "neutral/Bela/Thumbs.db",
+        "masked/Bela/._0.jpg",
+        "masked/@eaDir/0.jpg",
+    ):
+        (tmp_path / "o" / junk).parent.mkdir(exist_ok=True)
+        (tmp_path / "o" / junk).write_bytes(b"put here by a system")
     listed = read_set("rof", tmp_path / "o")
-    assert listed.pairs.group == ["neutral"] * 2 + ["masked"] * 2 + ["sunglasses"] * 2
-    assert listed.pairs.occluded == [0, 0, 1, 1, 1, 1]
+    assert pairs_of(listed).group == ["neutral"] * 2 + ["masked"] * 2 + ["sunglasses"] * 2
+    assert pairs_of(listed).occluded == [0, 0, 1, 1, 1, 1]
 
 
 def test_folds_hold_both_classes_and_a_list_in_folds_stays_in_them() -> None:
@@ -240,7 +255,7 @@ def test_numbers_of_a_set_worked_out_by_hand(tmp_path: Path, monkeypatch: pytest
     def scored(
         _: object, __: object, index_a: np.ndarray, *rest: object, **named: object
     ) -> dict[str, np.ndarray]:
-        listed = read_set("mfr2", tmp_path / "mfr2").pairs
+        listed = pairs_of(read_set("mfr2", tmp_path / "mfr2"))
         owners = zip(map(listed.person_of, listed.path_a), map(listed.person_of, listed.path_b), strict=True)
         values = np.array([score[pair] for pair in owners])
         return {name: values for name in ("cosine", "qaconv", "qaconv_visibility", "joint", "fused")}
@@ -341,8 +356,11 @@ MINIATURES: dict[str, Callable[[Path], object]] = {
     "mfr2": mfr2,
     "rmfrd": lambda data: by_folder(data, "AFDB_face_dataset", "AFDB_masked_face_dataset"),
     "rof": lambda data: by_folder(data, "neutral", "masked", "sunglasses"),
+    "tinyface": write_tinyface,
+    "deepface-emd": write_deepface_emd,
     "ijbb": lambda data: write_set(data, "ijbb"),
     "ijbc": lambda data: write_set(data, "ijbc"),
+    "ijbs": write_surveillance,
 }
 COMMANDS = re.findall(
     r"`(oaml evaluate runs/adapted --protocol [^`]+)`",
@@ -366,7 +384,11 @@ def test_commands_of_the_readme_measure_miniatures(
     monkeypatch.setattr(report, "_draw", lambda *_: {})  # other tests look at the pictures
     assert main([*words, "--bootstrap", "0"]) == 0
     measured = json.loads((tmp_path / out / "report.json").read_text())
-    if measured["template_set"] is None:
+    if measured["verification"] is None and measured["identification"] is not None:
+        assert {"5", "10", "20"} == set(measured["identification"]["rank"]["unoccluded"]["fused"])
+    elif name == "ijbs":
+        assert {"plain", "cosine", "fused"} <= set(measured["template_set"]["identification_mean"])
+    elif measured["template_set"] is None:
         scores = measured["verification"]["conditions"]["unoccluded"]
         assert set(scores) == {"cosine", "qaconv", "qaconv_visibility", "joint", "fused"}
         assert (scores["fused"]["kfold"] is not None) is SETS[name].folds

@@ -141,12 +141,13 @@ def extract(
     return faces
 
 
-def gathered(parts: Iterable[Templates], count: int) -> Templates:
+def gathered(parts: Iterable[Templates], count: int, channels_last: bool = False) -> Templates:
     """Templates that come in parts as one set, float32 on the CPU; large fields lie in temporary files.
 
     Args:
         parts: one after another; only one is held besides the set.
         count: faces that memory is reserved for; there may be fewer.
+        channels_last: lay local maps out so that `score_listed` needs no copies of them.
 
     Raises:
         OamlError: no room for the file.
@@ -162,7 +163,12 @@ def gathered(parts: Iterable[Templates], count: int) -> Templates:
         for field in fields(part):
             values = getattr(part, field.name)
             if field.name not in fields_so_far:
-                fields_so_far[field.name] = torch.from_numpy(_empty((count, *values.shape[1:])))
+                if channels_last and field.name == "local":
+                    channels, height, width = values.shape[1:]
+                    empty = torch.from_numpy(_empty((count, height, width, channels))).permute(0, 3, 1, 2)
+                else:
+                    empty = torch.from_numpy(_empty((count, *values.shape[1:])))
+                fields_so_far[field.name] = empty
             fields_so_far[field.name][done : done + len(part)] = values
         done += len(part)
     if not fields_so_far:
@@ -223,6 +229,29 @@ def score_pairs(
             advance(min(chunk, count - start))
     for column, values in scores.items():
         _need_finite(column, values, name)
+    return scores
+
+
+def score_listed(
+    model: Model, faces_a: Templates, index_a: np.ndarray, faces_b: Templates, index_b: np.ndarray
+) -> dict[str, np.ndarray]:
+    """`score_pairs` for many pairs of few faces; on a CPU two to three times as fast where those of one face follow each other.
+
+    Args:
+        faces_a, faces_b: from `gathered` with `channels_last`.
+        index_a, index_b: int64 [N].
+
+    Returns, raises: as `score_pairs`.
+    """
+    import torch
+
+    if model.device.type != "cpu":
+        return score_pairs(model, faces_a, index_a, faces_b, index_b)
+    pairs = torch.from_numpy(index_a), torch.from_numpy(index_b)
+    values = model.compare_listed(faces_a, faces_b, pairs, plain=True)
+    scores = {column: values[column].double().numpy() for column in COLUMNS}
+    for column, some in scores.items():
+        _need_finite(column, some, "pair {}".format)
     return scores
 
 

@@ -26,6 +26,7 @@ from oaml.template import Scores, Templates
 from oaml.weights import Preprocessing, load_backbone, need_numbers
 
 BLOCK_PROBES, BLOCK_GALLERY = 64, 512  # faces that a thread compares at a time in fused_above()
+LISTED_PAIRS = 256  # that a thread compares at a time in compare_listed()
 CONFIG_FORMAT = 5  # of config.json; raised when an older reader would misread it
 READABLE = (3, CONFIG_FORMAT)  # 3 knows no traces of what was done to pictures
 
@@ -176,6 +177,35 @@ class Model(nn.Module, ModelHubMixin):
             probes.cell_embeddings, gallery.cell_embeddings, probes.visibility, gallery.visibility
         )
         return self._together(scores, local, compared, self._alike(probes, gallery))
+
+    @torch.inference_mode()
+    def compare_listed(
+        self, a: Templates, b: Templates, pairs: tuple[Tensor, Tensor], plain: bool = False
+    ) -> Scores:
+        """Face `pairs[0][i]` of a with face `pairs[1][i]` of b, int64 [N] each -> [N] each, as `compare` gives them.
+
+        Nothing of the faces is copied but a few hundred per-cell embeddings at a time, where local maps are channels last in
+        memory; see `QAConv.match_listed`.
+        """
+        scores: Scores = {}
+        if plain:
+            scores["qaconv"] = self.matcher.match_listed(a.local, b.local, pairs, prepared=True)
+        local = self.matcher.match_listed(a.local, b.local, pairs, a.visibility, b.visibility, prepared=True)
+        traces = self.fusion.traces_of(a.embedding), self.fusion.traces_of(b.embedding)
+
+        def one_block(rows: tuple[Tensor, Tensor, Tensor]) -> Scores:
+            first, second, score = rows
+            compared = self.joint.compare_pairs(
+                a.cell_embeddings[first], b.cell_embeddings[second], a.visibility[first], b.visibility[second]
+            )
+            cosine = (a.embedding[first].double() * b.embedding[second].double()).sum(1)
+            alike = (traces[0][first] * traces[1][second]).sum(1)
+            return self._together({"cosine": cosine}, score, compared, alike)
+
+        blocks = zip(*(rows.split(LISTED_PAIRS) for rows in (*pairs, local)), strict=True)
+        parts = spread(one_block, blocks, local.device)
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {"cosine": joined.pop("cosine"), **scores, **joined}
 
     @torch.inference_mode()
     def fused_above(self, probes: Templates, gallery: Templates, threshold: float) -> Tensor:

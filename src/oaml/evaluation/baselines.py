@@ -79,6 +79,13 @@ def read_faces(model: Model, images: Iterable[np.ndarray], batch: int = 32) -> B
     )
 
 
+def upper_half(face: np.ndarray) -> np.ndarray:
+    """uint8 [112,112,3] -> the same with its lower half painted grey, for templates of many images."""
+    painted = face.copy()
+    painted[len(face) // 2 :] = round(255 * GREY)
+    return painted
+
+
 def _patches(maps: Tensor, side: int) -> Tensor:
     """[N,C,h,w] -> [N,side*side,C], unit length each."""
     return F.normalize(F.adaptive_avg_pool2d(maps.float(), side).flatten(2).transpose(1, 2), dim=2)

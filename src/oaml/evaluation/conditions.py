@@ -130,6 +130,8 @@ class Retrieved:
 
     measures: np.ndarray
     """[P,3], see `metrics.retrieval`."""
+    rank: np.ndarray
+    """int [P], see `metrics.own_ranks`."""
     best: np.ndarray
     """[P], the highest score in the gallery."""
     strangers: np.ndarray
@@ -467,6 +469,7 @@ def _identify(
     probes, index_p = faces.side(looked_up, occluded and side in ("b", "both"))
     people_g, people_p = np.array(known.gallery_person), np.array(known.probe_person)
     measures: dict[str, list[np.ndarray]] = {score: [] for score in COLUMNS}
+    ranks: dict[str, list[np.ndarray]] = {score: [] for score in COLUMNS}
     best: dict[str, list[np.ndarray]] = {score: [] for score in COLUMNS}
     for start in range(0, len(index_p), PROBE_BLOCK):
         part = slice(start, start + PROBE_BLOCK)
@@ -484,10 +487,12 @@ def _identify(
             best[score].append(values.max(1))
             if len(own):
                 measures[score].append(metrics.retrieval(values[: len(own)], own, people_g))
+                ranks[score].append(metrics.own_ranks(values[: len(own)], own, people_g))
     count = len(known.probes)
     return {
         score: Retrieved(
             np.concatenate(measures[score]),
+            np.concatenate(ranks[score]),
             np.concatenate(best[score])[:count],
             np.concatenate(best[score])[count:],
         )

@@ -22,21 +22,13 @@ from pathlib import Path
 
 from oaml.datasets.bin_pairs import BinPairs
 from oaml.errors import OamlError, few
-from oaml.evaluation.protocols import Identification, Pairs
+from oaml.evaluation.galleries import deepface_emd, tinyface
+from oaml.evaluation.protocols import Identification, Listed, Pairs, found, need_all
+from oaml.support.folders import read_folder
+from oaml.support.names import is_system
 
-SUFFIXES = (".jpg", ".png", ".jpeg", ".bmp")
 IMPOSTORS_A_PROBE = 10
 """Of sets that have no list of pairs: each probe is compared with the people that follow its own in the alphabet."""
-
-
-@dataclass(frozen=True)
-class Listed:
-    """What a set compares."""
-
-    images: Path
-    """The folder that paths are relative to."""
-    pairs: Pairs
-    identification: Identification | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +65,8 @@ def read_set(name: str, data: str | Path) -> Listed | None:
             )
         a, b, same = BinPairs(data).pairs()
         return Listed(data, Pairs(a, b, list(same)))
+    if name == "deepface-emd" and data.is_file():
+        return deepface_emd(data)
     if not data.is_dir():
         raise OamlError(f"{data}: no such folder; {name} is expected as {SETS[name].layout}")
     absent = _absent(name, data)
@@ -107,12 +101,13 @@ def _list_of(*patterns: str, numbered: bool | None = None) -> Callable[[Path], L
 
     def read(data: Path) -> Listed:
         file = next(found for pattern in patterns for found in sorted(data.glob(pattern)))
-        return _from_lines(file, data, numbered)
+        return Listed(*_from_lines(file, data, numbered))
 
     return read
 
 
-def _from_lines(file: Path, data: Path, numbered: bool | None = None) -> Listed:
+def _from_lines(file: Path, data: Path, numbered: bool | None = None) -> tuple[Path, Pairs]:
+    """The folder of the images, and the pairs."""
     named = [*_lines(file)]
     if not named:
         raise OamlError(f"{file}: holds no pairs")
@@ -123,7 +118,7 @@ def _from_lines(file: Path, data: Path, numbered: bool | None = None) -> Listed:
     pairs = Pairs([], [], [])
     missing: dict[str, None] = {}
     for *sides, same in named:
-        paths = [_found(root, side) for side in sides]
+        paths = [found(root, side.path) for side in sides]
         missing |= dict.fromkeys(str(side) for side, path in zip(sides, paths, strict=True) if path is None)
         if None not in paths:
             pairs.path_a.append(str(paths[0]))
@@ -131,12 +126,8 @@ def _from_lines(file: Path, data: Path, numbered: bool | None = None) -> Listed:
             pairs.same.append(same)
             for side, path in zip(sides, paths, strict=True):
                 pairs.owner[str(path)] = side.person
-    if missing:
-        raise OamlError(
-            f"{file}: {len(missing):,} images that it names are missing in {root}: {few([*missing], 10)}; complete the set, or "
-            "write a list of the pairs that are there"
-        )
-    return Listed(root, in_folds(pairs))
+    need_all([*missing], root, file)
+    return root, in_folds(pairs)
 
 
 @dataclass(frozen=True)
@@ -217,21 +208,12 @@ def _root(data: Path, image: _Image, file: Path) -> Path:
     """The folder, at most two levels below `data`, in which an image is found."""
     folders = [data, *sorted(f for pattern in ("*/", "*/*/") for f in data.glob(pattern) if f.is_dir())]
     for folder in folders:
-        if _found(folder, image) is not None:
+        if found(folder, image.path) is not None:
             return folder
     raise OamlError(
         f"{file}: names {image.path}, which is in no folder of {data}; put the images beside the list, or align them there with "
         "`oaml align`"
     )
-
-
-def _found(root: Path, image: _Image) -> str | None:
-    """The path below `root` of an image, which may be named without its suffix, or with that of the original."""
-    if (root / image.path).is_file():
-        return image.path
-    stem, dot, suffix = image.path.rpartition(".")
-    stem = stem if dot and f".{suffix.lower()}" in SUFFIXES else image.path
-    return next((stem + s for s in SUFFIXES if (root / (stem + s)).is_file()), None)
 
 
 def in_folds(pairs: Pairs, folds: int = 10) -> Pairs:
@@ -276,35 +258,33 @@ def _cfp(data: Path) -> Listed:
                 pairs.same.append(same)
                 for path in (pairs.path_a[-1], pairs.path_b[-1]):
                     pairs.owner[path] = path.split("/")[-3]
-    _need(data, [*pairs.path_a, *pairs.path_b], protocol)
+    used = dict.fromkeys([*pairs.path_a, *pairs.path_b])
+    need_all([path for path in used if not (data / path).is_file()], data, protocol)
     return Listed(data, in_folds(pairs))
 
 
 def _mfr2(data: Path) -> Listed:
     """MFR2's 848 pairs, in groups by the labels of their images (Anwar and Raychowdhury, Masked Face Recognition for Secure
     Authentication, 2020)."""
-    listed = _from_lines(next(data.glob("pairs.txt"), data / "mfr2_official_pairs.txt"), data)
+    images, pairs = _from_lines(next(data.glob("pairs.txt"), data / "mfr2_official_pairs.txt"), data)
     labels = data / "mfr2_labels.txt"
     if not labels.is_file():
-        return listed
+        return Listed(images, pairs)
     kind: dict[str, str] = {}
     for number, words in _words(labels):
         if len(words) != 3 or not words[1].isdecimal():
             raise OamlError(f"{labels}, line {number}: is no `NAME, NUMBER, KIND OF MASK`")
         kind[_numbered(words[0], words[1]).path] = words[2]
-    unlabelled = {
-        path for path in (*listed.pairs.path_a, *listed.pairs.path_b) if path.rpartition(".")[0] not in kind
-    }
+    unlabelled = {path for path in (*pairs.path_a, *pairs.path_b) if path.rpartition(".")[0] not in kind}
     if unlabelled:
         raise OamlError(f"{labels}: says nothing of {few(sorted(unlabelled), 10)}; complete the set")
 
     def masks(path: str) -> int:
         return not kind[path.rpartition(".")[0]].startswith("no")
 
-    occluded = [masks(a) + masks(b) for a, b in zip(listed.pairs.path_a, listed.pairs.path_b, strict=True)]
+    occluded = [masks(a) + masks(b) for a, b in zip(pairs.path_a, pairs.path_b, strict=True)]
     names = ("unmasked-unmasked", "masked-unmasked", "masked-masked")
-    pairs = replace(listed.pairs, occluded=occluded, group=[names[count] for count in occluded])
-    return Listed(listed.images, pairs)
+    return Listed(images, replace(pairs, occluded=occluded, group=[names[count] for count in occluded]))
 
 
 def _rmfrd(data: Path) -> Listed:
@@ -325,7 +305,9 @@ def _by_folders(data: Path, folders: tuple[str, list[str]]) -> Listed:
     others.
     """
     enrolled, probes_of = folders
-    gallery = {person.name: images[0] for person in _below(data / enrolled) if (images := [*_images(person)])}
+    gallery = {
+        person.name: images[0] for person in _below(data / enrolled) if (images := read_folder(person).images)
+    }
     people = sorted(gallery)
     pairs = Pairs([], [], [])
     known = Identification(
@@ -340,7 +322,7 @@ def _by_folders(data: Path, folders: tuple[str, list[str]]) -> Listed:
                 people[(place + step) % len(people)]
                 for step in range(1, min(IMPOSTORS_A_PROBE, len(people) - 1) + 1)
             ]
-            for image in _images(person):
+            for image in read_folder(person).images:
                 if image == gallery[person.name]:
                     continue
                 probe = image.relative_to(data).as_posix()
@@ -362,19 +344,7 @@ def _by_folders(data: Path, folders: tuple[str, list[str]]) -> Listed:
 
 
 def _below(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir())
-
-
-def _images(person: Path) -> Iterable[Path]:
-    return sorted(path for path in person.iterdir() if path.suffix.lower() in SUFFIXES)
-
-
-def _need(root: Path, paths: list[str], named_in: Path) -> None:
-    missing = [path for path in dict.fromkeys(paths) if not (root / path).is_file()]
-    if missing:
-        raise OamlError(
-            f"{named_in}: {len(missing):,} images that it names are missing in {root}: {few(missing, 10)}; complete the set"
-        )
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_system(path.name))
 
 
 def listing() -> str:
@@ -432,6 +402,18 @@ SETS: dict[str, TestSet] = {
         "ROF, real masks and sunglasses", "neutral/PERSON/*.jpg, masked/PERSON/*.jpg and sunglasses/PERSON/*.jpg",
         ("neutral", "masked", "sunglasses"), _rof, folds=False,
     ),
+    "tinyface": TestSet(
+        "TinyFace, small faces among distractors",
+        "Testing_Set/{Gallery_Match,Gallery_Distractor,Probe}/*.jpg and {gallery_match,probe}_img_ID_pairs.mat; aligned folders "
+        "may lie elsewhere in DIR",
+        ("Gallery_Match|*/Gallery_Match|*/*/Gallery_Match",), tinyface, folds=False,
+    ),
+    "deepface-emd": TestSet(
+        "DeepFace-EMD's lists, masked, glasses, cropped",
+        "a list of the gallery, such as lfw_128.txt, and one of probes, lfw_128_mask.txt, with lines `IMAGE,PERSON`; or DIR is "
+        "the latter",
+        ("*_mask*.txt|*_glass*.txt|*_crop*.txt",), deepface_emd, folds=False,
+    ),
     "ijbb": TestSet(
         "IJB-B, templates, 1:1 and 1:N", "meta/ijbb_*.txt and .csv as InsightFace's evaluation has them; images loose_crop/*.jpg",
         ("meta/ijbb_face_tid_mid.txt",), None, folds=False,
@@ -439,6 +421,12 @@ SETS: dict[str, TestSet] = {
     "ijbc": TestSet(
         "IJB-C, templates, 1:1 and 1:N", "meta/ijbc_*.txt and .csv as InsightFace's evaluation has them; images loose_crop/*.jpg",
         ("meta/ijbc_face_tid_mid.txt",), None, folds=False,
+    ),
+    "ijbs": TestSet(
+        "IJB-S, surveillance to surveillance, 1:N",
+        "cs6_metadata.csv, cs6_surveillance_to_surveillance_probe.csv, galleries/cs6_surveillance_to_surveillance_{g1,g2}.csv; "
+        "crops SUBJECT/videos_VIDEO_FRAME.jpg",
+        ("cs6_metadata.csv",), None, folds=False,
     ),
 }  # fmt: skip
 """Name, as `--protocol` takes it -> the set."""

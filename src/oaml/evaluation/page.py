@@ -100,7 +100,7 @@ def _sections(report: Report) -> list[_Section]:
     described = [[name, _text(value)] for name, value in (first | config).items()]
     return [
         _Section("What was measured", [_list(_measured(report))]),
-        _Section("Templates of many images", ["1:1", "1:N mean", "1:N G1", "1:N G2"]),
+        _Section("Templates of many images", [t.key for t in all_tables(report) if t.key.startswith("1:")]),
         _Section("Scores by occluder", ["scores", "baselines", "groups", "roc.png"], ("verification",)),
         _Section("Identification", ["identification", "baselines, found", "open set", "open set, stored"]),
         _Section("The model's own thresholds", ["stored"]),
@@ -129,7 +129,9 @@ def headline(report: Report) -> str:
     """What the fused score does, unoccluded and under the hardest occluder, beside the plain cosine."""
     if report.template_set is not None:
         stated = {
-            far: tar for far, tar in report.template_set.verification["fused"].items() if tar is not None
+            far: tar
+            for far, tar in report.template_set.verification.get("fused", {}).items()
+            if tar is not None
         }
         each = [
             f"{tar:.1%} at FAR {short_far(far)} (plain pooling {report.template_set.verification['plain'][far]:.1%})"

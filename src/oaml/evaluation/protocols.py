@@ -7,7 +7,7 @@ that a file of `oaml embed` holds. Further columns and empty lines are ignored.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import compress
 from pathlib import Path
@@ -18,6 +18,7 @@ from oaml.datasets.people import person_of
 from oaml.datasets.sources import ByName, is_source
 from oaml.errors import OamlError, few
 from oaml.support.folders import find
+from oaml.support.formats import READABLE
 from oaml.support.names import person_name, shortened
 from oaml.support.rows import rows
 
@@ -58,6 +59,34 @@ class Identification:
 
     def __len__(self) -> int:
         return len(self.gallery) + len(self.probes) + len(self.strangers)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a published set compares."""
+
+    images: Path
+    """The folder that paths are relative to, or a .bin file."""
+    pairs: Pairs | None = None
+    identification: Identification | None = None
+
+
+def found(root: Path, path: str) -> str | None:
+    """The path below a folder of an image, which a list may name without its suffix, or with that of the original."""
+    if (root / path).is_file():
+        return path
+    stem, dot, suffix = path.rpartition(".")
+    stem = stem if dot and f".{suffix.lower()}" in READABLE else path
+    return next((stem + s for s in READABLE if (root / (stem + s)).is_file()), None)
+
+
+def need_all(missing: Sequence[str], images: Path, named_in: Path) -> None:
+    """Raise OamlError where a published set's list names images that aren't there: all are counted, the first ten named."""
+    if missing:
+        raise OamlError(
+            f"{named_in}: {len(missing):,} images that it names are missing in {images}: {few(missing, 10)}; complete the set, or "
+            "write a list of those that are there"
+        )
 
 
 def read_pairs(file: str | Path, images: str | Path | ByName, *, need_same: bool = True) -> Pairs:

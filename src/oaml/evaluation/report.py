@@ -25,7 +25,7 @@ from oaml.evaluation.protocols import (
 )
 from oaml.evaluation.results import PAIR_CLASSES, UNOCCLUDED, DrawnOccluders, Report, Side
 from oaml.evaluation.summary import CURVE_FAR, PairStatistics, identification_result, with_all
-from oaml.evaluation.tables import SHORT, all_tables, condition_name, headline, markdown, show
+from oaml.evaluation.tables import all_tables, condition_name, headline, markdown, show, shown
 from oaml.inference import BATCH_SIZE, load_model
 from oaml.support import metrics
 from oaml.support.files import write_file
@@ -44,8 +44,11 @@ Protocol = Literal[
     "mfr2",
     "rmfrd",
     "rof",
+    "tinyface",
+    "deepface-emd",
     "ijbb",
     "ijbc",
+    "ijbs",
 ]
 
 
@@ -145,24 +148,29 @@ def evaluate(
         raise OamlError(
             "--refine is of IJB-B and IJB-C; write refined crops of another set with oaml align --refine"
         )
+    pictures = [] if mask_pictures is None else load_mask_pictures(mask_pictures)
+    harvested = None if occluders_from is None else load_harvested(occluders_from)
+    if harvested is not None:
+        harvested.of(style)  # raises where this style has none
+    occluder = Occluder(seed, style, pictures, harvested=harvested)
+    drawn = DrawnOccluders(kinds, side, style, seed)
     if data is not None and published is None:
-        if kinds:
-            raise OamlError(
-                f"protocol {protocol}: no occluders are drawn on templates of many images; leave --occlude out"
-            )
         from oaml.evaluation import ijb
+        from oaml.evaluation.template_lists import read_lists
 
+        lists = read_lists(protocol, Path(data))
         loaded = load_model(model, device, batch_size)
-        templates = ijb.measure(loaded, protocol, Path(data), out, refine)
+        sets = ijb.Measured(loaded, lists, protocol, out, refine, baselines).all(kinds, side, occluder)
         loaded.config.training.pop("people_hashed", None)
         report = Report(
             oaml=__version__,
             model=readable(str(model)),
             config=loaded.config,
             arguments=arguments,
-            occluders=DrawnOccluders([], side, style, seed),
+            occluders=drawn,
             maps={},
-            template_set=templates,
+            template_set=sets.pop(UNOCCLUDED),
+            template_set_occluded=sets,
         )
         _write(report, out, None, None)
         return report
@@ -187,16 +195,11 @@ def evaluate(
     folds = official.SETS[protocol].folds if protocol != "pairs" else False
     if listed is not None:
         _check_pairs(Path(pairs or data or images), listed, folds)
-    pictures = [] if mask_pictures is None else load_mask_pictures(mask_pictures)
-    harvested = None if occluders_from is None else load_harvested(occluders_from)
-    if harvested is not None:
-        harvested.of(style)  # raises where this style has none
     loaded = load_model(model, device, batch_size)
     trained = set(
         loaded.config.training.pop("people_hashed", [])
     )  # thousands of digits, of no use in a report
     training = None if trained_on is None else overlap.training_people(Path(trained_on), trained, resize)
-    occluder = Occluder(seed, style, pictures, harvested=harvested)
     faces = MeasuredFaces(loaded, source, resize, batch_size, occluder, baselines)
     measured = conditions.measure(faces, listed, known, kinds, side, seed, precision)
     found = overlap.of_measured(faces, listed, known, training, seed)
@@ -206,7 +209,7 @@ def evaluate(
         config=loaded.config,
         notes=overlap.took_part(trained, listed, known) + overlap.notes(found) + left_out,
         arguments=arguments,
-        occluders=DrawnOccluders(kinds, side, style, seed),
+        occluders=drawn,
         maps=faces.maps,
         overlap=found,
     )
@@ -378,7 +381,7 @@ def _write(report: Report, out: Path, measured: Measured | None, pairs: Pairs | 
     tables = all_tables(report)
     if first := headline(report):
         console.print(first, style="bold", markup=False, highlight=False, soft_wrap=True)
-    show(console, [table for table in tables if table.key in SHORT])
+    show(console, [table for table in tables if shown(table)])
     for note in report.notes:
         console.print(f"note: {printable(note)}", style="yellow", markup=False)
     text = [f"# {report.model}\n", *([f"{first}\n"] if first else []), *map(markdown, tables)]

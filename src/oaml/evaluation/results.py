@@ -294,6 +294,8 @@ class IdentificationResult:
     people: int
     rank1: dict[str, dict[str, Estimate]]
     """Condition -> score -> share of the probes whose person ranks first (P@1)."""
+    rank: dict[str, dict[str, dict[int, float]]]
+    """Condition -> score -> K -> share of the probes whose person is among the first K; equal scores count against the probe."""
     r_precision: dict[str, dict[str, Estimate]]
     """Of the first R gallery images, the share that is of the probe's person, who has R images in all."""
     map_at_r: dict[str, dict[str, Estimate]]
@@ -371,7 +373,7 @@ class TemplateSet:
     genuine_pairs: int
     impostor_pairs: int
     verification: dict[str, dict[float, float | None]]
-    """Score -> FAR -> TAR; None where the impostor pairs are too few for it."""
+    """Score -> FAR -> TAR; None where the impostor pairs are too few for it. Empty without a list of pairs."""
     identification: dict[str, dict[str, TemplateRates]]
     """Gallery -> score -> rates; empty without lists of 1:N."""
     identification_mean: dict[str, TemplateRates]
@@ -433,7 +435,9 @@ class Report:
     """Condition -> what the pairs are -> pairs."""
     identification: IdentificationResult | None = None
     template_set: TemplateSet | None = None
-    """Of IJB-B and IJB-C."""
+    """Of IJB-B, IJB-C and IJB-S."""
+    template_set_occluded: dict[str, TemplateSet] = field(default_factory=dict)
+    """Kind of occluder -> the same under drawn ones."""
     overlap: Overlap | None = None
 
     def json(self) -> str:

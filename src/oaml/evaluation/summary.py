@@ -30,6 +30,7 @@ CURVE_FAR = 1e-2
 """FAR of the robustness curves and of the thresholds drawn into the histograms."""
 FROZEN_FAR = 1e-3
 FPIRS = (1e-1, 1e-2)
+RANKS = (5, 10, 20)
 TAIL = 0.999
 """Quantile of the scores of impostor pairs that is compared between areas: what a FAR of 1e-3 is decided by."""
 
@@ -367,6 +368,13 @@ def identification_result(
         probes=len(listed.probes),
         people=len(set(listed.gallery_person)),
         rank1=mean(0),
+        rank={
+            condition: {
+                score: {k: float((found.rank <= k).mean()) for k in RANKS}
+                for score, found in by_score.items()
+            }
+            for condition, by_score in measured.retrieved.items()
+        },
         r_precision=mean(1),
         map_at_r=mean(2),
         strangers=len(listed.strangers),

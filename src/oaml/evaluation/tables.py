@@ -16,6 +16,7 @@ from oaml.evaluation.results import (
     Measures,
     OperatingPoint,
     Report,
+    TemplateSet,
 )
 from oaml.template import TITLES
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SHORT = (
-    *("1:1", "1:N G1", "1:N G2", "1:N mean"),
+    *("1:1", "1:N G1", "1:N G2", "1:N G1 and G2", "1:N mean"),
     *(
         "scores",
         "baselines",
@@ -48,6 +49,11 @@ class Table(NamedTuple):
     title: str
     header: list[str]
     rows: list[list[str]]
+
+
+def shown(table: Table) -> bool:
+    """Whether the terminal shows it."""
+    return table.key.partition(",")[0] in SHORT or table.key in SHORT
 
 
 def all_tables(report: Report) -> list[Table]:
@@ -227,6 +233,7 @@ def _identification(report: Report) -> Iterator[Table]:
                 _value(rates[condition][score])
                 for rates in (section.rank1, section.r_precision, section.map_at_r)
             ),
+            *map(short_number, section.rank[condition][score].values()),
         ]
         for condition, by_score in section.rank1.items()
         for score in by_score
@@ -235,7 +242,9 @@ def _identification(report: Report) -> Iterator[Table]:
         f"Identification: {section.probes:,} probes in a gallery of {section.gallery:,} images of "
         f"{section.people:,} people"
     )
-    yield Table("identification", title, ["condition", "score", "rank-1", "R-precision", "MAP@R"], rows)
+    ranks = [f"rank {k}" for k in section.rank[UNOCCLUDED]["fused"]]
+    header = ["condition", "score", "rank-1", "R-precision", "MAP@R", *ranks]
+    yield Table("identification", title, header, rows)
     if not section.strangers:
         return
     rows = [
@@ -496,20 +505,31 @@ def _overlap(report: Report) -> Iterator[Table]:
 
 
 def _template_set(report: Report) -> Iterator[Table]:
-    section = report.template_set
-    if section is None:
+    if report.template_set is None:
         return
-    first = next(iter(section.verification.values()))
+    for condition, section in {UNOCCLUDED: report.template_set, **report.template_set_occluded}.items():
+        yield from _templates(section, condition, _side_words(report))
+
+
+def _side_words(report: Report) -> str:
+    return {"a": "a (1:N: the gallery)", "b": "b (1:N: the probes)", "both": "both"}[report.occluders.side]
+
+
+def _templates(section: TemplateSet, condition: str, side: str) -> Iterator[Table]:
+    under = "" if condition == UNOCCLUDED else f"{condition} on side {side}: "
+    key = "" if condition == UNOCCLUDED else f", {condition}"
+    first = next(iter(section.verification.values()), {})
     rows = [
         [TITLES.get(score, score), *(LACKING if tar is None else short_number(tar) for tar in tars.values())]
         for score, tars in section.verification.items()
     ]
     title = (
-        f"1:1, {section.templates:,} templates of {section.images:,} images, {section.genuine_pairs:,} genuine and "
+        f"{under}1:1, {section.templates:,} templates of {section.images:,} images, {section.genuine_pairs:,} genuine and "
         f"{section.impostor_pairs:,} impostor pairs: TAR at FAR. Plain: cosine of embeddings pooled by medium; the others are of "
         "templates pooled by visibility."
     )
-    yield Table("1:1", title, ["score", *map(short_far, first)], rows)
+    if rows:
+        yield Table(f"1:1{key}", title, ["score", *map(short_far, first)], rows)
     for name, by_score in {**section.identification, "mean": section.identification_mean}.items():
         if not by_score:
             continue
@@ -527,8 +547,10 @@ def _template_set(report: Report) -> Iterator[Table]:
         which = "mean over the galleries" if name == "mean" else f"gallery {name}"
         header = ["score", *(f"rank {k}" for k in one.rank)]
         header += [f"TPIR@FPIR {short_far(fpir)}" for fpir in one.tpir_at_fpir]
-        title = f"1:N, {which}: {one.probes:,} probes whose person is in it, {one.strangers:,} strangers"
-        yield Table(f"1:N {name}", title, header, rows)
+        title = (
+            f"{under}1:N, {which}: {one.probes:,} probes whose person is in it, {one.strangers:,} strangers"
+        )
+        yield Table(f"1:N {name}{key}", title, header, rows)
 
 
 _MAKERS = (

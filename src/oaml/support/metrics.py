@@ -215,6 +215,21 @@ def retrieval(scores: np.ndarray, probe_labels: np.ndarray, gallery_labels: np.n
     return values
 
 
+def own_ranks(scores: np.ndarray, probe_labels: np.ndarray, gallery_labels: np.ndarray) -> np.ndarray:
+    """Where the person of each probe ranks: 1 + the images of other people that score at least as high as the best of their own.
+
+    Args:
+        scores: [P,G].
+        probe_labels, gallery_labels: [P] and [G]; a probe whose person isn't in the gallery ranks behind all of it.
+
+    Returns:
+        int [P], from 1 on.
+    """
+    own = np.asarray(probe_labels)[:, None] == np.asarray(gallery_labels)
+    best = np.where(own, scores, -np.inf).max(1, keepdims=True)
+    return 1 + ((scores >= best) & ~own).sum(1)
+
+
 def mean_iou(predicted: np.ndarray, true: np.ndarray) -> float:
     """Mean over both classes, shown and hidden, of intersection / union over all cells of all images.
 
