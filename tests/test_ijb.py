@@ -122,7 +122,7 @@ def test_galleries_are_measured_apart_and_averaged(
     value |= {(9, 20): 1.0, (15, 20): 4.0, (21, 20): 4.5}
 
     def scored(
-        _: object, __: object, probes: np.ndarray, ___: object, gallery: np.ndarray
+        _: object, __: object, probes: np.ndarray, ___: object, gallery: np.ndarray, **____: object
     ) -> dict[str, np.ndarray]:
         ids = lists.ids
         return dict.fromkeys(
@@ -279,7 +279,7 @@ def test_surveillance_templates_are_a_subject_in_a_video(
     value = np.array([[3.0, 1.0, 0.5], [4.0, 2.0, 1.0], [0.1, 5.0, 2.5]])
 
     def scored(
-        _: object, __: object, probes: np.ndarray, ___: object, gallery: np.ndarray
+        _: object, __: object, probes: np.ndarray, ___: object, gallery: np.ndarray, **____: object
     ) -> dict[str, np.ndarray]:
         return dict.fromkeys(COLUMNS, value[np.ix_((probes - 1) // 2, gallery // 2)])
 

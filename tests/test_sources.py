@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import pickle
@@ -19,7 +20,7 @@ from oaml.datasets.drawn import draw_face
 from oaml.datasets.manifest import ManifestPictures
 from oaml.datasets.people import PeopleFolder, person_of, split_name
 from oaml.datasets.shards import ShardPictures
-from oaml.datasets.sources import ByName, people_from, pictures_in
+from oaml.datasets.sources import ByName, people_from, pictures_from, pictures_in
 from oaml.errors import OamlError
 from recordio_writer import insightface, write_records
 
@@ -375,3 +376,22 @@ def test_splits_do_not_depend_on_the_format(faces: Path, tmp_path: Path) -> None
     for name in ("csv", "records"):
         found = people_from(FORMATS[name](faces, tmp_path / name), use=lambda p: split_name(p) == "train")
         assert found.people == trained
+
+
+def test_lists_of_records_and_compressed_shards_are_answered_with_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "train.lst").write_text("0\t1\ta.jpg\n")
+    (tmp_path / "shards").mkdir()
+    for file in (tmp_path / "faces.tar.gz", tmp_path / "faces.tgz", tmp_path / "shards" / "000.tar.gz"):
+        file.write_bytes(gzip.compress(b"shard"))
+    for source, what in (
+        (
+            tmp_path / "train.lst",
+            r"train\.lst: is the list that a \.rec file was made from; give train\.rec, or",
+        ),
+        (tmp_path / "faces.tar.gz", r"faces\.tar\.gz: is compressed, .*unpack it once with gzip -d"),
+        (tmp_path / "faces.tgz", r"faces\.tgz: is compressed"),
+        (tmp_path / "shards", r"000\.tar\.gz: is compressed"),
+        (f"{tmp_path}/{{000..009}}.tar.gz", r"\.tar\.gz: is compressed"),
+    ):
+        with pytest.raises(OamlError, match=what):
+            pictures_from(source)

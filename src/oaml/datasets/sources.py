@@ -24,6 +24,8 @@ from oaml.support.progress import progress
 
 NAMED = 10
 CHECKED_AT_ONCE = 64
+COMPRESSED = (".gz", ".tgz")
+GZIP = b"\x1f\x8b"
 TAR = slice(257, 262)
 """Where a tar file says `ustar`."""
 
@@ -76,6 +78,10 @@ def pictures_in(source: str | Path, skip_damaged: bool = False) -> Pictures | No
             return RecordPictures(path, skip_damaged)
         if _holds_shards(path):
             return ShardPictures(path, skip_damaged)
+        inside = [file for file in path.iterdir() if not file.name.startswith(".")]
+        archives = [file for file in sorted(inside) if file.suffix.lower() in COMPRESSED]
+        if archives and not any(file.is_dir() for file in inside):
+            raise _compressed(archives[0])
         return None
     if path.is_file():
         with path.open("rb") as file:
@@ -88,6 +94,13 @@ def pictures_in(source: str | Path, skip_damaged: bool = False) -> Pictures | No
             return BinPairs(path)
         if path.suffix.lower() == ".csv":
             return ManifestPictures(path)
+        if path.suffix.lower() == ".lst":
+            raise OamlError(
+                f"{path}: is the list that a .rec file was made from; give {path.with_suffix('.rec').name}, or without it a .csv "
+                "with the columns path and person"
+            )
+        if beginning[:2] == GZIP or path.suffix.lower() in COMPRESSED:
+            raise _compressed(path)
         raise OamlError(
             f"{path}: is no source of pictures; give a folder, a .csv with path and person, a .rec, .tar shards or a .bin"
         )
@@ -96,6 +109,8 @@ def pictures_in(source: str | Path, skip_damaged: bool = False) -> Pictures | No
         return RecordPictures(path, skip_damaged)
     if path.suffix in (".csv", ".bin"):
         raise OamlError(f"{path}: no such file")
+    if path.suffix in COMPRESSED:
+        raise _compressed(path)
     if path.suffix == ".tar" or "{" in text or "::" in text:
         return ShardPictures(text, skip_damaged)
     return None
@@ -222,11 +237,18 @@ class ByName:
 def is_source(path: str | Path) -> bool:
     """Whether a path is a folder or another source of pictures, and no file of templates."""
     path = Path(path)
-    if not path.is_file() or path.suffix.lower() in (".csv", ".rec", ".tar", ".bin"):
+    if not path.is_file() or path.suffix.lower() in (".csv", ".rec", ".tar", ".bin", ".lst", *COMPRESSED):
         return True
     with path.open("rb") as file:
         beginning = file.read(512)
     return beginning[:4] == MAGIC or beginning[TAR] == b"ustar"
+
+
+def _compressed(path: Path) -> OamlError:
+    return OamlError(
+        f"{path}: is compressed, so that no picture in it can be found without reading all before it; unpack it once with "
+        "gzip -d, and give the .tar"
+    )
 
 
 def _holds_shards(folder: Path) -> bool:

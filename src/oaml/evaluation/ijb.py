@@ -34,6 +34,7 @@ from oaml.support.progress import progress
 from oaml.template import COLUMNS, Templates, pooled
 
 if TYPE_CHECKING:
+    from oaml.kernels import Precision
     from oaml.model import Model
     from oaml.occluders import Occluder
     from oaml.templates.file import TemplateFile
@@ -70,13 +71,22 @@ class Measured:
         out: folder for them.
         refine: move each crop to where the face lies beneath its occluder.
         baselines: pool embeddings of the upper half of the face, too (`oaml.evaluation.baselines`).
+        precision: of the network, and of QAConv's correlations in 1:N; see `oaml embed`.
     """
 
     def __init__(
-        self, model: Model, lists: Lists, stem: str, out: Path, refine: bool = False, baselines: bool = False
+        self,
+        model: Model,
+        lists: Lists,
+        stem: str,
+        out: Path,
+        refine: bool = False,
+        baselines: bool = False,
+        precision: Precision = "float32",
     ) -> None:
         self.model, self.lists, self.out, self.refine, self.baselines = model, lists, out, refine, baselines
-        self.stem = f"{stem}{'-refined' * refine}"
+        self.stem = f"{stem}{'-refined' * refine}{'-bfloat16' * (precision == 'bfloat16')}"
+        self.precision: Precision = precision
 
     def all(self, kinds: Sequence[str], side: Side, occluder: Occluder) -> dict[str, TemplateSet]:
         """Condition -> measures: unoccluded, and by kind of occluder.
@@ -99,7 +109,7 @@ class Measured:
 
     def pooled(self, stem: str, change: Change | None) -> Pooled:
         """The templates of faces that are changed before they are embedded; in files of this stem."""
-        faces = _embedded(self.model, self.lists, self.out / f"{stem}.safetensors", self.refine, change)
+        faces = self._embedded(stem, change)
         plain, ours = _templates(faces, self.lists)
         if self.baselines:
             from oaml.evaluation.baselines import UPPER_HALF, upper_half
@@ -107,11 +117,13 @@ class Measured:
             def upper(face: np.ndarray, name: str) -> np.ndarray:
                 return upper_half(face if change is None else change(face, name))
 
-            halves = _embedded(
-                self.model, self.lists, self.out / f"{stem}-upper.safetensors", self.refine, upper
-            )
+            halves = self._embedded(f"{stem}-upper", upper)
             plain[UPPER_HALF] = _templates(halves, self.lists)[0]["plain"]
         return Pooled(plain, ours)
+
+    def _embedded(self, stem: str, change: Change | None) -> TemplateFile:
+        file = self.out / f"{stem}.safetensors"
+        return _embedded(self.model, self.lists, file, self.refine, change, self.precision)
 
     def compared(self, a: Pooled, b: Pooled, stem: str) -> TemplateSet:
         """All scores of the pairs, and of the probes with the galleries; a is the first of a pair and the gallery."""
@@ -128,14 +140,16 @@ class Measured:
                 for column, score in enumerate((*a.plain, *COLUMNS))
             }
         by_gallery = {
-            name: _identified(self.model, lists.probes, gallery, a, b)
+            name: _identified(self.model, lists.probes, gallery, a, b, self.precision)
             for name, gallery in lists.galleries.items()
             if lists.probes is not None
         }
         mean = _mean(list(by_gallery.values()))
         if by_gallery and not len(lists.pairs) and lists.probes is not None:  # IJB-S
             both = tuple(np.concatenate(side) for side in zip(*lists.galleries.values(), strict=True))
-            by_gallery["G1 and G2"] = _identified(self.model, lists.probes, (both[0], both[1]), a, b)
+            by_gallery["G1 and G2"] = _identified(
+                self.model, lists.probes, (both[0], both[1]), a, b, self.precision
+            )
         return TemplateSet(
             images=len(lists.names),
             templates=len(lists.ids),
@@ -158,7 +172,9 @@ def _tag(occluder: Occluder) -> str:
 # --- faces and templates ---
 
 
-def _embedded(model: Model, lists: Lists, file: Path, refine: bool, change: Change | None) -> TemplateFile:
+def _embedded(
+    model: Model, lists: Lists, file: Path, refine: bool, change: Change | None, precision: Precision
+) -> TemplateFile:
     """Templates of all faces, in the order of the list, in a file; what is there already is not computed again."""
     from oaml.photographs.align import similarity, warp
     from oaml.support.files import read_image, read_photograph
@@ -192,7 +208,7 @@ def _embedded(model: Model, lists: Lists, file: Path, refine: bool, change: Chan
         return cut(face) if change is None else change(cut(face), lists.names[face])
 
     facts = {"model": model_id(model), "model_name": file.stem, "images": digest.hexdigest()[:16]}
-    FastExtractor(model, bfloat16=False).write(file, names, facts, read)
+    FastExtractor(model, precision == "bfloat16").write(file, names, facts, read)
     return load(file)
 
 
@@ -302,7 +318,7 @@ def _verified(scores: np.ndarray, same: np.ndarray) -> dict[float, float | None]
 
 
 def _identified(
-    model: Model, looked_up: People, enrolled: People, a: Pooled, b: Pooled
+    model: Model, looked_up: People, enrolled: People, a: Pooled, b: Pooled, precision: Precision
 ) -> dict[str, TemplateRates]:
     """One gallery, of templates a: where the person of each probe, of templates b, ranks, and what strangers reach."""
     from oaml.inference import score_all
@@ -315,7 +331,7 @@ def _identified(
     with progress("searching a gallery", len(probes)) as advance:
         for start in range(0, len(probes), PROBES_A_TIME):
             rows = slice(start, start + PROBES_A_TIME)
-            by_score = score_all(model, b.ours, probes[rows], a.ours, gallery)
+            by_score = score_all(model, b.ours, probes[rows], a.ours, gallery, precision=precision)
             by_score |= {name: b.plain[name][probes[rows]] @ way[gallery].T for name, way in a.plain.items()}
             own = owner[rows, None] == people
             for score, values in by_score.items():

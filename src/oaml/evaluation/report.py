@@ -125,7 +125,7 @@ def evaluate(
         bootstrap: resamples for the intervals; 0 leaves them out.
         precision: of QAConv's correlations in identification: float32, or bfloat16, which is two to three times as fast where the
             processor multiplies matrices of it (AMX), and moves a fused score by .001 on average and by .11 at most. Pairs are
-            always scored in float32.
+            always scored in float32. Of IJB-B, IJB-C and IJB-S also of the network, as in `oaml embed`.
         device: cpu, cuda, or auto for a GPU where there is one.
 
     Returns:
@@ -160,7 +160,8 @@ def evaluate(
 
         lists = read_lists(protocol, Path(data))
         loaded = load_model(model, device, batch_size)
-        sets = ijb.Measured(loaded, lists, protocol, out, refine, baselines).all(kinds, side, occluder)
+        template_sets = ijb.Measured(loaded, lists, protocol, out, refine, baselines, precision)
+        sets = template_sets.all(kinds, side, occluder)
         loaded.config.training.pop("people_hashed", None)
         report = Report(
             oaml=__version__,

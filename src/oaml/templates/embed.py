@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -46,6 +46,8 @@ def embed(
     precision: Precision = "float32",
     resize: bool = False,
     skip_damaged: bool = False,
+    format: Literal["templates", "megaface"] = "templates",
+    suffix: str = "oaml",
     device: str = "auto",
 ) -> None:
     """Write the templates of all images of a folder, or another source, into one safetensors file, 13 KB a face, with their paths.
@@ -68,14 +70,19 @@ def embed(
         precision: of the network: float32 or bfloat16.
         resize: scale images of another size instead of refusing them.
         skip_damaged: read every image once beforehand, and leave out and name those that can't be read.
+        format: templates, or megaface for a folder OUT with a file of the embedding alone for each image, IMAGE_SUFFIX.bin, which
+            MegaFace's devkit reads.
+        suffix: of these files, as the devkit is told.
         device: cpu, cuda, or auto for a GPU where there is one.
 
     Raises:
         OamlError: a bad model or image (named), a file begun with another model or other images, or no room for it.
     """
     out, images = Path(out), Path(images)
-    if out.is_dir():
+    if out.is_dir() and format == "templates":
         raise OamlError(f"{out}: is a folder; name a file to write")
+    if format == "megaface" and precision != "float32":
+        raise OamlError("--precision is of a file of templates; leave it out for MegaFace's features")
     need_utf8(out)
     pictures = pictures_from(images, skip_damaged)
     left_out = set(left_out_of(pictures)) if skip_damaged else set[int]()
@@ -88,6 +95,12 @@ def embed(
     from oaml.templates.file import model_id
 
     loaded = load_model(model, device)
+    if format == "megaface":
+        from oaml.templates.features import write_features
+
+        size = write_features(loaded, paths, lambda row: pictures.image(places[row], resize), out, suffix)
+        print(f"{len(places):,} faces of {size} numbers each in {printable(str(out))}/")
+        return
     facts = {
         "model": model_id(loaded),
         "model_name": readable(str(model)),
