@@ -292,9 +292,14 @@ def main() -> None:
             words.model, protocol="ijbc", data=folder, out=out, precision=words.precision, bootstrap=0
         )
         taken = time.perf_counter() - before
+    search = watch.phases["1:N"]
+    if words.scale < 1:
+        processor = search.whole / search_rate(words.model, words.precision)
+        watch.phases["1:N, a gallery of full size"] = Phase(search.whole, search.whole, 0, processor)
+        del watch.phases["1:N"]
     print(
         f"\nscale {words.scale:g}, {words.precision}, {taken / 60:.1f} minutes"
-        + ", the rest of a run" * begun
+        + ", the rest of a run, so that the last column is too small" * begun
         + "\n"
     )
     print("\n".join(table(watch, words.scale, words.cores)))
