@@ -23,14 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from oaml.evaluation import ijb, report, template_lists
 from oaml.inference import load_model, score_all
 from oaml.kernels import Precision
 from oaml.photographs.align import STANDARD_LANDMARKS
+from oaml.support.files import read_image
 from oaml.support.progress import progress
 from oaml.templates.embed import FastExtractor
 
@@ -70,12 +71,9 @@ def build(data: Path, work: Path, scale: float) -> None:
             sources.append([])
             for number, file in enumerate(sorted(folder.glob("*.*g"))):
                 larger = np.zeros((SIDE, SIDE, 3), np.uint8)
-                face = cv2.imread(str(file))
-                larger[TOP : TOP + 112, LEFT : LEFT + 112] = (
-                    face if face.shape[0] == 112 else cv2.resize(face, (112, 112))
-                )
+                larger[TOP : TOP + 112, LEFT : LEFT + 112] = read_image(file, resize=True)
                 sources[-1].append(work / "pictures" / f"{person}_{number}.jpg")
-                cv2.imwrite(str(sources[-1][-1]), larger)
+                Image.fromarray(larger).save(sources[-1][-1], quality=95)
             advance(1)
     images, templates = max(40, round(IMAGES * scale)), max(20, round(TEMPLATES * scale))
     owner = rng.integers(0, min(len(people), max(4, templates // 6)), templates)

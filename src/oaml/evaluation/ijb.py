@@ -163,7 +163,8 @@ class Measured:
 
 def _tag(occluder: Occluder) -> str:
     """Another one for other occluders, so that a file of theirs isn't taken for one of these."""
-    digest = hashlib.sha256(f"{occluder.seed} {occluder.style}".encode())
+    harvested = "" if occluder.harvested is None else occluder.harvested.digest
+    digest = hashlib.sha256(f"{occluder.seed} {occluder.style} {harvested}".encode())
     for picture in occluder.mask_pictures:
         digest.update(picture.tobytes())
     return digest.hexdigest()[:8]

@@ -95,7 +95,8 @@ def _text(content: bytes) -> str | None:
     """The string of a cell; None where it holds something else."""
     elements = _elements(content)
     kind = next(elements)[1][0]
-    next(elements), next(elements)
+    next(elements)  # dimensions
+    next(elements)  # an empty name
     if kind != CHARACTERS:
         return None
     kind, data = next(elements, (1, b""))
