@@ -134,15 +134,15 @@ class Watch:
     def __init__(self) -> None:
         self.phases: dict[str, Phase] = {}
         self.file_pages = 0.0
-        self._now: list[str] = []
-        threading.Thread(target=self._look, daemon=True).start()
+        self.now: list[str] = []
+        threading.Thread(target=self.look, daemon=True).start()
 
-    def _look(self) -> None:
+    def look(self) -> None:
         while True:
             held = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
             anonymous, of_files = (float(held[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
             self.file_pages = max(self.file_pages, of_files)
-            for name in self._now[-1:]:
+            for name in self.now[-1:]:
                 self.phases[name].memory = max(self.phases[name].memory, anonymous)
             time.sleep(0.1)
 
@@ -152,12 +152,12 @@ class Watch:
 
         def timed(*words: Any, **named: Any) -> Any:
             part = self.phases.setdefault(phase, Phase(0, whole))
-            self._now.append(phase)
+            self.now.append(phase)
             wall, processor = time.perf_counter(), time.process_time()
             try:
                 return inner(*words, **named)
             finally:
-                self._now.remove(phase)
+                self.now.remove(phase)
                 part.wall += time.perf_counter() - wall
                 part.processor += time.process_time() - processor
                 part.count += count(*words, **named)
