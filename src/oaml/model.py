@@ -33,6 +33,23 @@ READABLE = (3, CONFIG_FORMAT)  # 3 knows no traces of what was done to pictures
 TYPE_NAMES = {bool: "true or false", int: "whole number", str: "text"}
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What stands behind a threshold: what it accepts of the impostor pairs that it was fitted on."""
+
+    pairs: int
+    people: int
+    far: float
+    """Share of these pairs that reach it; smaller than stated where it was raised for pairs of occluded faces."""
+    far_low: float
+    far_high: float
+    """95 % by person."""
+
+    def __post_init__(self) -> None:
+        if not (self.pairs > 0 < self.people and 0 <= self.far_low <= self.far <= self.far_high <= 1):
+            raise ValueError(f"evidence of a threshold that can't be: {self}")
+
+
 @dataclass
 class ModelConfig:
     """Everything that has to be known to build and feed a model; config.json is this, field by field."""
@@ -46,6 +63,8 @@ class ModelConfig:
     """Average every face with its mirror image, the plain embedding as well: twice the work, for templates with less noise."""
     thresholds: dict[str, float] = field(default_factory=dict)
     """Thresholds at stated false-accept rates; empty until they have been fitted."""
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+    """Rate -> what stands behind its threshold; models of older versions have none."""
     licence: str = "unstated"
 
 
@@ -410,8 +429,10 @@ def _read_config(path: Path) -> ModelConfig:
                 # JSON has no other types, and Python counts any text as true and true as a number
                 if wanted in (bool, int, str) and type(value) is not wanted:
                     raise OamlError(f"{path}: {group}{name} is {value!r}, no {TYPE_NAMES[wanted]}; mend it")
+        behind = {far: Evidence(**values) for far, values in raw.pop("evidence", {}).items()}
         return ModelConfig(
-            **{name: parts[name](**value) if name in parts else value for name, value in raw.items()}
+            **{name: parts[name](**value) if name in parts else value for name, value in raw.items()},
+            evidence=behind,
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OamlError(

@@ -46,6 +46,8 @@ class SearchAnswer(Answer):
     """In the gallery."""
     strangers_expected: float | None
     """How many of the people enrolled a stranger's face passes for, on average: people x FAR. None: not known."""
+    strangers_taken: float | None
+    """Share of strangers who are taken for somebody enrolled, see `strangers_taken`. None: not known."""
     visible: float
     """Share of the face that shows."""
     face: Face | None
@@ -123,6 +125,15 @@ class Enrolled:
         return asdict(self)
 
 
+def strangers_taken(people: int, far: float) -> float:
+    """Share of strangers who reach the threshold of a false-accept rate with somebody among so many people.
+
+    As if the pairs of a stranger were independent (Wayman, Error Rate Equations for the General Biometric System, IEEE Robotics &
+    Automation Magazine 1999). In truth some strangers pass for several people, and fewer for anybody.
+    """
+    return 1 - (1 - far) ** people
+
+
 def judge(
     candidates: Sequence[Candidate],
     threshold: Threshold | None,
@@ -178,6 +189,7 @@ def judge(
         candidates=list(candidates[:top]),
         people=people,
         strangers_expected=None if far is None else people * far,
+        strangers_taken=None if far is None else strangers_taken(people, far),
         visible=visible,
         face=face,
         crop=crop,

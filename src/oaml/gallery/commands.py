@@ -14,6 +14,7 @@ from oaml.support.names import printable
 if TYPE_CHECKING:
     from oaml.gallery.answers import Duplicates, Person, SearchAnswer
     from oaml.gallery.gallery import Gallery
+    from oaml.recognition.decision import Threshold
     from oaml.recognition.tracks import Track
 
 SHOWN = 100
@@ -368,9 +369,18 @@ def _print(answers: list[SearchAnswer], tracks: list[Track]) -> None:
     first = answers[0]
     if first.limit is not None:
         console.print(Text(f"\nthreshold {first.limit.value:.3f}: {origin(first.limit)}"))
-    if first.strangers_expected is not None:
-        console.print(
-            Text(
-                f"a stranger passes for {first.strangers_expected:.2g} of {first.people:,} people on average"
-            )
-        )
+    if first.limit is not None and first.strangers_taken is not None:
+        console.print(Text(_strangers(first.strangers_taken, first.people, first.limit)))
+
+
+def _strangers(taken: float, people: int, limit: Threshold) -> str:
+    """How many strangers are taken for somebody of a gallery."""
+    from oaml.gallery.answers import strangers_taken
+
+    said = f"{100 * taken:.2g} % of strangers would be taken for somebody here, among {people:,} people"
+    if limit.evidence is None:
+        return said
+    low, high = (
+        100 * strangers_taken(people, far) for far in (limit.evidence.far_low, limit.evidence.far_high)
+    )
+    return f"{said} ({low:.2g} to {high:.2g} % by the interval of the rate)"

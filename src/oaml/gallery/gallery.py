@@ -353,7 +353,7 @@ class Gallery:
         if limit is None:
             raise OamlError(
                 f"{recogniser.name}: has no thresholds, and who is enrolled twice is decided by one; "
-                "fit them with oaml adapt --backbone MODEL --people FACES --out NEW, and enrol with the new model"
+                "fit them with oaml calibrate MODEL --people FACES --out NEW, whose templates are the same"
             )
         people, pairs = duplicates(self._store, self._packing, recogniser.model, limit.value, label)
         count = people * (people - 1) // 2

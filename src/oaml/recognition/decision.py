@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,14 +16,14 @@ from oaml.photographs.usable import LEAST_USABLE, USABLE_REMEDY, no_usable_face,
 from oaml.template import LEAST_SHARED as LEAST_SHARED
 
 if TYPE_CHECKING:
-    from oaml.model import Model, ModelConfig
+    from oaml.model import Evidence, Model, ModelConfig
 
 Decision = Literal[
     "same person", "different people", "known person", "unknown person",
     "too little visible to decide", "no usable face", "no threshold",
 ]  # fmt: skip
 
-REMEDY = "fit thresholds with `oaml adapt --backbone MODEL --people FACES --out NEW`, or give one of your own with --threshold"
+REMEDY = "fit thresholds with `oaml calibrate MODEL --people FACES --out NEW`, or give one of your own with --threshold"
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Threshold:
     """Share of impostor pairs (two people) that reach it; None for a threshold of the user's own."""
     fitted_on: str | None = None
     """What it was fitted on, in words; None where nobody states it."""
+    evidence: Evidence | None = None
+    """How many pairs of how many people stand behind it, with an interval of its rate; None where nobody states it."""
 
     @staticmethod
     def of_user(value: float) -> Threshold:
@@ -77,6 +79,11 @@ class Answer:
         return None if self.limit is None else self.limit.fitted_on
 
     @property
+    def evidence(self) -> dict[str, Any] | None:
+        """See `oaml.model.Evidence`."""
+        return None if self.limit is None or self.limit.evidence is None else asdict(self.limit.evidence)
+
+    @property
     def remedy(self) -> str | None:
         """What to do about an answer that is no decision."""
         if self.decision == "no threshold":
@@ -91,7 +98,7 @@ class Answer:
         """Plain values for JSON, with `remedy`; aligned faces, which don't count in comparisons of answers, are left out."""
         facts = {field.name: getattr(self, field.name) for field in fields(self) if field.compare}
         del facts["limit"]
-        for name in ("threshold", "threshold_from", "far", "fitted_on", "remedy"):
+        for name in ("threshold", "threshold_from", "far", "fitted_on", "evidence", "remedy"):
             facts[name] = getattr(self, name)
         return {name: _plain(value) for name, value in facts.items()}
 
@@ -163,7 +170,8 @@ def fitted_threshold(config: ModelConfig, far: float, source: str = "config.json
                     f"{source}: its threshold at FAR {far:g} is {value}: too few pairs when it was fitted; choose another --far"
                 )
             fitted_on = config.training.get("thresholds_fitted_on")
-            return Threshold(value, far, None if fitted_on is None else str(fitted_on))
+            behind = next((x for rate, x in config.evidence.items() if float(rate) == known), None)
+            return Threshold(value, far, None if fitted_on is None else str(fitted_on), behind)
     known = ", ".join(f"{rate:g}" for rate in sorted(stored, reverse=True))
     raise OamlError(f"{source}: no threshold at FAR {far:g}; it has {known}: choose one with --far")
 

@@ -125,7 +125,7 @@ class Recogniser:
         threshold = self.threshold(SAME_TRACK_FAR)
         if threshold is None:
             raise OamlError(
-                f"{self.name}: has no thresholds, without which faces can't be followed; fit them with `oaml adapt`"
+                f"{self.name}: has no thresholds, without which faces can't be followed; fit them with `oaml calibrate`"
             )
         return find_tracks(self.model, threshold.value, self._faces(read_frames(video, every)))
 

@@ -85,7 +85,13 @@ def origin(threshold: Threshold) -> str:
     if threshold.far is None:
         return "your own; how many impostor pairs reach it is not known"
     fitted_on = threshold.fitted_on or "data that the model doesn't state"
-    return f"reached by {_odds(threshold.far)} impostor pairs (FAR {threshold.far:g}); fitted on {fitted_on}"
+    behind, sure = threshold.evidence, ""
+    if behind is not None:
+        sure = (
+            f"; measured {behind.far:.2g}, 95 % by person {behind.far_low:.2g} to {behind.far_high:.2g}, "
+            f"on {behind.pairs:,} pairs of {behind.people:,} people"
+        )
+    return f"reached by {_odds(threshold.far)} impostor pairs (FAR {threshold.far:g}{sure}); fitted on {fitted_on}"
 
 
 def _odds(far: float) -> str:
