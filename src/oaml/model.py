@@ -65,6 +65,9 @@ class ModelConfig:
     """Thresholds at stated false-accept rates; empty until they have been fitted."""
     evidence: dict[str, Evidence] = field(default_factory=dict)
     """Rate -> what stands behind its threshold; models of older versions have none."""
+    typical: dict[str, float] = field(default_factory=dict)
+    """Medians over unoccluded faces, `norm` of the embedding and `agreement` of the cells, which a picture's quality is seen
+    against (`oaml.recognition.quality`); empty until they have been measured."""
     licence: str = "unstated"
 
 

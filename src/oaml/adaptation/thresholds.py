@@ -154,6 +154,7 @@ def calibrate(model: Model, faces: HeldOut) -> None:
             stacklevel=2,
         )
     model.config.thresholds = thresholds
+    model.config.typical = typical(unoccluded)
     model.config.evidence = evidence(
         corrections.score(both_unoccluded), *impostors_among(person).numpy(), thresholds
     )
@@ -199,10 +200,16 @@ def thresholds_alone(model: Model, faces: HeldOut) -> None:
     a, b = impostors_among(person).numpy()
     model.config.evidence = evidence(plain.fused, a, b, fitted) | behind
     model.config.thresholds = fitted | kept
+    model.config.typical = model.config.typical or typical(unoccluded)
     model.config.training["thresholds_fitted_on"] = stated
     seen = joined([plain, one_side])
     lift = fit_lift(seen.fused, seen.local, model.config.thresholds.values())
     model.fusion.lift.clamp_min_(lift)  # that of more people stays, where it is larger
+
+
+def typical(faces: Templates) -> dict[str, float]:
+    """Medians over faces of what the network says of their quality; see `ModelConfig.typical`."""
+    return {"norm": float(faces.norm.median()), "agreement": float(faces.agreement().median())}
 
 
 def between(far: float, value: float, fitted: dict[str, float]) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from oaml.errors import OamlError
 from oaml.photographs.looks import Face
 from oaml.photographs.usable import LEAST_USABLE, USABLE_REMEDY, no_usable_face, usable
+from oaml.recognition.quality import Quality, quality_of
 from oaml.template import LEAST_SHARED as LEAST_SHARED
 
 if TYPE_CHECKING:
@@ -123,6 +124,9 @@ class VerifyAnswer(Answer):
     visible_b: float
     visible_both: float
     """Share of the face that both show in the same places."""
+    quality_a: Quality
+    quality_b: Quality
+    """How good each picture is, with reasons."""
     face_a: Face | None
     face_b: Face | None
     """Where the faces are in their photographs; None for an image that is an aligned face."""
@@ -222,6 +226,9 @@ def decide_pairs(
     visible = templates.visible().tolist()
     shared = shared_visibility(templates.visibility[a], templates.visibility[b]).tolist()
     sure = [usable(crop) for crop in crops]
+    qualities = [
+        quality_of(crop, templates[i : i + 1], faces[i], model.config.typical) for i, crop in enumerate(crops)
+    ]
     answers = []
     for row, (i, j) in enumerate(pairs):
         one = {name: float(values[row]) for name, values in scores.items()}
@@ -245,6 +252,8 @@ def decide_pairs(
                 visible_a=visible[i],
                 visible_b=visible[j],
                 visible_both=shared[row],
+                quality_a=qualities[i],
+                quality_b=qualities[j],
                 face_a=faces[i],
                 face_b=faces[j],
                 crops=(crops[i], crops[j]),
