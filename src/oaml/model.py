@@ -65,6 +65,8 @@ class ModelConfig:
     """Thresholds at stated false-accept rates; empty until they have been fitted."""
     evidence: dict[str, Evidence] = field(default_factory=dict)
     """Rate -> what stands behind its threshold; models of older versions have none."""
+    pooling: float = 0.0
+    """What the fused score of a pair loses for the images that either template was pooled of, times the `pooled_share` of both."""
     typical: dict[str, float] = field(default_factory=dict)
     """Medians over unoccluded faces, `norm` of the embedding and `agreement` of the cells, which a picture's quality is seen
     against (`oaml.recognition.quality`); empty until they have been measured."""
@@ -390,6 +392,11 @@ class Model(nn.Module, ModelHubMixin):
                 allow_patterns=["config.json", "model.safetensors"],
             )
         )
+
+
+def pooled_share(images: Tensor) -> Tensor:
+    """How much of its chance a template of so many pooled images has lost: 0 of one image, 1/2 of two, towards 1."""
+    return 1 - 1 / images.double()
 
 
 def is_model_folder(folder: Path) -> bool:

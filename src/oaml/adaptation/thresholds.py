@@ -30,6 +30,7 @@ from oaml.adaptation.calibration import (
 from oaml.adaptation.evidence import evidence
 from oaml.adaptation.extremes import FACES, spoiled
 from oaml.adaptation.held_out import SHARED_OCCLUDER, UNOCCLUDED, HeldOut, templates_of
+from oaml.adaptation.pooling import fit_pooling
 from oaml.inference import score_all
 from oaml.model import Model
 from oaml.template import LEAST_SHARED, Templates
@@ -163,6 +164,8 @@ def calibrate(model: Model, faces: HeldOut) -> None:
     model.fusion.overlap.fill_(corrections.overlap)
     if thresholds:
         model.fusion.lift.fill_(fit_lift(corrections.score(one_side), one_side.local, thresholds.values()))
+    if f"{ANCHOR_FAR:g}" in thresholds:
+        model.config.pooling = fit_pooling(model, faces, ANCHOR_FAR)
 
 
 @torch.inference_mode()
@@ -205,6 +208,8 @@ def thresholds_alone(model: Model, faces: HeldOut) -> None:
     seen = joined([plain, one_side])
     lift = fit_lift(seen.fused, seen.local, model.config.thresholds.values())
     model.fusion.lift.clamp_min_(lift)  # that of more people stays, where it is larger
+    if f"{ANCHOR_FAR:g}" in fitted:
+        model.config.pooling = fit_pooling(model, faces, ANCHOR_FAR)
 
 
 def typical(faces: Templates) -> dict[str, float]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 POOR = 0.3
 """Quality below which an enrolment warns."""
-BASE = 1.61
+BASE = 1.63
 """Logit of a picture that lacks nothing."""
 SHARP, BRIGHT, CONTRAST, EYES = 0.25, 90.0, 40.0, 35.0
 """Of a good picture: how strong its finest edges are beside its contrast; mean and deviation of its grey values, of 255; pixels
@@ -42,14 +42,14 @@ class Part(NamedTuple):
 
 PARTS = {
     "occluded": Part(1.39, 0.15),
-    "eyes hidden": Part(1.17, 0.5),
-    "blurred": Part(0.57, 1.0),
+    "eyes hidden": Part(1.2, 0.5),
+    "blurred": Part(0.59, 1.0),
     "small": Part(0.25, 0.6),
     "dark": Part(0.0, 0.8),
-    "of little contrast": Part(0.4, 0.8),
+    "of little contrast": Part(0.41, 0.8),
     "turned": Part(0.0, 0.3),
-    "unclear": Part(1.41, 0.4),
-    "incoherent": Part(1.31, 0.3),
+    "unclear": Part(1.48, 0.4),
+    "incoherent": Part(1.4, 0.3),
 }
 """Reason -> its part. The first two are shares of the face and of its eyes; `turned` is in distances between the eyes; the others
 are halvings: 1 is half as sharp, large, bright, rich in contrast, half as long an embedding, half as much agreement. Darkness
