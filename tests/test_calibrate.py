@@ -235,6 +235,7 @@ def test_evidence_is_said_and_damage_refused(tmp_path: Path) -> None:
     config = Model.load(tmp_path / "m").config
     threshold = fitted_threshold(config, 1e-3)
     assert threshold == Threshold(2.0, 1e-3, None, Evidence(5000, 80, 9e-4, 2e-4, 2e-3))
+    assert threshold is not None
     assert "measured 0.0009, 95 % by person 0.0002 to 0.002, on 5,000 pairs of 80 people" in origin(threshold)
     assert fitted_threshold(config, 1e-2) == Threshold(1.0, 1e-2)
     card = card_text(json.loads((tmp_path / "m" / "config.json").read_text()))

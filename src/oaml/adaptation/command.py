@@ -133,18 +133,21 @@ class Chosen:
     """
 
     def __init__(self, source: People, rows: np.ndarray) -> None:
-        self.source, self.rows = source, rows
+        self.source, self.rows = source, [int(row) for row in rows]
         numbers, self.labels = np.unique(np.asarray(source.labels)[rows], return_inverse=True)
         self.people = [source.people[number] for number in numbers.tolist()]
-        self.names = [below_person(source.names[row], source.people[source.labels[row]]) for row in rows]
-        self.files = [source.files[row] for row in rows]
+        owners = [source.people[source.labels[row]] for row in self.rows]
+        self.names = [
+            below_person(source.names[row], who) for row, who in zip(self.rows, owners, strict=True)
+        ]
+        self.files = [source.files[row] for row in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def image(self, index: int) -> np.ndarray:
         """RGB uint8 [112,112,3]; OamlError names what can't be read."""
-        return self.source.image(int(self.rows[index]))
+        return self.source.image(self.rows[index])
 
 
 def spread(labels: np.ndarray, most: int) -> np.ndarray:

@@ -156,9 +156,8 @@ def calibrate(model: Model, faces: HeldOut) -> None:
         )
     model.config.thresholds = thresholds
     model.config.typical = typical(unoccluded)
-    model.config.evidence = evidence(
-        corrections.score(both_unoccluded), *impostors_among(person).numpy(), thresholds
-    )
+    a, b = impostors_among(person).numpy()
+    model.config.evidence = evidence(corrections.score(both_unoccluded), a, b, thresholds)
     model.config.training["thresholds_fitted_on"] = stated
     model.fusion.offset.copy_(torch.from_numpy(corrections.offset))
     model.fusion.overlap.fill_(corrections.overlap)
@@ -178,16 +177,14 @@ def thresholds_alone(model: Model, faces: HeldOut) -> None:
     Args:
         faces: as for `calibrate`.
     """
-    uncorrected = np.zeros(tuple(model.fusion.traces.shape), np.float32)  # of no traces but the model's
+    nothing = Corrections(np.zeros(len(model.fusion.offset), np.float32))  # beyond those of the model
     unoccluded, person = faces.templates(model, UNOCCLUDED), faces.person
     owner = person[faces.probes]
     occluded = [faces.templates(model, kind) for kind in faces.kinds]
-    plain = impostor_pairs(model, uncorrected, unoccluded, person, unoccluded, person, once=True)
-    one_side = joined([impostor_pairs(model, uncorrected, x, owner, unoccluded, person) for x in occluded])
-    treated = [
-        impostor_pairs(model, uncorrected, x, who, x, who, once=True) for x, who in _treated(model, faces)
-    ]
-    both_sides = [pairs for group in _both_sides(model, faces, occluded, uncorrected) for pairs in group]
+    plain = impostor_pairs(model, nothing, unoccluded, person, unoccluded, person, once=True)
+    one_side = joined([impostor_pairs(model, nothing, x, owner, unoccluded, person) for x in occluded])
+    treated = [impostor_pairs(model, nothing, x, who, x, who, once=True) for x, who in _treated(model, faces)]
+    both_sides = [pairs for group in _both_sides(model, nothing, faces, occluded) for pairs in group]
     classes = [_decided(pairs).fused for pairs in [one_side, *both_sides, *treated]]
     fitted = raise_thresholds(fit_thresholds(plain.fused), classes)
     stated = (
