@@ -49,7 +49,8 @@ def main() -> None:
                 "first image alone": one_by_one[..., 0],
                 "largest": one_by_one.amax(2),
                 "mean": one_by_one.mean(2),
-                "pooled": model.compare_all(asked, together)["fused"],
+                "pooled": model.compare_all(asked, together)["fused"]
+                - model.config.pooling / 2,  # of two images
             }
             for way, scores in ways.items():
                 found.setdefault(way, []).append(scores)

@@ -26,6 +26,7 @@ from oaml.gallery.rows import PATTERNS, Packing, column_names, probe_vectors
 from oaml.gallery.store import Store
 from oaml.main import main
 from oaml.model import Model
+from oaml.photographs.subjects import Subject
 from oaml.photographs.usable import LEAST_USABLE
 from oaml.recognition.decision import Threshold
 from oaml.recognition.recognise import Recogniser
@@ -465,7 +466,7 @@ def test_export_and_import_restore_everything(
     restored = Gallery(tmp_path / "restored")
     assert restored.import_(file).to_dict() == {
         **{"added": 13, "removed": 0, "moved": 0, "kept": 0},
-        **{"left_out": [], "notes": []},
+        **{"left_out": [], "notes": [], "poor": []},
     }
     assert contents(restored) == contents(gallery)
     assert restored.import_(file).kept == 13
@@ -546,7 +547,7 @@ def indexed(enrolled: Path, recogniser: Recogniser, tmp_path_factory: pytest.Tem
     gallery = Gallery(path, recogniser)
     people = range(10, 30)
     entries = [Entry(f"P{person}", f"image {person}", "", "") for person in people]
-    gallery._add(entries, [draw_face(person, 0) for person in people], thumbnails=False)
+    gallery._add(entries, [Subject(draw_face(person, 0), None) for person in people], thumbnails=False)
     gallery._store.tidy()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "INDEXED_FROM", 10)
@@ -858,7 +859,12 @@ def test_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Image.open("why.png").size[0] > 500
     assert main(list(search)) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for part in ("P1", "reaches the threshold", "12 drawn pairs", "a stranger passes for 0.03 of 3 people"):
+    for part in (
+        "P1",
+        "reaches the threshold",
+        "12 drawn pairs",
+        "3 % of strangers would be taken for somebody here, among 3 people",
+    ):
         assert part in text
 
     shutil.move("db", "elsewhere")
@@ -871,7 +877,12 @@ def test_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert asked(capsys, "gallery", "g", "--delete", "P0", "P2")["deleted"] == 4
     asked(capsys, "gallery", "g", "--export", "all.safetensors")
     assert asked(capsys, "gallery", "new", "--restore", "all.safetensors")["restored"] == 2
-    assert asked(capsys, "gallery", "new")["people"] == [{"name": "Ann Lee", "faces": 2, "thumbnails": 0}]
+    (ann,) = asked(capsys, "gallery", "new")["people"]
+    assert {**ann, "best": None, "worst": None} == {
+        **{"name": "Ann Lee", "faces": 2, "thumbnails": 0},
+        **{"best": None, "worst": None},
+    }
+    assert 0 <= ann["worst"]["value"] <= ann["best"] <= 1
     assert main(["gallery", "new"]) == 0
     assert "Ann Lee" in capsys.readouterr().out
 

@@ -21,12 +21,14 @@ from oaml.model import Model
 from oaml.photographs.align import STANDARD_LANDMARKS
 from oaml.photographs.looks import Face
 from oaml.photographs.video import Frame, is_video, read_frames
+from oaml.recognition.quality import Quality
 from oaml.recognition.recognise import Recogniser
 from oaml.recognition.tracks import FACES_POOLED, FRAMES_AWAY, FacesOfFrame, Track, _assign, find_tracks
 from oaml.template import Templates, pooled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, HEIGHT = 480, 130
+GOOD = Quality(0.9)
 
 
 class Prompted:
@@ -107,15 +109,15 @@ def test_a_face_goes_on_where_it_looks_like_an_earlier_frame(model: Model) -> No
     recogniser = Recogniser(model)
     track = Track()
     for number, face in enumerate((a, other)):
-        track.add(number, None, face, recogniser.templates([face]))
+        track.add(number, None, face, recogniser.templates([face]), GOOD)
     again = recogniser.templates([a])
     limit = recogniser.threshold(1e-3)
     assert limit is not None
     assert float(model.compare(again, track.latest)["fused"]) < limit.value
     face = draw_face(1, 0)
-    assert _assign(model, limit.value, [track], FacesOfFrame([None], [face], again)) == {0: 0}
+    assert _assign(model, limit.value, [track], FacesOfFrame([None], [face], again, [GOOD])) == {0: 0}
     third = recogniser.templates([draw_face(3, 0)])
-    assert _assign(model, limit.value, [track], FacesOfFrame([None], [face], third)) == {}
+    assert _assign(model, limit.value, [track], FacesOfFrame([None], [face], third, [GOOD])) == {}
 
 
 @pytest.mark.parametrize(
@@ -137,11 +139,11 @@ def test_in_its_old_place_a_face_may_look_like_any_frame_elsewhere_like_the_last
     place, other = (Face(np.array([x, 5.0, 112, 112]), STANDARD_LANDMARKS, 0.9) for x in (0, 300))
     track = Track()
     for number in range(2):
-        track.add(number, place, a, template)
+        track.add(number, place, a, template, GOOD)
     scores = torch.tensor([[last, together, earlier, 0.0]])
     matcher = cast(Model, SimpleNamespace(device="cpu", compare_all=lambda *_: {"fused": scores}))
     for where, joins in ((place, here), (other, elsewhere)):
-        assert _assign(matcher, 1.0, [track], FacesOfFrame([where], [a], template)) == (
+        assert _assign(matcher, 1.0, [track], FacesOfFrame([where], [a], template, [GOOD])) == (
             {0: 0} if joins else {}
         )
 
@@ -153,10 +155,12 @@ def test_how_far_a_face_may_move_within_its_old_place(moved: int, joins: bool, m
     template = Recogniser(model).templates([face])
     was, now = (Face(np.array([x, 5.0, 112, 112]), STANDARD_LANDMARKS, 0.9) for x in (100, 100 + moved))
     track = Track()
-    track.add(0, was, face, template)
+    track.add(0, was, face, template, GOOD)
     scores = torch.tensor([[0.0, 0.0, 2.0]])  # it looks like an earlier frame alone
     matcher = cast(Model, SimpleNamespace(device="cpu", compare_all=lambda *_: {"fused": scores}))
-    assert _assign(matcher, 1.0, [track], FacesOfFrame([now], [face], template)) == ({0: 0} if joins else {})
+    assert _assign(matcher, 1.0, [track], FacesOfFrame([now], [face], template, [GOOD])) == (
+        {0: 0} if joins else {}
+    )
 
 
 def test_a_track_says_where_its_face_was_first_and_last(model: Model) -> None:
@@ -165,7 +169,7 @@ def test_a_track_says_where_its_face_was_first_and_last(model: Model) -> None:
     places = [Face(np.array([x, 5.0, 112, 112]), STANDARD_LANDMARKS, 0.9) for x in (10.0, 20.0, 30.0)]
     track = Track()
     for number, place in enumerate(places):
-        track.add(4 + number, place, face, template)
+        track.add(4 + number, place, face, template, GOOD)
     said = track.to_dict()
     assert (said["first_frame"], said["last_frame"], said["frames"]) == (4, 6, 3)
     assert (said["first_face"], said["last_face"]) == (places[0].to_dict(), places[2].to_dict())
@@ -197,8 +201,7 @@ def test_a_track_shows_what_its_frames_show_together(model: Model) -> None:
 
 
 @pytest.mark.parametrize("order", ["best first", "best last", "mixed"])
-def test_a_track_keeps_the_faces_that_show_most(order: str) -> None:
-    """Of the sharpest and least occluded ones: the mean of what shows times the length of the embedding."""
+def test_a_track_keeps_the_faces_of_the_best_quality(order: str) -> None:
     count = FACES_POOLED + 6
     generator = torch.Generator().manual_seed(0)
     faces = Templates(
@@ -209,13 +212,15 @@ def test_a_track_keeps_the_faces_that_show_most(order: str) -> None:
         local=torch.randn(count, 4, 7, 7, generator=generator),
         cell_embeddings=torch.randn(count, 49, 8, generator=generator),
     )
-    worth = [float(faces.visibility[i].mean() * faces.norm[i]) for i in range(count)]
+    worth = torch.rand(count, generator=generator).tolist()
     ranked = sorted(range(count), key=lambda i: -worth[i])
     rows = {"best first": ranked, "best last": ranked[::-1], "mixed": list(range(count))}[order]
     track = Track()
     for number, row in enumerate(rows):
-        track.add(number, None, np.full((112, 112, 3), row, np.uint8), faces[row : row + 1])
+        picture = np.full((112, 112, 3), row, np.uint8)
+        track.add(number, None, picture, faces[row : row + 1], Quality(worth[row], ("dark",)))
     assert (track.crop == ranked[0]).all()
+    assert track.quality == Quality(worth[ranked[0]], ("dark",))
     assert torch.equal(track.latest.norm, faces.norm[rows[-1:]])
     best = pooled(faces[torch.tensor(ranked[:FACES_POOLED])])
     torch.testing.assert_close(track.template.embedding, best.embedding)

@@ -162,7 +162,7 @@ def test_a_model_without_thresholds(here: Path, capsys: pytest.CaptureFixture[st
     answer = asked(capsys, "a.png", "b.png", "--model", "unfitted")
     assert answer["decision"] == "no threshold"
     assert (answer["threshold"], answer["threshold_from"], answer["far"], answer["fitted_on"]) == (None,) * 4
-    for part in ("oaml adapt", "--threshold"):
+    for part in ("oaml calibrate", "--threshold"):
         assert part in answer["remedy"]
     assert all(math.isfinite(answer[name]) for name in ("score", "joint", "qaconv", "cosine"))
     text = shown(capsys, "a.png", "b.png", "--model", "unfitted")

@@ -14,7 +14,7 @@ def card_text(config: dict[str, Any]) -> str:
     net, pixels, training = config["net"], config["preprocessing"], config["training"]
     facts = [f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in training.items()]
     thresholds = [
-        f"| {float(far):g} | {value:.3f} |"
+        f"| {float(far):g} | {value:.3f} | {_behind(config.get('evidence', {}).get(far))} |"
         for far, value in sorted(config["thresholds"].items(), key=lambda item: -float(item[0]))
     ]
     return "\n".join(
@@ -48,16 +48,27 @@ def card_text(config: dict[str, Any]) -> str:
             "## Thresholds",
             "",
             *(
-                ["| false-accept rate | fused score |", "| --- | --- |", *thresholds]
+                [
+                    "| false-accept rate | fused score | measured on what it was fitted on, 95 % by person |",
+                    "| --- | --- | --- |",
+                    *thresholds,
+                ]
                 if thresholds
-                else ["None: fit them with `oaml adapt`."]
+                else ["None: fit them with `oaml calibrate`."]
             ),
             "",
             "A threshold holds for faces like those it was fitted on. Measure before deciding anything about people: "
-            "`oaml evaluate`.",
+            "`oaml evaluate`; and fit them to your own faces: `oaml calibrate`.",
             "",
         ]
     )
+
+
+def _behind(evidence: dict[str, Any] | None) -> str:
+    if evidence is None:
+        return "unstated"
+    shares = f"{evidence['far']:.2g} ({evidence['far_low']:.2g} to {evidence['far_high']:.2g})"
+    return f"{shares}: {evidence['pairs']:,} pairs of {evidence['people']:,} people"
 
 
 def _cell(value: Any) -> str:

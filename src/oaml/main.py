@@ -50,6 +50,11 @@ COMMANDS = {
         "make any checkpoint occlusion-aware in minutes, on a CPU",
         "oaml adapt --backbone weights.pth --people faces/ --out runs/adapted",
     ),
+    "calibrate": Command(
+        "oaml.adaptation.command:calibrate_people",
+        "fit a model's thresholds anew to your own faces, and say how far the stored ones were off",
+        "oaml calibrate runs/adapted --people faces/ --out runs/calibrated",
+    ),
     "evaluate": Command(
         "oaml.evaluation.report:evaluate",
         "all scores side by side on the same pairs, unoccluded and occluded: table, report.json, pictures",

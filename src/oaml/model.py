@@ -34,6 +34,23 @@ READABLE = (3, CONFIG_FORMAT)  # 3 knows no traces of what was done to pictures
 TYPE_NAMES = {bool: "true or false", int: "whole number", str: "text"}
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What stands behind a threshold: what it accepts of the impostor pairs that it was fitted on."""
+
+    pairs: int
+    people: int
+    far: float
+    """Share of these pairs that reach it; smaller than stated where it was raised for pairs of occluded faces."""
+    far_low: float
+    far_high: float
+    """95 % by person."""
+
+    def __post_init__(self) -> None:
+        if not (self.pairs > 0 < self.people and 0 <= self.far_low <= self.far <= self.far_high <= 1):
+            raise ValueError(f"evidence of a threshold that can't be: {self}")
+
+
 @dataclass
 class ModelConfig:
     """Everything that has to be known to build and feed a model; config.json is this, field by field."""
@@ -47,6 +64,13 @@ class ModelConfig:
     """Average every face with its mirror image, the plain embedding as well: twice the work, for templates with less noise."""
     thresholds: dict[str, float] = field(default_factory=dict)
     """Thresholds at stated false-accept rates; empty until they have been fitted."""
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+    """Rate -> what stands behind its threshold; models of older versions have none."""
+    pooling: float = 0.0
+    """What the fused score of a pair loses for the images that either template was pooled of, times the `pooled_share` of both."""
+    typical: dict[str, float] = field(default_factory=dict)
+    """Medians over unoccluded faces, `norm` of the embedding and `agreement` of the cells, which a picture's quality is seen
+    against (`oaml.recognition.quality`); empty until they have been measured."""
     licence: str = "unstated"
 
 
@@ -400,6 +424,11 @@ class Model(nn.Module, ModelHubMixin):
         )
 
 
+def pooled_share(images: Tensor) -> Tensor:
+    """How much of its chance a template of so many pooled images has lost: 0 of one image, 1/2 of two, towards 1."""
+    return 1 - 1 / images.double()
+
+
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder has a description as `Model.save` writes it."""
     return "format" in _described(folder)
@@ -440,8 +469,10 @@ def _read_config(path: Path) -> ModelConfig:
                 # JSON has no other types, and Python counts any text as true and true as a number
                 if wanted in (bool, int, str) and type(value) is not wanted:
                     raise OamlError(f"{path}: {group}{name} is {value!r}, no {TYPE_NAMES[wanted]}; mend it")
+        behind = {far: Evidence(**values) for far, values in raw.pop("evidence", {}).items()}
         return ModelConfig(
-            **{name: parts[name](**value) if name in parts else value for name, value in raw.items()}
+            **{name: parts[name](**value) if name in parts else value for name, value in raw.items()},
+            evidence=behind,
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OamlError(

@@ -65,6 +65,11 @@ class Templates:
         """Mean visibility of each face, float64 [N] in [0,1]."""
         return self.visibility.double().flatten(1).mean(1)
 
+    def agreement(self) -> Tensor:
+        """How far the per-cell embeddings of each face point the same way, [N] in [0,1]: of noise they cancel out."""
+        lengths = self.cell_embeddings.norm(dim=2).sum(1)
+        return self.cell_embeddings.sum(1).norm(dim=1) / lengths.clamp_min(1e-6)
+
     def with_mirrored(self, mirrored: Templates) -> Templates:
         """The mean of these faces and their mirror images, cell by cell: maps of the latter are mirrored back.
 

@@ -130,7 +130,7 @@ def main() -> None:
         learned=training["learned_from"],
         occluders=training["covers"],
         fitted=training["thresholds_fitted_on"],
-        thresholds=", ".join(f"{value:.2f} at {far}" for far, value in shipped.config.thresholds.items()),
+        thresholds=", ".join(stated(shipped, far) for far in shipped.config.thresholds),
         date=date.today(),
         **measured,
     )
@@ -138,6 +138,13 @@ def main() -> None:
     print(card)
     if given.ship:
         write_folder(STARTER, lambda folder: shutil.copytree(out / "shipped", folder, dirs_exist_ok=True))
+
+
+def stated(model: Model, far: str) -> str:
+    """A threshold of a rate, with what it accepts of the pairs that it was fitted on."""
+    behind = model.config.evidence[far]
+    measured = f"{behind.far:.2g}, 95 % by person {behind.far_low:.2g} to {behind.far_high:.2g}"
+    return f"{model.config.thresholds[far]:.2f} at {far} (measured {measured})"
 
 
 def learn(given: argparse.Namespace) -> Model:

@@ -27,8 +27,10 @@ from oaml.adaptation.calibration import (
     raise_offset,
     raise_thresholds,
 )
+from oaml.adaptation.evidence import evidence
 from oaml.adaptation.extremes import FACES, spoiled
 from oaml.adaptation.held_out import SHARED_OCCLUDER, UNOCCLUDED, HeldOut, templates_of
+from oaml.adaptation.pooling import fit_pooling
 from oaml.inference import score_all
 from oaml.model import Model
 from oaml.template import LEAST_SHARED, Templates
@@ -153,11 +155,80 @@ def calibrate(model: Model, faces: HeldOut) -> None:
             stacklevel=2,
         )
     model.config.thresholds = thresholds
+    model.config.typical = typical(unoccluded)
+    a, b = impostors_among(person).numpy()
+    model.config.evidence = evidence(corrections.score(both_unoccluded), a, b, thresholds)
     model.config.training["thresholds_fitted_on"] = stated
     model.fusion.offset.copy_(torch.from_numpy(corrections.offset))
     model.fusion.overlap.fill_(corrections.overlap)
     if thresholds:
         model.fusion.lift.fill_(fit_lift(corrections.score(one_side), one_side.local, thresholds.values()))
+    if f"{ANCHOR_FAR:g}" in thresholds:
+        model.config.pooling = fit_pooling(model, faces, ANCHOR_FAR)
+
+
+@torch.inference_mode()
+def thresholds_alone(model: Model, faces: HeldOut) -> None:
+    """Fit the thresholds that the pairs are enough for; the model's corrections stay, and so do its other thresholds.
+
+    As `calibrate` does: on pairs of unoccluded faces, and raised where pairs of one class or of all classes still exceed a rate.
+    A threshold that stays is brought between those of larger and of smaller rates.
+
+    Args:
+        faces: as for `calibrate`.
+    """
+    nothing = Corrections(np.zeros(len(model.fusion.offset), np.float32))  # beyond those of the model
+    unoccluded, person = faces.templates(model, UNOCCLUDED), faces.person
+    owner = person[faces.probes]
+    occluded = [faces.templates(model, kind) for kind in faces.kinds]
+    plain = impostor_pairs(model, nothing, unoccluded, person, unoccluded, person, once=True)
+    one_side = joined([impostor_pairs(model, nothing, x, owner, unoccluded, person) for x in occluded])
+    treated = [impostor_pairs(model, nothing, x, who, x, who, once=True) for x, who in _treated(model, faces)]
+    both_sides = [pairs for group in _both_sides(model, nothing, faces, occluded) for pairs in group]
+    classes = [_decided(pairs).fused for pairs in [one_side, *both_sides, *treated]]
+    fitted = raise_thresholds(fit_thresholds(plain.fused), classes)
+    stated = (
+        f"{len(plain.fused):,} impostor pairs of unoccluded faces of {len(faces.people.people)} people, thresholds alone, at FAR "
+        f"{', '.join(fitted)}"
+    )
+    stored = {far: value for far, value in model.config.thresholds.items() if far not in fitted}
+    kept = {far: between(float(far), value, fitted) for far, value in stored.items()}
+    if kept:
+        before = model.config.training.get("thresholds_fitted_on", "data that the model doesn't state")
+        stated += f" (at FAR {', '.join(kept)} as before, on {before})"
+    behind = {far: x for far, x in model.config.evidence.items() if far in kept and kept[far] == stored[far]}
+    a, b = impostors_among(person).numpy()
+    model.config.evidence = evidence(plain.fused, a, b, fitted) | behind
+    model.config.thresholds = fitted | kept
+    model.config.typical = model.config.typical or typical(unoccluded)
+    model.config.training["thresholds_fitted_on"] = stated
+    seen = joined([plain, one_side])
+    lift = fit_lift(seen.fused, seen.local, model.config.thresholds.values())
+    model.fusion.lift.clamp_min_(lift)  # that of more people stays, where it is larger
+    if f"{ANCHOR_FAR:g}" in fitted:
+        model.config.pooling = fit_pooling(model, faces, ANCHOR_FAR)
+
+
+def typical(faces: Templates) -> dict[str, float]:
+    """Medians over faces of what the network says of their quality; see `ModelConfig.typical`."""
+    return {"norm": float(faces.norm.median()), "agreement": float(faces.agreement().median())}
+
+
+def between(far: float, value: float, fitted: dict[str, float]) -> float:
+    """A threshold made no lower than those of larger rates, and no higher than those of smaller ones."""
+    low = max((x for rate, x in fitted.items() if float(rate) > far), default=-np.inf)
+    high = min((x for rate, x in fitted.items() if float(rate) < far), default=np.inf)
+    return float(min(max(value, low), high))
+
+
+@torch.inference_mode()
+def unoccluded_scores(model: Model, faces: HeldOut) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fused scores of the impostor pairs of unoccluded faces, as the model gives them, and whose either image is; [N] each."""
+    templates, rows = faces.templates(model, UNOCCLUDED), np.arange(len(faces.person))
+    scores = score_all(model, templates, rows, templates, rows, plain=False)["fused"]
+    different = (faces.person[:, None] != faces.person).triu(1).numpy()
+    a, b = impostors_among(faces.person).numpy()
+    return scores[different], a, b
 
 
 def _fit(corrections: Corrections, one_side: Pairs, unoccluded: Pairs, both_sides: list[list[Pairs]]) -> None:
@@ -257,6 +328,15 @@ def _as_treated(scores: np.ndarray, pairs: Pairs, embeddings: np.ndarray) -> Tre
     """Pairs with these scores, and the embeddings of their faces alone."""
     rows, places = np.unique(np.concatenate([pairs.a, pairs.b]), return_inverse=True)
     return Treated(scores, embeddings[rows], *np.split(places, 2))
+
+
+def impostors_among(person: Tensor) -> Tensor:
+    """Whose the images of each pair are, int64 [2,N], in the order of `impostor_pairs` of some faces among themselves.
+
+    Args:
+        person: of each face.
+    """
+    return person[(person[:, None] != person).triu(1).nonzero()].T
 
 
 def _decided(pairs: Pairs) -> Pairs:

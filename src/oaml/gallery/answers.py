@@ -11,6 +11,7 @@ import numpy as np
 from oaml.photographs.looks import Face
 from oaml.photographs.usable import LEAST_USABLE, no_usable_face
 from oaml.recognition.decision import LEAST_SHARED, Answer, Decision, Threshold, decide, told_apart
+from oaml.recognition.quality import Quality
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,12 @@ class SearchAnswer(Answer):
     """In the gallery."""
     strangers_expected: float | None
     """How many of the people enrolled a stranger's face passes for, on average: people x FAR. None: not known."""
+    strangers_taken: float | None
+    """Share of strangers who are taken for somebody enrolled, see `strangers_taken`. None: not known."""
     visible: float
     """Share of the face that shows."""
+    quality: Quality | None
+    """Of the picture, or of the best one of a video."""
     face: Face | None
     """Where it is in the photograph; None for an image that is an aligned face."""
     crop: np.ndarray | None = field(repr=False, compare=False)
@@ -66,6 +71,10 @@ class Person:
     name: str
     faces: int
     thumbnails: int
+    best: float | None = None
+    """Quality of the best picture, in [0,1]; None where none is known, in galleries of older versions."""
+    worst: Quality | None = None
+    """Of the worst picture."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -105,6 +114,23 @@ class Duplicates:
 
 
 @dataclass(frozen=True)
+class EnrolledImage:
+    """One picture of a person."""
+
+    person: str
+    source: str
+    """Path; empty where it has none."""
+    image: str
+    """SHA-256 of the image."""
+    quality: Quality | None
+    """None in galleries of older versions."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Enrolled:
     """What an enrolment changed, in images."""
 
@@ -117,10 +143,21 @@ class Enrolled:
     """What was not enrolled and why, a line each."""
     notes: list[str] = field(default_factory=list)
     """What may be a mistake, or is no longer there and stays, a line each."""
+    poor: list[str] = field(default_factory=list)
+    """Pictures that were added though they are poor, and why, a line each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+def strangers_taken(people: int, far: float) -> float:
+    """Share of strangers who reach the threshold of a false-accept rate with somebody among so many people.
+
+    As if the pairs of a stranger were independent (Wayman, Error Rate Equations for the General Biometric System, IEEE Robotics &
+    Automation Magazine 1999). In truth some strangers pass for several people, and fewer for anybody.
+    """
+    return 1 - (1 - far) ** people
 
 
 def judge(
@@ -132,6 +169,7 @@ def judge(
     top: int,
     crop: np.ndarray | None = None,
     usable: float = 1.0,
+    quality: Quality | None = None,
 ) -> SearchAnswer:
     """Decide who a face is.
 
@@ -146,6 +184,7 @@ def judge(
         top: candidates to name.
         crop: the aligned face.
         usable: how sure it is that it shows one (`oaml.photographs.usable`).
+        quality: of the picture.
     """
     limit = None if threshold is None else threshold.value
     judged = [c for c in candidates if c.visible_both >= LEAST_SHARED]
@@ -178,7 +217,9 @@ def judge(
         candidates=list(candidates[:top]),
         people=people,
         strangers_expected=None if far is None else people * far,
+        strangers_taken=None if far is None else strangers_taken(people, far),
         visible=visible,
+        quality=quality,
         face=face,
         crop=crop,
     )

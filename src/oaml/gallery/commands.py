@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ from oaml.support.folders import say_left_out
 from oaml.support.names import printable
 
 if TYPE_CHECKING:
-    from oaml.gallery.answers import Duplicates, Person, SearchAnswer
+    from oaml.gallery.answers import Duplicates, EnrolledImage, Person, SearchAnswer
     from oaml.gallery.gallery import Gallery
+    from oaml.recognition.decision import Threshold
     from oaml.recognition.tracks import Track
 
 SHOWN = 100
@@ -74,7 +76,7 @@ def enroll(
         print(dumps({"gallery": gallery, **changed.to_dict(), "people": people}, indent=2))
         return
     say_left_out(changed.left_out)
-    for line in changed.notes:
+    for line in changed.notes + changed.poor:
         print(f"note: {printable(line)}", file=sys.stderr)
     print(
         f"{printable(gallery)}: {changed.added} images added, {changed.removed} removed, {changed.moved} moved, "
@@ -169,6 +171,7 @@ def search(
 def gallery(
     path: str,
     *,
+    list: bool = False,
     delete: list[str] = [],  # noqa: B006  (read as the default of a flag; never changed)
     rename: list[str] = [],  # noqa: B006
     export: Path | None = None,
@@ -180,7 +183,8 @@ def gallery(
     json: bool = False,
     device: str = "auto",
 ) -> None:
-    """List who is enrolled; or delete or rename people, export the gallery, add what was exported, or find duplicates.
+    """List who is enrolled, with the quality of their pictures; or delete or rename people, export the gallery, add what was
+    exported, or find duplicates.
 
     Only `--duplicates` needs a model. It compares everybody with everybody by what all their images show, changes nothing, and
     names the people that are probably enrolled twice, the most similar first. Pairs that show too little in common are left out.
@@ -190,6 +194,7 @@ def gallery(
 
     Args:
         path: folder or address of the gallery.
+        list: name every picture too, with its quality and what is wrong with it.
         delete: people to remove. Afterwards no file of the gallery holds anything of their faces; exports and backups do.
         rename: a name and the new one. Rename the folder that `oaml enroll` reads too, or it will bring the old name back.
         export: FILE.safetensors to write, and FILE.json beside it.
@@ -209,7 +214,7 @@ def gallery(
 
     asked = [
         name
-        for name, value in _options(delete, rename, export, restore, check and not restore, duplicates)
+        for name, value in _options(list, delete, rename, export, restore, check and not restore, duplicates)
         if value
     ]
     if len(asked) > 1:
@@ -251,9 +256,13 @@ def gallery(
         done["restored"] = opened.import_(restore).added
     people = opened.people()
     if json:
+        if list:
+            done["images"] = [image.to_dict() for image in opened.images()]
         print(dumps({"gallery": path, **done, "people": [person.to_dict() for person in people]}, indent=2))
     else:
         _print_people(path, done, people)
+        if list:
+            _print_images(opened.images())
     if delete or rename:
         sys.stdout.flush()  # it is done; what follows makes searches of large galleries fast again
         opened.index()
@@ -273,7 +282,11 @@ def _check(path: str, opened: Gallery) -> None:
 
 def _options(*values: Any) -> list[tuple[str, Any]]:
     return list(
-        zip(("--delete", "--rename", "--export", "--restore", "--check", "--duplicates"), values, strict=True)
+        zip(
+            ("--list", "--delete", "--rename", "--export", "--restore", "--check", "--duplicates"),
+            values,
+            strict=True,
+        )
     )
 
 
@@ -286,10 +299,33 @@ def _print_people(path: str, done: dict[str, Any], people: list[Person]) -> None
         said = " -> ".join(map(printable, value)) if isinstance(value, list) else printable(str(value))
         print(f"{what}: {said}{' images' if isinstance(value, int) else ''}")
     table = Table("person", title=Text(f"{printable(path)}: {len(people)} people"), title_justify="left")
-    table.add_column("images", justify="right")
-    table.add_column("thumbnails", justify="right")
+    for column in ("images", "thumbnails", "quality"):
+        table.add_column(column, justify="right")
+    table.add_column("what is wrong with the worst")
     for person in people:
-        table.add_row(Text(printable(person.name)), str(person.faces), str(person.thumbnails))
+        quality, wrong = "-", ""
+        if person.worst is not None and person.best is not None:
+            low, high = f"{person.worst.value:.2f}", f"{person.best:.2f}"
+            quality = low if low == high else f"{low} to {high}"
+            wrong = ", ".join(person.worst.reasons)
+        table.add_row(Text(printable(person.name)), str(person.faces), str(person.thumbnails), quality, wrong)
+    Console(highlight=False).print(table)
+
+
+def _print_images(images: Sequence[EnrolledImage]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("person", "picture", title="pictures", title_justify="left")
+    table.add_column("quality", justify="right")
+    table.add_column("what is wrong with it")
+    for image in images:
+        quality, wrong = "-", ""
+        if image.quality is not None:
+            quality, wrong = f"{image.quality.value:.2f}", ", ".join(image.quality.reasons)
+        source = Text(printable(image.source or f"image {image.image[:12]}"), overflow="fold")
+        table.add_row(Text(printable(image.person)), source, quality, wrong)
     Console(highlight=False).print(table)
 
 
@@ -358,6 +394,8 @@ def _print(answers: list[SearchAnswer], tracks: list[Track]) -> None:
         elif len(answers) > 1:
             console.print(Text(f"face {number} of {len(answers)}{place}"))
         print_decision(console, answer, answer.person or answer.decision)
+        if answer.quality is not None:
+            console.print(Text(f"quality of the picture: {answer.quality}"))
         table = Table("person", box=None, padding=(0, 2))
         for column in ("score", "cosine", "both show", "images"):
             table.add_column(column, justify="right")
@@ -368,9 +406,18 @@ def _print(answers: list[SearchAnswer], tracks: list[Track]) -> None:
     first = answers[0]
     if first.limit is not None:
         console.print(Text(f"\nthreshold {first.limit.value:.3f}: {origin(first.limit)}"))
-    if first.strangers_expected is not None:
-        console.print(
-            Text(
-                f"a stranger passes for {first.strangers_expected:.2g} of {first.people:,} people on average"
-            )
-        )
+    if first.limit is not None and first.strangers_taken is not None:
+        console.print(Text(_strangers(first.strangers_taken, first.people, first.limit)))
+
+
+def _strangers(taken: float, people: int, limit: Threshold) -> str:
+    """How many strangers are taken for somebody of a gallery."""
+    from oaml.gallery.answers import strangers_taken
+
+    said = f"{100 * taken:.2g} % of strangers would be taken for somebody here, among {people:,} people"
+    if limit.evidence is None:
+        return said
+    low, high = (
+        100 * strangers_taken(people, far) for far in (limit.evidence.far_low, limit.evidence.far_high)
+    )
+    return f"{said} ({low:.2g} to {high:.2g} % by the interval of the rate)"

@@ -13,7 +13,7 @@ from oaml.gallery.answers import Duplicate
 from oaml.gallery.rows import Packing
 from oaml.gallery.store import Store, quoted
 from oaml.inference import gathered
-from oaml.model import Model
+from oaml.model import Model, pooled_share
 from oaml.recognition.decision import LEAST_SHARED
 from oaml.support.progress import progress
 from oaml.template import Templates
@@ -47,17 +47,20 @@ def duplicates(
     if not wanted:
         return 0, []
     names: list[str] = []
+    images: list[int] = []
 
     def parts() -> Iterator[Templates]:
         for start in range(0, len(wanted), READ):
             listed = ", ".join(map(quoted, wanted[start : start + READ]))
             rows = store.rows(["person", "template"], f"person in ({listed})")
             if len(rows):  # else they have all been deleted meanwhile
-                read, _, people = packing.unpack_people(rows)
+                read, owner, people = packing.unpack_people(rows)
                 names.extend(read)
+                images.extend(owner.bincount().tolist())
                 yield people
 
     people = gathered(parts(), len(wanted))
+    lost = (model.config.pooling * pooled_share(torch.tensor(images))).float().to(model.device)
     pairs: list[Duplicate] = []
     with progress(label, len(names) * (len(names) - 1) // 2) as advance:
         for start_a in range(0, len(names), BLOCK):
@@ -66,6 +69,7 @@ def duplicates(
                 same = start_a == start_b
                 b = a if same else people[start_b : start_b + BLOCK].to(model.device)
                 fused = model.fused_above(a, b, threshold)
+                fused -= lost[start_a : start_a + BLOCK, None] + lost[start_b : start_b + BLOCK]
                 reached = (fused >= threshold).triu(1) if same else fused >= threshold
                 i, j = reached.nonzero(as_tuple=True)
                 shared = shared_visibility(a.visibility[i], b.visibility[j])

@@ -14,6 +14,7 @@ from oaml.errors import OamlError
 from oaml.gallery.folder import Entry
 from oaml.gallery.rows import Packing, table
 from oaml.gallery.store import Store
+from oaml.recognition.quality import Quality
 from oaml.support.files import write_file
 from oaml.templates.file import Layout, PartialFile, TemplateFile, load
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 EXPORT_FORMAT = "oaml gallery 1"
 BATCH = 1000  # faces read or written at a time
+GRADED = ("quality", "reasons")
+"""What exports of older versions have not."""
 
 
 def write(store: Store, packing: Packing, file: Path) -> Path:
@@ -33,7 +36,8 @@ def write(store: Store, packing: Packing, file: Path) -> Path:
     _need_suffix(file)
     facts = store.facts
     faces: list[dict[str, Any]] = []
-    for batch in store.batches([*Entry._fields, "thumbnail"], BATCH):
+    graded = [name for name in GRADED if name in store.columns]  # galleries of older versions have none
+    for batch in store.batches([*Entry._fields, "thumbnail", *graded], BATCH):
         for row in batch.to_pylist():
             picture = row["thumbnail"]
             faces.append({**row, "thumbnail": None if picture is None else b64encode(picture).decode()})
@@ -75,7 +79,8 @@ class Exported:
             faces = [self.faces[i] for i in rows]
             entries = [Entry(*(face[name] for name in Entry._fields)) for face in faces]
             pictures = [None if f["thumbnail"] is None else b64decode(f["thumbnail"]) for f in faces]
-            yield table(entries, self.templates.templates[torch.tensor(rows)], pictures, self.packing)
+            grades = [Quality.stored(*(face.get(name) for name in GRADED)) for face in faces]
+            yield table(entries, self.templates.templates[torch.tensor(rows)], pictures, self.packing, grades)
 
 
 def read(file: Path) -> Exported:
@@ -93,7 +98,7 @@ def read(file: Path) -> Exported:
         changed = (
             said.get("sha256", digest := _digest(faces)) != digest
         )  # exports of older versions have none
-        complete = all(set(face) == {*Entry._fields, "thumbnail"} for face in faces)
+        complete = all(set(face) - {*GRADED} == {*Entry._fields, "thumbnail"} for face in faces)
     except FileNotFoundError:
         raise OamlError(
             f"{listed}: no such file; it belongs beside {file}, export the gallery again"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from io import BytesIO
@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from oaml.errors import OamlError, command
-from oaml.gallery.answers import Candidate, Duplicates, Enrolled, Person, SearchAnswer, judge
+from oaml.gallery.answers import Candidate, Duplicates, Enrolled, EnrolledImage, Person, SearchAnswer, judge
 from oaml.gallery.digests import DIGESTED
 from oaml.gallery.digests import digest as name_digest
 from oaml.gallery.folder import Entry, FolderChanges, changes, digest, listed, split_unseen
 from oaml.gallery.store import Store, quoted
 from oaml.recognition.decision import Threshold
+from oaml.recognition.quality import Quality
 from oaml.support.files import Image, name_of
 from oaml.support.folders import LeftOut
 from oaml.support.images import Content, content_of, path_of, several, shown
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from oaml.gallery.export import Exported
     from oaml.gallery.rows import Packing
     from oaml.photographs.looks import Face
+    from oaml.photographs.subjects import Subject
     from oaml.recognition.recognise import Recogniser
     from oaml.recognition.tracks import Track
     from oaml.template import Templates
@@ -114,11 +116,12 @@ class Gallery:
             known = {entry.image for entry in self._entries(f"person = {quoted(person)}")}
             new = {digest: image for digest, image in wanted.items() if digest not in known}
             entries = [Entry(person, digest, _source(image), "") for digest, image in new.items()]
-            crops = [self._crop(image, aligned) for image in new.values()]
-            if crops:
-                self._add(entries, crops, thumbnails)
+            subjects = [self._subject(image, aligned) for image in new.values()]
+            poor: list[str] = []
+            if subjects:
+                poor = self._add(entries, subjects, thumbnails)
                 self._store.tidy()
-        return Enrolled(added=len(new), kept=len(wanted) - len(new))
+        return Enrolled(added=len(new), kept=len(wanted) - len(new), poor=poor)
 
     def enroll_folder(
         self,
@@ -154,22 +157,22 @@ class Gallery:
             if confirm is not None and warning is not None and not confirm(f"{folder}: {warning}"):
                 raise OamlError(f"{folder}: nothing was changed")
             self._move(todo, place)
-            added = 0
+            added, poor = 0, list[str]()
             with progress(label, len(found.entries), len(found.entries) - len(todo.new)) as advance:
                 for start in range(0, len(todo.new), BATCH):
-                    entries, crops = [], []
+                    entries, subjects = [], []
                     for entry in todo.new[start : start + BATCH]:
                         source = Path(restored(entry.source))
                         try:
-                            crops.append(self._crop(source, aligned))
+                            subjects.append(self._subject(source, aligned))
                             entries.append(entry)
                         except OamlError as error:
                             left_out.append(str(error))
                             failed.append(LeftOut(source, str(error)))
                         advance(1)
-                    if crops:
-                        self._add(entries, crops, thumbnails)
-                    added += len(crops)
+                    if subjects:
+                        poor += self._add(entries, subjects, thumbnails)
+                    added += len(subjects)
             gone, unseen = split_unseen((*todo.gone, *todo.unseen), place, failed)
             for part in _parts(gone):
                 self._store.change(_among(part))
@@ -178,7 +181,7 @@ class Gallery:
             if added or todo.moved or gone:
                 self._store.tidy(slow=True)
         notes = [*found.notes, *todo.notes(unseen)]
-        return Enrolled(added, len(gone), len(todo.moved), todo.kept, left_out, notes)
+        return Enrolled(added, len(gone), len(todo.moved), todo.kept, left_out, notes, poor)
 
     def _move(self, todo: FolderChanges, folder: str) -> None:
         """Say of enrolled images where they are now, and under which name."""
@@ -208,8 +211,8 @@ class Gallery:
                 values[DIGESTED["person"]] = f"decode({digested}, 'hex')"
             self._store.change(_among([old for old, _ in part]), values)
 
-    def _crop(self, image: Image, aligned: bool | None) -> np.ndarray:
-        """The aligned face of the one person on an image."""
+    def _subject(self, image: Image, aligned: bool | None) -> Subject:
+        """The one person on an image."""
         from oaml.photographs.usable import LEAST_USABLE, USABLE_REMEDY, no_usable_face
 
         subjects = self._need_recogniser().subjects(image, aligned)
@@ -222,19 +225,30 @@ class Gallery:
             )
         if subjects[0].usable < LEAST_USABLE:
             raise OamlError(f"{name_of(image)}: {no_usable_face(subjects[0].usable)}; {USABLE_REMEDY}")
-        return subjects[0].crop
+        return subjects[0]
 
-    def _add(self, entries: Sequence[Entry], crops: Sequence[np.ndarray], thumbnails: bool) -> None:
+    def _add(self, entries: Sequence[Entry], subjects: Sequence[Subject], thumbnails: bool) -> list[str]:
+        """Write faces; returns a line for each picture that is poor."""
         from oaml.gallery.rows import Packing, table
+        from oaml.recognition.quality import POOR
         from oaml.templates.quantised import QuantisedTemplates
 
         recogniser = self._need_recogniser()
-        faces = QuantisedTemplates.of(recogniser.templates(crops))
+        crops = [subject.crop for subject in subjects]
+        templates = recogniser.templates(crops)
+        qualities = recogniser.qualities(crops, templates, [subject.face for subject in subjects])
+        faces = QuantisedTemplates.of(templates)
         if not self._store:
             packing = Packing.of(faces)
             create(self._store, packing, self._model, recogniser.name)
         pictures = [_jpeg(crop) for crop in crops] if thumbnails else [None] * len(crops)
-        self._store.add(table(entries, faces, pictures, self._packing))
+        self._store.add(table(entries, faces, pictures, self._packing, qualities))
+        return [
+            f"{restored(entry.source) or entry.person}: enrolled, though its quality is {quality}; a better picture is known again "
+            "more often"
+            for entry, quality in zip(entries, qualities, strict=True)
+            if quality.value < POOR
+        ]
 
     # --- searching
 
@@ -263,10 +277,11 @@ class Gallery:
         subjects = recogniser.subjects(image, aligned)
         crops = [subject.crop for subject in subjects]
         probes = recogniser.templates(crops)
-        people = self._people()
+        faces = [subject.face for subject in subjects]
+        qualities, people = recogniser.qualities(crops, probes, faces), self._people()
         return [
-            self._judge(probes[i : i + 1], subject.face, crops[i], limit, people, top)
-            for i, subject in enumerate(subjects)
+            self._judge(probes[i : i + 1], face, crops[i], qualities[i], limit, people, top)
+            for i, face in enumerate(faces)
         ]
 
     def search_video(
@@ -291,7 +306,9 @@ class Gallery:
         if not tracks:
             raise OamlError(f"{video}: no usable face found in any frame; use sharper or closer images")
         people = self._people()
-        return [(t, self._judge(t.template, t.faces[-1], t.crop, limit, people, top)) for t in tracks]
+        return [
+            (t, self._judge(t.template, t.faces[-1], t.crop, t.quality, limit, people, top)) for t in tracks
+        ]
 
     def _asked(self, top: int, far: float, threshold: float | None) -> Threshold | None:
         """The threshold to judge by, before any work."""
@@ -306,6 +323,7 @@ class Gallery:
         probe: Templates,
         face: Face | None,
         crop: np.ndarray,
+        quality: Quality | None,
         limit: Threshold | None,
         people: int,
         top: int,
@@ -314,7 +332,7 @@ class Gallery:
 
         sure = usable(crop)
         candidates = self.candidates(probe) if sure >= LEAST_USABLE else []
-        return judge(candidates, limit, people, float(probe.visible()[0]), face, top, crop, sure)
+        return judge(candidates, limit, people, float(probe.visible()[0]), face, top, crop, sure, quality)
 
     def candidates(self, probe: Templates, count: int = CANDIDATES) -> list[Candidate]:
         """The people most similar to one face, best first; see `oaml.gallery.search.candidates`."""
@@ -330,10 +348,36 @@ class Gallery:
         Raises:
             OamlError: no gallery yet.
         """
-        rows = self._store.rows(["person"])["person"].to_pylist()
         pictured = self._store.rows(["person"], "thumbnail is not null")["person"].to_pylist()
-        faces, thumbnails = Counter(rows), Counter(pictured)
-        return [Person(name, faces[name], thumbnails[name]) for name in sorted(faces)]
+        thumbnails, qualities = Counter(pictured), defaultdict[str, list[Quality | None]](list)
+        for image in self.images():
+            qualities[image.person].append(image.quality)
+        people = []
+        for name, known in sorted(qualities.items()):
+            ranked = sorted((q for q in known if q is not None), key=lambda quality: quality.value)
+            best, worst = (ranked[-1].value, ranked[0]) if ranked else (None, None)
+            people.append(Person(name, len(known), thumbnails[name], best, worst))
+        return people
+
+    def images(self) -> list[EnrolledImage]:
+        """What is enrolled, by person and path, with the quality of each picture.
+
+        Raises:
+            OamlError: no gallery yet.
+        """
+        graded = [name for name in ("quality", "reasons") if name in self._store.columns]
+        return sorted(
+            (
+                EnrolledImage(
+                    row["person"],
+                    restored(row["source"]),
+                    row["image"],
+                    Quality.stored(row.get("quality"), row.get("reasons")),
+                )
+                for row in self._store.rows(["person", "source", "image", *graded]).to_pylist()
+            ),
+            key=lambda image: (image.person, image.source, image.image),
+        )
 
     def duplicates(self, far: float = 1e-4, label: str | None = "comparing pairs") -> Duplicates:
         """Who is probably enrolled twice, under two names. Nothing is changed.
@@ -353,7 +397,7 @@ class Gallery:
         if limit is None:
             raise OamlError(
                 f"{recogniser.name}: has no thresholds, and who is enrolled twice is decided by one; "
-                "fit them with oaml adapt --backbone MODEL --people FACES --out NEW, and enrol with the new model"
+                "fit them with oaml calibrate MODEL --people FACES --out NEW, whose templates are the same"
             )
         people, pairs = duplicates(self._store, self._packing, recogniser.model, limit.value, label)
         count = people * (people - 1) // 2

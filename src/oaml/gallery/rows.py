@@ -21,6 +21,7 @@ from torch import Tensor
 
 from oaml.gallery.digests import DIGESTED, SIZE, digest
 from oaml.gallery.folder import Entry
+from oaml.recognition.quality import Quality
 from oaml.template import Templates, pooled
 from oaml.templates.quantised import QuantisedTemplates
 from oaml.visibility import CELLS, GRID, TOKENS, cell_visibility
@@ -143,6 +144,8 @@ def schema(packing: Packing) -> pa.Schema:
             *(pa.field(name, pa.list_(pa.float16(), size), False, plain) for name in column_names()),
             pa.field("template", pa.binary(packing.size), False, plain),
             pa.field("thumbnail", pa.binary(), True, plain),
+            pa.field("quality", pa.float32(), True, plain),
+            pa.field("reasons", pa.string(), True, plain),
             *(pa.field(name, pa.binary(SIZE), False) for name in DIGESTED.values()),
         ]
     )
@@ -153,6 +156,7 @@ def table(
     faces: QuantisedTemplates,
     thumbnails: Sequence[bytes | None],
     packing: Packing,
+    qualities: Sequence[Quality | None] = (),
 ) -> pa.Table:
     """Rows of faces; the vectors follow from the int8 templates, so that an import gives the very same."""
     import pyarrow as pa
@@ -160,6 +164,7 @@ def table(
     vectors = pattern_vectors(faces.dequantised())
     templates = [face.tobytes() for face in packing.pack(faces)]
     checked = [entry.person for entry in entries], templates, thumbnails
+    known = qualities or [None] * len(entries)
     return pa.table(
         [
             *(pa.array(values, pa.string()) for values in zip(*entries, strict=True)),
@@ -169,6 +174,8 @@ def table(
             ),
             pa.array(templates, pa.binary(packing.size)),
             pa.array(thumbnails, pa.binary()),
+            pa.array([None if q is None else q.value for q in known], pa.float32()),
+            pa.array([None if q is None else ", ".join(q.reasons) for q in known], pa.string()),
             *(pa.array(map(digest, values), pa.binary(SIZE)) for values in checked),
         ],
         schema=schema(packing),

@@ -7,7 +7,7 @@ import torch
 from oaml.gallery.answers import Candidate
 from oaml.gallery.rows import Packing, probe_vectors
 from oaml.gallery.store import Store, quoted
-from oaml.model import Model
+from oaml.model import Model, pooled_share
 from oaml.recognition.decision import LEAST_SHARED
 from oaml.template import Templates
 from oaml.visibility import shared_visibility
@@ -39,7 +39,9 @@ def candidates(store: Store, packing: Packing, model: Model, probe: Templates, c
     probe, people = probe.to(model.device), people.to(model.device)
     scores = model.compare_all(probe, people)
     shown = shared_visibility(people.visibility, probe.visibility)
-    columns_of = scores["fused"][0], scores["cosine"][0], shown, owner.bincount()
+    images = owner.bincount()
+    fused = scores["fused"][0].cpu() - model.config.pooling * pooled_share(images)
+    columns_of = fused, scores["cosine"][0], shown, images
     ranked = [
         Candidate(person, *values, image=nearest_image[person])
         for person, *values in zip(names, *(x.tolist() for x in columns_of), strict=True)

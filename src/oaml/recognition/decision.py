@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,17 +13,18 @@ import numpy as np
 from oaml.errors import OamlError
 from oaml.photographs.looks import Face
 from oaml.photographs.usable import LEAST_USABLE, USABLE_REMEDY, no_usable_face, usable
+from oaml.recognition.quality import Quality, quality_of
 from oaml.template import LEAST_SHARED as LEAST_SHARED
 
 if TYPE_CHECKING:
-    from oaml.model import Model, ModelConfig
+    from oaml.model import Evidence, Model, ModelConfig
 
 Decision = Literal[
     "same person", "different people", "known person", "unknown person",
     "too little visible to decide", "no usable face", "no threshold",
 ]  # fmt: skip
 
-REMEDY = "fit thresholds with `oaml adapt --backbone MODEL --people FACES --out NEW`, or give one of your own with --threshold"
+REMEDY = "fit thresholds with `oaml calibrate MODEL --people FACES --out NEW`, or give one of your own with --threshold"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Threshold:
     """Share of impostor pairs (two people) that reach it; None for a threshold of the user's own."""
     fitted_on: str | None = None
     """What it was fitted on, in words; None where nobody states it."""
+    evidence: Evidence | None = None
+    """How many pairs of how many people stand behind it, with an interval of its rate; None where nobody states it."""
 
     @staticmethod
     def of_user(value: float) -> Threshold:
@@ -77,6 +80,11 @@ class Answer:
         return None if self.limit is None else self.limit.fitted_on
 
     @property
+    def evidence(self) -> dict[str, Any] | None:
+        """See `oaml.model.Evidence`."""
+        return None if self.limit is None or self.limit.evidence is None else asdict(self.limit.evidence)
+
+    @property
     def remedy(self) -> str | None:
         """What to do about an answer that is no decision."""
         if self.decision == "no threshold":
@@ -91,7 +99,7 @@ class Answer:
         """Plain values for JSON, with `remedy`; aligned faces, which don't count in comparisons of answers, are left out."""
         facts = {field.name: getattr(self, field.name) for field in fields(self) if field.compare}
         del facts["limit"]
-        for name in ("threshold", "threshold_from", "far", "fitted_on", "remedy"):
+        for name in ("threshold", "threshold_from", "far", "fitted_on", "evidence", "remedy"):
             facts[name] = getattr(self, name)
         return {name: _plain(value) for name, value in facts.items()}
 
@@ -116,6 +124,9 @@ class VerifyAnswer(Answer):
     visible_b: float
     visible_both: float
     """Share of the face that both show in the same places."""
+    quality_a: Quality
+    quality_b: Quality
+    """How good each picture is, with reasons."""
     face_a: Face | None
     face_b: Face | None
     """Where the faces are in their photographs; None for an image that is an aligned face."""
@@ -163,7 +174,8 @@ def fitted_threshold(config: ModelConfig, far: float, source: str = "config.json
                     f"{source}: its threshold at FAR {far:g} is {value}: too few pairs when it was fitted; choose another --far"
                 )
             fitted_on = config.training.get("thresholds_fitted_on")
-            return Threshold(value, far, None if fitted_on is None else str(fitted_on))
+            behind = next((x for rate, x in config.evidence.items() if float(rate) == known), None)
+            return Threshold(value, far, None if fitted_on is None else str(fitted_on), behind)
     known = ", ".join(f"{rate:g}" for rate in sorted(stored, reverse=True))
     raise OamlError(f"{source}: no threshold at FAR {far:g}; it has {known}: choose one with --far")
 
@@ -214,6 +226,9 @@ def decide_pairs(
     visible = templates.visible().tolist()
     shared = shared_visibility(templates.visibility[a], templates.visibility[b]).tolist()
     sure = [usable(crop) for crop in crops]
+    qualities = [
+        quality_of(crop, templates[i : i + 1], faces[i], model.config.typical) for i, crop in enumerate(crops)
+    ]
     answers = []
     for row, (i, j) in enumerate(pairs):
         one = {name: float(values[row]) for name, values in scores.items()}
@@ -237,6 +252,8 @@ def decide_pairs(
                 visible_a=visible[i],
                 visible_b=visible[j],
                 visible_both=shared[row],
+                quality_a=qualities[i],
+                quality_b=qualities[j],
                 face_a=faces[i],
                 face_b=faces[j],
                 crops=(crops[i], crops[j]),

@@ -26,6 +26,7 @@ from oaml.support.images import path_of, several
 if TYPE_CHECKING:
     from oaml.model import Model
     from oaml.photographs.video import Frame
+    from oaml.recognition.quality import Quality
     from oaml.recognition.tracks import FacesOfFrame, Track
     from oaml.template import Templates
 
@@ -107,7 +108,8 @@ class Recogniser:
         if not subjects:
             return None
         places, crops = [subject.face for subject in subjects], [subject.crop for subject in subjects]
-        return FacesOfFrame(places, crops, self.templates(crops))
+        templates = self.templates(crops)
+        return FacesOfFrame(places, crops, templates, self.qualities(crops, templates, places))
 
     def tracks(self, video: str | Path, every: int = 1) -> list[Track]:
         """The faces of a video or of a folder of frames, each followed through it; see `oaml.recognition.tracks`.
@@ -125,7 +127,7 @@ class Recogniser:
         threshold = self.threshold(SAME_TRACK_FAR)
         if threshold is None:
             raise OamlError(
-                f"{self.name}: has no thresholds, without which faces can't be followed; fit them with `oaml adapt`"
+                f"{self.name}: has no thresholds, without which faces can't be followed; fit them with `oaml calibrate`"
             )
         return find_tracks(self.model, threshold.value, self._faces(read_frames(video, every)))
 
@@ -157,6 +159,24 @@ class Recogniser:
         if not len(crops):
             raise OamlError("templates: no faces; give one at least")
         return extract(self.model, crops, len(crops))
+
+    def qualities(
+        self, crops: Sequence[np.ndarray], templates: Templates, faces: Sequence[Face | None]
+    ) -> list[Quality]:
+        """How good each picture is, with reasons.
+
+        Args:
+            crops: aligned faces, uint8 RGB [112,112,3].
+            templates: of them.
+            faces: where each was found; None for one that came aligned.
+        """
+        from oaml.recognition.quality import quality_of
+
+        typical = self.model.config.typical
+        return [
+            quality_of(crop, templates[i : i + 1], face, typical)
+            for i, (crop, face) in enumerate(zip(crops, faces, strict=True))
+        ]
 
     def represent(self, images: Image | Iterable[Image], aligned: bool | None = None) -> Templates:
         """Templates of the largest face of each image.

@@ -48,8 +48,8 @@ def print_pair(console: Console, answer: VerifyAnswer, a: str, b: str, draw: Pat
     row("score", score, "fused: what decides; larger = more similar")
     row("threshold", threshold, where_from)
     row("", "", "")
-    row("first face", f"{100 * answer.visible_a:.0f} %", f"shows of {a}")
-    row("second face", f"{100 * answer.visible_b:.0f} %", f"shows of {b}")
+    row("first face", f"{100 * answer.visible_a:.0f} %", f"shows of {a}; quality {answer.quality_a}")
+    row("second face", f"{100 * answer.visible_b:.0f} %", f"shows of {b}; quality {answer.quality_b}")
     row("both", f"{100 * answer.visible_both:.0f} %", "of the face shows in both, in the same places")
     row("", "", "")
     row("joint", f"{answer.joint:.3f}", "part of the score: what both show, compared as a whole")
@@ -85,7 +85,13 @@ def origin(threshold: Threshold) -> str:
     if threshold.far is None:
         return "your own; how many impostor pairs reach it is not known"
     fitted_on = threshold.fitted_on or "data that the model doesn't state"
-    return f"reached by {_odds(threshold.far)} impostor pairs (FAR {threshold.far:g}); fitted on {fitted_on}"
+    behind, sure = threshold.evidence, ""
+    if behind is not None:
+        sure = (
+            f"; measured {behind.far:.2g}, 95 % by person {behind.far_low:.2g} to {behind.far_high:.2g}, "
+            f"on {behind.pairs:,} pairs of {behind.people:,} people"
+        )
+    return f"reached by {_odds(threshold.far)} impostor pairs (FAR {threshold.far:g}{sure}); fitted on {fitted_on}"
 
 
 def _odds(far: float) -> str:

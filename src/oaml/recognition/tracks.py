@@ -17,6 +17,7 @@ import numpy as np
 
 from oaml.photographs.looks import Face, shared_area
 from oaml.recognition.decision import LEAST_SHARED
+from oaml.recognition.quality import Quality
 from oaml.support.files import FACE_SIZE
 from oaml.template import Templates, pooled
 
@@ -30,7 +31,7 @@ FRAMES_AWAY = 10
 LOOKED_FOR_EVERY = 5
 """Frames after which all faces are looked for again; in between those that are known are followed."""
 FACES_POOLED = 24
-"""Faces of a track that are pooled, those that show most: enough for every turn of a head, and a bound on memory."""
+"""Faces of a track that are pooled, those of the best quality: enough for every turn of a head, and a bound on memory."""
 SAME_TRACK_FAR = 1e-3
 """False-accept rate of the threshold that says whether a face looks like a track."""
 
@@ -44,6 +45,7 @@ class FacesOfFrame(NamedTuple):
     """uint8 RGB [112,112,3] each."""
     templates: Templates
     """One of each, on the CPU."""
+    qualities: list[Quality]
 
 
 @dataclass
@@ -55,7 +57,9 @@ class Track:
     faces: list[Face | None] = field(default_factory=list)
     """Where the face is in each; None in a frame that is an aligned face."""
     crop: np.ndarray = field(default_factory=lambda: np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8))
-    """The aligned face that shows most, uint8 RGB [112,112,3]."""
+    """The aligned face of the best quality, uint8 RGB [112,112,3]."""
+    quality: Quality = Quality(0.0)  # noqa: RUF009  (it never changes)
+    """Of that face."""
     _kept: list[tuple[float, Templates]] = field(default_factory=list)
     _latest: Templates | None = None
 
@@ -70,16 +74,17 @@ class Track:
         assert self._latest is not None
         return self._latest
 
-    def add(self, number: int, face: Face | None, crop: np.ndarray, template: Templates) -> None:
+    def add(
+        self, number: int, face: Face | None, crop: np.ndarray, template: Templates, quality: Quality
+    ) -> None:
         """The face in one more frame."""
         self.frames.append(number)
         self.faces.append(face)
         self._latest = template
-        # a sharp face has a long embedding (AdaFace, section 3.2), an occluded one shows little
-        worth = float(template.visible()[0] * template.norm[0])
-        if not self._kept or worth > max(known for known, _ in self._kept):
-            self.crop = crop
-        self._kept = sorted([*self._kept, (worth, template)], key=lambda pair: -pair[0])[:FACES_POOLED]
+        if not self._kept or quality.value > self.quality.value:
+            self.crop, self.quality = crop, quality
+        kept = [*self._kept, (quality.value, template)]
+        self._kept = sorted(kept, key=lambda pair: -pair[0])[:FACES_POOLED]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: first and last frame, how many show the face, where it was first and last."""
@@ -91,6 +96,7 @@ class Track:
             "first_face": None if first is None else first.to_dict(),
             "last_face": None if last is None else last.to_dict(),
             "visible": float(self.template.visible()[0]),
+            "quality": self.quality.to_dict(),
         }
 
 
@@ -115,7 +121,8 @@ def find_tracks(
             index = live[chosen[row]] if row in chosen else len(tracks)
             if index == len(tracks):
                 tracks.append(Track())
-            tracks[index].add(number, place, faces.crops[row], faces.templates[row : row + 1])
+            template = faces.templates[row : row + 1]
+            tracks[index].add(number, place, faces.crops[row], template, faces.qualities[row])
             last_seen[index] = count
     return tracks
 
