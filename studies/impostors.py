@@ -15,15 +15,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from people import reported
 
 from oaml.datasets.people import PeopleFolder, group_of
-from oaml.inference import as_input, extract, load_model, score_all
+from oaml.inference import extract, load_model, score_all
 from oaml.model import Model
 from oaml.occluders import KINDS, Occluder, occluder_rng
-from oaml.photographs.refine import load_refiner
-from oaml.photographs.usable import LEAST_USABLE, USABLE_WEIGHTS, refiner_map
+from oaml.photographs.usable import LEAST_USABLE, usable_each
 from oaml.support.files import FACE_SIZE, write_file
 from oaml.template import LEAST_SHARED, Templates
 from oaml.templates.file import model_id
@@ -212,7 +210,7 @@ class Study:
                 self.known[key] = Templates(**fields), sure.numpy()
                 return self.known[key]
             some = crops()
-            self.known[key] = extract(model, some, len(some)), usable(some)
+            self.known[key] = extract(model, some, len(some)), np.array(usable_each(some)) >= LEAST_USABLE
             if file is not None:
                 fields, sure = vars(self.known[key][0]), torch.from_numpy(self.known[key][1])
                 write_file(file, lambda path: torch.save((fields, sure), path))
@@ -274,18 +272,6 @@ class Study:
             kept = shown[rows, rows]
             found[f"{a}, {b}"] = np.where(kept, scores[rows, rows], -np.inf)
         return found
-
-
-def usable(crops: list[np.ndarray]) -> np.ndarray:
-    """Whether each crop shows a usable face: `oaml.photographs.usable` in batches, bool [N]."""
-    from safetensors.torch import load_file
-
-    stored, network = load_file(USABLE_WEIGHTS), load_refiner()
-    with torch.inference_mode():
-        maps = torch.cat(
-            [refiner_map(network, as_input(crops[i : i + 64])) for i in range(0, len(crops), 64)]
-        )
-        return (F.linear(maps, stored["weight"], stored["bias"]).sigmoid()[:, 0] >= LEAST_USABLE).numpy()
 
 
 def score(model: Model, a: Faces, b: Faces) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from oaml.datasets.drawn import draw_face
 from oaml.errors import OamlError
 from oaml.main import main
 from oaml.occluders import KINDS, occlude
-from oaml.photographs.usable import LEAST_USABLE, usable
+from oaml.photographs.usable import LEAST_USABLE, usable, usable_each
 from oaml.recognition import decision
 from oaml.recognition.recognise import Recogniser
 
@@ -170,3 +170,11 @@ def test_a_lens_cap_is_nobody(
     said = capsys.readouterr().out
     assert said.startswith("no usable face\nthe image shows no usable face")
     assert "no picture: no usable face" in said
+
+
+def test_many_crops_at_once_are_judged_as_one_by_one() -> None:
+    crops = [draw_face(1, shot) for shot in range(3)] + [NOTHING[name] for name in list(NOTHING)[:2]]
+    each = usable_each(crops * 14)  # more than one batch
+    assert each[:5] == pytest.approx([usable(crop) for crop in crops], abs=1e-5)
+    assert each[65:] == pytest.approx(each[:5], abs=1e-5)
+    assert usable_each([]) == []

@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/starter"))
     parser.add_argument("--alone", type=int, default=1200, help="steps in which blocks learn alone")
-    parser.add_argument("--together", type=int, default=3000, help="steps in which they learn together")
+    parser.add_argument("--together", type=int, default=2600, help="steps in which they learn together")
     parser.add_argument(
         "--recalibrate", action="store_true", help="the model in the package, with new thresholds"
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 
-from oaml.photographs.usable import LEAST_USABLE, usable
+from oaml.photographs.usable import LEAST_USABLE, usable_each
 from oaml.support.files import FACE_SIZE
 
 Way = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -32,7 +32,7 @@ def spoiled(faces: list[np.ndarray], seed: int) -> Iterator[tuple[list[int], lis
     """
     for way in WAYS.values():
         left = [way(face, np.random.default_rng([seed, i])) for i, face in enumerate(faces)]
-        kept = [i for i, face in enumerate(left) if usable(face) >= LEAST_USABLE]
+        kept = [i for i, sure in enumerate(usable_each(left)) if sure >= LEAST_USABLE]
         if len(kept) >= LEAST_FACES:
             yield kept, [left[i] for i in kept]
 

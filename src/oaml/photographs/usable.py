@@ -7,6 +7,7 @@ function. `studies/usable.py` fits its weights and measures what is refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,20 +22,29 @@ if TYPE_CHECKING:
 USABLE_WEIGHTS = Path(__file__).parent / "refiner" / "usable.safetensors"
 LEAST_USABLE = 0.5
 """Of `usable`: below it nothing is decided about a crop, and it is not enrolled."""
+BATCH = 64
 USABLE_REMEDY = "take a sharp, well-lit photograph of a face that is not hidden altogether"
 
 
 def usable(crop: np.ndarray) -> float:
     """How sure it is that an aligned crop, uint8 RGB [112,112,3], shows a face that can be compared: 0 to 1."""
+    return usable_each([crop])[0]
+
+
+def usable_each(crops: Sequence[np.ndarray]) -> list[float]:
+    """`usable` of many crops, in batches."""
     import torch
     import torch.nn.functional as F
 
     from oaml.inference import as_input
     from oaml.photographs.refine import load_refiner
 
-    weight, bias = _weights()
+    network, (weight, bias), sure = load_refiner(), _weights(), []
     with torch.inference_mode():
-        return float(F.linear(refiner_map(load_refiner(), as_input([crop])), weight, bias).sigmoid())
+        for start in range(0, len(crops), BATCH):
+            found = refiner_map(network, as_input(crops[start : start + BATCH]))
+            sure += F.linear(found, weight, bias).sigmoid()[:, 0].tolist()
+    return sure
 
 
 def refiner_map(network: Refiner, crops: Tensor) -> Tensor:
