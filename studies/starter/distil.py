@@ -142,8 +142,8 @@ def together(student: Model, chain: Sequence[nn.Module], x: Tensor, taught: Less
     cells, seen = net.branch.cells(stage4), on_grid(target, net.backbone.grids[4])
     weight = seen.flatten(1)
     terms.append(CELLS_WEIGHT * distillation_loss(cells, taught.cells, weight))
-    sums = [(a * weight[..., None]).sum(1) for a in (cells, taught.cells)]
-    terms.append(EMBEDDING_WEIGHT * (1 - F.cosine_similarity(*sums)).mean())
+    ours, theirs = ((a * weight[..., None]).sum(1) for a in (cells, taught.cells))
+    terms.append(EMBEDDING_WEIGHT * (1 - F.cosine_similarity(ours, theirs)).mean())
     alike = (student.matcher.prepare(stage4) * taught.local).sum(1, keepdim=True)
     terms.append(LOCAL_WEIGHT * (seen * (1 - alike)).sum() / seen.sum())
     return torch.stack(terms).sum()
@@ -223,17 +223,16 @@ def distil(
     assert isinstance(guide, MobileFaceNet)
     chain, guiding = blocks(network), blocks(guide)
     total, file = alone_steps + together_steps, out / "checkpoint.pt"
-    done = 0
-    if file.exists():
-        state = torch.load(file, weights_only=True)
-        done = state["done"]
+    state = torch.load(file, weights_only=True) if file.exists() else None
+    done = state["done"] if state else 0
+    if state:
         student.load_state_dict(state["student"])
     else:
         _, unoccluded, _ = pictures.batch(0, ALONE_BATCH, 0, 0)
         with torch.no_grad():
             set_scale(chain, maps(guiding, student.preprocess(unoccluded)))
     optimiser = _optimiser(student, alone_phase=done < alone_steps)
-    if file.exists():
+    if state:
         optimiser.load_state_dict(state["optimiser"])
     with progress("student", total, done) as advance:
         for step in range(done, total):
