@@ -445,7 +445,7 @@ def test_fusion_by_hand() -> None:
     for i, j in np.ndindex(3, 5):
         offset = np.interp(float(unseen[i, j]), knots, fusion.offset.double().numpy())
         expected = float(joint[i, j] + fusion.qaconv_weight * local[i, j]) - offset
-        expected += float(fusion.cosine_weight * (1 - unseen[i, j]) * cosine[i, j])
+        expected += float(fusion.cosine_weight * (1 - fusion.cosine_fade * unseen[i, j]) * cosine[i, j])
         if cosine[i, j] > 0:
             expected -= float(fusion.overlap * overlap[i, j] * cosine[i, j])
         for trace, floor in zip(fusion.traces, fusion.trace_floor, strict=True):

@@ -147,7 +147,7 @@ def test_every_score_comes_back(model: Model, folder: Path) -> None:
     state = model.state_dict()
     assert {name for name in state if name.startswith(("joint.", "fusion."))} == {
         "joint.log_scale", "joint.confidence", "fusion.qaconv_weight", "fusion.cosine_weight", "fusion.offset",
-        "fusion.overlap", "fusion.traces", "fusion.trace_floor", "fusion.lift",
+        "fusion.overlap", "fusion.traces", "fusion.trace_floor", "fusion.cosine_fade", "fusion.lift",
     }  # fmt: skip
     loaded = Model.load(folder)
     a, b = images().split(1)

@@ -139,6 +139,7 @@ def matchers(model: Model) -> dict[str, np.ndarray]:
             "joint.confidence": model.joint.confidence,
             "fusion.qaconv_weight": model.fusion.qaconv_weight,
             "fusion.cosine_weight": model.fusion.cosine_weight,
+            "fusion.cosine_fade": model.fusion.cosine_fade,
             "fusion.offset": model.fusion.offset,
             "fusion.overlap": model.fusion.overlap,
             "fusion.traces": model.fusion.traces,

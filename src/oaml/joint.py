@@ -167,6 +167,9 @@ class Fusion(nn.Module):
     """[TRACES,E]; 0 until fitted."""
     trace_floor: Tensor
     """[TRACES], at least 0."""
+    cosine_fade: Tensor
+    """How fast the plain cosine's weight falls with the share that the two don't both show: 1, to nothing where nothing is shown;
+    0, not at all, for a network whose plain embedding was taught to look past occluders."""
     lift: Tensor
     """The most that QAConv added to a held-out pair that a stored threshold accepts with QAConv and rejects without; infinite until
     fitted. `Model.fused_above` saves work by it."""
@@ -179,6 +182,7 @@ class Fusion(nn.Module):
         self.register_buffer("overlap", torch.zeros(()))
         self.register_buffer("traces", torch.zeros(TRACES, embedding_size))
         self.register_buffer("trace_floor", torch.zeros(TRACES))
+        self.register_buffer("cosine_fade", torch.ones(()))
         self.register_buffer("lift", torch.tensor(torch.inf))
 
     def forward(
@@ -187,7 +191,7 @@ class Fusion(nn.Module):
         """Logits, cosine of the plain embeddings, result of `Joint.compare` and what `traces_of` both faces have in common (the dot
         product of the two), all of one shape -> logit of that shape.
 
-        The plain cosine is weighted by the share that both show, since plain embeddings hold the occluders too.
+        The plain cosine is weighted by the share that both show, since plain embeddings hold the occluders too; see `cosine_fade`.
         """
         return self.without_qaconv(joint, cosine, compared, alike) + self.qaconv_weight * qaconv
 
@@ -195,7 +199,7 @@ class Fusion(nn.Module):
         """`forward` less the part of QAConv, which is nearly all of its cost."""
         return (
             joint
-            + self.cosine_weight * (1 - compared.unseen) * cosine
+            + self.cosine_weight * (1 - self.cosine_fade * compared.unseen) * cosine
             - self.offset_at(compared.unseen)
             - self.overlap * compared.overlap * cosine.clamp_min(0)
             - alike

@@ -111,7 +111,9 @@ class Matcher:
         fused = (
             joint
             + self._values["fusion.qaconv_weight"] * qaconv
-            + self._values["fusion.cosine_weight"] * (1 - unseen) * cosine
+            + self._values["fusion.cosine_weight"]
+            * (1 - self._values["fusion.cosine_fade"] * unseen)
+            * cosine
             - offset
             - self._values["fusion.overlap"] * overlap * np.maximum(cosine, 0)
             - alike

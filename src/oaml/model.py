@@ -381,6 +381,7 @@ class Model(nn.Module, ModelHubMixin):
             expected = cls(config).state_dict()
         for name in ("fusion.traces", "fusion.trace_floor"):  # models of format 3 have none
             state.setdefault(name, torch.zeros(expected[name].shape))
+        state.setdefault("fusion.cosine_fade", torch.ones(()))
         missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
         misshapen = {
             name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape
