@@ -26,7 +26,8 @@ CARD = (STARTER / "README.md").read_text(encoding="utf-8")
 def test_it_is_small_and_described() -> None:
     assert sum(path.stat().st_size for path in STARTER.iterdir()) < 6e6
     for part in (
-        "CASIA-WebFace",
+        "MS-Celeb-1M",
+        "CelebAMask-HQ",
         "research",
         "Labeled Faces in the Wild",
         "MFR2",
