@@ -145,6 +145,8 @@ class Enrolled:
     """What may be a mistake, or is no longer there and stays, a line each."""
     poor: list[str] = field(default_factory=list)
     """Pictures that were added though they are poor, and why, a line each."""
+    without: list[str] = field(default_factory=list)
+    """People of the folder of whom nothing is enrolled, for none of their pictures could be used."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

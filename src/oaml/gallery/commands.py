@@ -8,12 +8,12 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oaml.errors import OamlError, command
+from oaml.errors import OamlError, command, few
 from oaml.support.folders import say_left_out
 from oaml.support.names import printable
 
 if TYPE_CHECKING:
-    from oaml.gallery.answers import Duplicates, EnrolledImage, Person, SearchAnswer
+    from oaml.gallery.answers import Duplicates, Enrolled, EnrolledImage, Person, SearchAnswer
     from oaml.gallery.gallery import Gallery
     from oaml.recognition.decision import Threshold
     from oaml.recognition.tracks import Track
@@ -26,30 +26,37 @@ def enroll(
     folder: Path,
     *,
     gallery: str,
+    name: str | None = None,
     model: str | None = None,
     thumbnails: bool = False,
     yes: bool = False,
+    strict: bool = False,
     json: bool = False,
     aligned: bool | None = None,
     detector: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Make a gallery hold the people of a folder, `FOLDER/NAME/*.jpg`, one person on each photograph.
+    """Make a gallery hold the people of a folder, `FOLDER/NAME/*.jpg`, one person on each photograph; or add one picture.
 
     Run again, it picks up only what changed, by the content of the files: new images are added, those no longer there are removed
     for good, moved and renamed ones are kept. The folder may have moved too. Before more than a tenth of its people or images is
     removed, it says whom and asks. What can't be seen now (an empty folder, a link to nothing, what can't be read) stays. An
-    interrupted run is continued by running it again. What is left out is listed at the end.
+    interrupted run is continued by running it again. What is left out is listed at the end, and who has no usable picture.
+
+    With `--name` a single picture is added to a person, who may be new, and nothing is removed.
 
     Example:
         oaml enroll people/ --gallery staff
+        oaml enroll ann.jpg --name Ann --gallery staff
 
     Args:
-        folder: a folder for every person.
+        folder: a folder for every person; with `--name` one picture.
         gallery: folder of the gallery, or an address such as s3://bucket/staff; made where there is none.
+        name: the person on the one picture that is given.
         model: a model folder; by default the starter model.
         thumbnails: also keep the aligned faces of new images, so that `oaml search --draw` needs no photographs.
         yes: remove what is no longer in the folder without a question, however much it is.
+        strict: fail, after everything else is enrolled, where a person has no usable picture.
         json: print one JSON object to stdout and nothing else.
         aligned: images of 112x112 are aligned faces (`--not-aligned`: photographs); by default they are looked at.
         detector: a YuNet file; by default the one of `oaml download yunet`.
@@ -57,20 +64,42 @@ def enroll(
 
     Raises:
         OamlError: no such folder, not one image that can be enrolled, a gallery of another model, or much to remove without
-            `--yes` and nobody to ask.
+            `--yes` and nobody to ask; with `strict` a person without a usable picture; one picture without a name, or a name for
+            a folder.
     """
     from oaml.gallery.gallery import Gallery
     from oaml.recognition.recognise import load
 
+    folder = Path(folder)
+    if name is None and folder.is_file():
+        raise OamlError(f"{folder}: is one picture; say who it is with --name, or give a folder")
+    if name is not None and folder.is_dir():
+        raise OamlError(f"{folder}: is a folder, and --name is for one picture; leave it out")
     opened = Gallery(gallery, load(model, detector, device))
     given = {"--gallery": gallery, "--model": model, "--detector": detector}
     options = [word for flag, value in given.items() if value is not None for word in (flag, value)]
     if aligned is not None:
         options.append("--aligned" if aligned else "--not-aligned")
     again = command("enroll", folder, *options, *(["--thumbnails"] if thumbnails else []), "--yes")
-    changed = opened.enroll_folder(
-        folder, thumbnails, aligned=aligned, confirm=lambda warning: _may_remove(warning, yes, again)
-    )
+    if name is not None:
+        changed = opened.enroll(name, folder, thumbnails, aligned)
+    else:
+        changed = opened.enroll_folder(
+            folder, thumbnails, aligned=aligned, confirm=lambda warning: _may_remove(warning, yes, again)
+        )
+    _print_enrolled(opened, gallery, changed, json)
+    if changed.without:
+        count = len(changed.without)
+        line = (
+            f"{folder}: no usable picture of {count} {'person' if count == 1 else 'people'}, who can't be known: "
+            f"{few([printable(person) for person in changed.without], 20)}; add other pictures of them"
+        )
+        if strict:
+            raise OamlError(line)
+        print(f"note: {line}", file=sys.stderr)
+
+
+def _print_enrolled(opened: Gallery, gallery: str, changed: Enrolled, json: bool) -> None:
     if json:
         people = [person.to_dict() for person in opened.people()]
         print(dumps({"gallery": gallery, **changed.to_dict(), "people": people}, indent=2))

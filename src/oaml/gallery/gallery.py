@@ -180,8 +180,10 @@ class Gallery:
                 raise OamlError(f"{folder}: not one image could be enrolled; the first: {left_out[0]}")
             if added or todo.moved or gone:
                 self._store.tidy(slow=True)
+            enrolled = {entry.person for entry in self._entries()} if failed else set[str]()
+            without = sorted({entry.person for entry in todo.new} - enrolled) if failed else []
         notes = [*found.notes, *todo.notes(unseen)]
-        return Enrolled(added, len(gone), len(todo.moved), todo.kept, left_out, notes, poor)
+        return Enrolled(added, len(gone), len(todo.moved), todo.kept, left_out, notes, poor, without)
 
     def _move(self, todo: FolderChanges, folder: str) -> None:
         """Say of enrolled images where they are now, and under which name."""
@@ -221,7 +223,7 @@ class Gallery:
         several = 1 + sum(eyes >= ALONE * largest for eyes in clear)
         if several > 1:
             raise OamlError(
-                f"{name_of(image)}: shows {several} faces, and whose it is can't be told; cut the person out of it"
+                f"{name_of(image)}: shows {several} faces, and whose it is can't be told; crop the picture to this person"
             )
         if subjects[0].usable < LEAST_USABLE:
             raise OamlError(f"{name_of(image)}: {no_usable_face(subjects[0].usable)}; {USABLE_REMEDY}")
