@@ -60,3 +60,21 @@ def test_people_without_a_usable_picture_are_named(here: Path, capsys: pytest.Ca
     assert main(["enroll", "db", *OPTIONS, "--aligned", "--strict"]) == 1
     assert "no usable picture of 1 person, who can't be known: Eve" in capsys.readouterr().err
     assert people(capsys) == {"Ann": 1, "Bob": 1}
+
+
+def test_deleting_and_renaming_say_what_the_folder_will_undo(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["enroll", "db", *OPTIONS]) == 0
+    assert main(["enroll", "cy.png", "--name", "Cy", *OPTIONS]) == 0
+    capsys.readouterr()
+    assert main(["gallery", "g", "--rename", "Ann", "Anna"]) == 0
+    note = f"note: {here / 'db'}: enrolled again, this folder will bring the old name back; rename their folder to Anna"
+    assert note in capsys.readouterr().err
+    assert main(["gallery", "g", "--delete", "Bob"]) == 0
+    assert f"note: {here / 'db'}: enrolled again, this folder will bring them back" in capsys.readouterr().err
+    assert main(["gallery", "g", "--delete", "Cy"]) == 0  # came alone
+    assert "bring" not in capsys.readouterr().err
+    (here / "db" / "Ann" / "0.png").unlink()
+    assert main(["gallery", "g", "--delete", "Anna"]) == 0  # its file is gone
+    assert "bring" not in capsys.readouterr().err

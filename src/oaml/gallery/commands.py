@@ -269,6 +269,7 @@ def gallery(
         return
     opened = Gallery(path)
     done: dict[str, Any] = {}
+    folders = opened.kept_in_folders(*delete, *rename[:1])  # asked before they are gone
     if delete:
         done["deleted"] = opened.delete(*delete)
     elif rename:
@@ -292,6 +293,13 @@ def gallery(
         _print_people(path, done, people)
         if list:
             _print_images(opened.images())
+    for folder in folders:
+        what = "remove their pictures" if delete else f"rename their folder to {printable(rename[1])}"
+        back = "them" if delete else "the old name"
+        print(
+            f"note: {printable(folder)}: enrolled again, this folder will bring {back} back; {what} there too",
+            file=sys.stderr,
+        )
     if delete or rename:
         sys.stdout.flush()  # it is done; what follows makes searches of large galleries fast again
         opened.index()

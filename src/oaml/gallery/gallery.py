@@ -437,6 +437,17 @@ class Gallery:
         with self._store.writing():
             return self._store.change(_in([self._known(person) for person in people]))
 
+    def kept_in_folders(self, *people: str) -> list[str]:
+        """Folders whose files of these people are still there: enrolled again, they bring them back under the name they have there.
+
+        Raises:
+            OamlError: nobody of one of the names.
+        """
+        known = [self._known(person) for person in people]
+        entries = self._entries(_in(known)) if known else ()
+        there = {e.folder for e in entries if e.folder and Path(restored(e.source)).exists()}
+        return sorted(restored(folder) for folder in there)
+
     def index(self) -> None:
         """Build what makes searches fast in a gallery of more than 100,000 faces. Folders and imports do it by themselves.
 
