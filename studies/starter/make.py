@@ -14,6 +14,7 @@ import shutil
 import sys
 from datetime import date
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ from mfr2 import scored as scored_masks
 from people import reported
 
 TEACHER = "mobilefacenet_ms1m_foamliu.pt"
+WIDTH = 128
+"""Of the card's lines."""
 DETECTOR = "yunet_n_320_320.onnx"
 COSINE_WEIGHT = 15.0
 """Weight of the plain cosine in the fused score, whatever shows: the student's plain embedding was taught to look past occluders.
@@ -53,7 +56,8 @@ tags: [face-recognition, occlusion, research-only]
 # OAML starter
 
 A small model to begin with: it is in the package, so that the first answer needs no download. For real work adapt a published
-network that was trained on millions of faces (`oaml download`, `oaml adapt`; see the README): its teacher, so adapted, is better.
+network that was trained on millions of faces (`oaml download`, `oaml adapt`; see the README), under a licence
+that suits you.
 
 **What it is.** A MobileFaceNet of {parameters:,} parameters with an occlusion head, QAConv, a joint embedding (the
 visibility-masked embedding of what both faces show) and thresholds, for aligned RGB faces of 112x112. {size:.1f} MB in half
@@ -138,10 +142,29 @@ def main() -> None:
         date=date.today(),
         **measured,
     )
+    card = "\n".join(line if line.startswith("|") else fill(line, WIDTH) for line in paragraphs(card))
     write_file(out / "shipped" / "README.md", lambda path: path.write_text(card, encoding="utf-8"))
     print(card)
     if given.ship:
         write_folder(STARTER, lambda folder: shutil.copytree(out / "shipped", folder, dirs_exist_ok=True))
+
+
+def paragraphs(text: str) -> list[str]:
+    """Lines of a text; those of one paragraph as one."""
+    head, rest = text[4:].split("---\n", 1)
+    lines = [*f"---\n{head}---".split("\n")]
+    for line in rest.split("\n"):
+        goes_on = (
+            line
+            and not line.startswith(("|", "#"))
+            and lines[-1]
+            and not lines[-1].startswith(("|", "#", "---"))
+        )
+        if goes_on:
+            lines[-1] += " " + line
+        else:
+            lines.append(line)
+    return lines
 
 
 def stated(model: Model, far: str) -> str:
