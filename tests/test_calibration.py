@@ -176,8 +176,21 @@ def test_well_seen_faces_lie_below_the_floor() -> None:
     traces, floor = fit_traces([treated_pairs(0, 300, 5)], treated_pairs(None, 600, 6), seen)
     used = traces.any(1)
     assert 1 <= used.sum() < TRACES
-    assert (seen @ traces[used].T < floor[used]).mean(0) == pytest.approx(WELL_SEEN, abs=2e-3)
+    assert (seen @ traces[used].T < floor[used]).mean(0) == pytest.approx(WELL_SEEN[0], abs=2e-3)
     assert not floor[~used].any()
+
+
+def test_the_floor_is_lower_where_treated_faces_are_not_far_out() -> None:
+    seen = np.concatenate([treated_faces(way, 1000, way)[1] for way in range(2)])
+    near = treated_faces(0, 300, 5, strength=0.75)[0]
+    a, b = np.triu_indices(300, 1)
+    pairs = Treated(40 * (near @ near.T)[a, b], near, a, b)
+    plain = treated_pairs(None, 600, 6)
+    traces, floor = fit_traces([pairs], plain._replace(scores=2 * plain.scores), seen)
+    assert traces[0].any()
+    assert (seen @ traces[0] < floor[0]).mean() < WELL_SEEN[0] - 0.02
+    left = pairs.scores - lost(pairs, traces[:1], floor[:1])
+    assert (left > np.quantile(2 * plain.scores, 0.99)).mean() <= 0.0101
 
 
 def test_no_traces_where_the_rates_hold_already() -> None:

@@ -37,9 +37,10 @@ UNSEEN_MARGIN = 0.3
 distance between the thresholds of FAR 1e-2 and 1e-3, at a smaller share in proportion."""
 RIDGE = 0.1
 """Added to the second moments of well seen faces, as a factor on their mean."""
-WELL_SEEN = 0.99
-"""Share of well seen faces that lie below the floor of a direction, and lose nothing by it. With .95 many a person lies beyond the
-floor of some direction in all photographs, and genuine pairs of theirs lose: seen on halves of the calibration people."""
+WELL_SEEN = (0.99, 0.95, 0.9, 0.75, 0.5)
+"""Shares of well seen faces that lie below the floor of a direction, and lose nothing by it: the first is taken with which the
+rates can be made to hold. With .95 many a person lies beyond the floor of some direction in all photographs, and genuine pairs of
+theirs lose; but a network may leave treated faces not much further out than the last of the others."""
 STRENGTHS = np.geomspace(1, 400, 40)
 """What traces may count for, in scores a unit of the product of two pictures' projections; a way's mean projects to 1."""
 TRACE_FARS = (1e-2, 1e-3)
@@ -138,8 +139,8 @@ def fit_traces(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Directions in which embeddings show what was done to a picture, and from where on.
 
-    One direction after the other is added for the class of pairs that exceeds the rates of `TRACE_FARS` most, with the least of
-    `STRENGTHS` that makes it hold; until all do, or there are `TRACES`.
+    One direction after the other is added for the class of pairs that exceeds the rates of `TRACE_FARS` most, with the highest
+    floor and the least of `STRENGTHS` that make it hold, or come nearest; until all do, or there are `TRACES`.
 
     Args:
         classes: for each way to treat both pictures.
@@ -169,10 +170,17 @@ def fit_traces(
         mean = classes[worst].embeddings.mean(0)
         direction = inverse @ mean
         direction /= direction @ mean
-        beyond = max(0.0, float(np.quantile(seen @ direction, WELL_SEEN)))
+        scores, best = classes[worst].scores - lost[worst], (np.inf, 0.0, 0.0)
+        for share in WELL_SEEN:
+            beyond = max(0.0, float(np.quantile(seen @ direction, share)))
+            both = _common(classes[worst], direction, beyond)
+            left = [exceeds(scores - strength * both) for strength in STRENGTHS]
+            least = int(np.argmax(np.array(left) <= max(1.0, min(left))))
+            best = min(best, (max(1.0, left[least]), STRENGTHS[least], beyond), key=lambda found: found[0])
+            if best[0] <= 1:
+                break
+        _, strength, beyond = best
         common = [_common(pairs, direction, beyond) for pairs in sets]
-        scores = classes[worst].scores - lost[worst]
-        strength = next((x for x in STRENGTHS if exceeds(scores - x * common[worst]) <= 1), STRENGTHS[-1])
         lost = [less + strength * both for less, both in zip(lost, common, strict=True)]
         traces[number], floor[number] = strength**0.5 * direction, strength**0.5 * beyond
     return traces, floor
