@@ -466,7 +466,7 @@ def test_export_and_import_restore_everything(
     restored = Gallery(tmp_path / "restored")
     assert restored.import_(file).to_dict() == {
         **{"added": 13, "removed": 0, "moved": 0, "kept": 0},
-        **{"left_out": [], "notes": [], "poor": []},
+        **{"left_out": [], "notes": [], "poor": [], "without": []},
     }
     assert contents(restored) == contents(gallery)
     assert restored.import_(file).kept == 13

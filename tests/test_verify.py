@@ -167,7 +167,7 @@ def test_a_model_without_thresholds(here: Path, capsys: pytest.CaptureFixture[st
     assert all(math.isfinite(answer[name]) for name in ("score", "joint", "qaconv", "cosine"))
     text = shown(capsys, "a.png", "b.png", "--model", "unfitted")
     assert "no threshold" in text
-    assert "oaml adapt" in text
+    assert "oaml calibrate" in text
     assert f"{answer['score']:.3f}" in text
 
 
